@@ -1,0 +1,43 @@
+"""The sensitivity profile: scores by feature, noise level and layer, read at any sigma."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from .layers import LayerId
+
+FEATURES = ("q", "k", "v")
+
+
+@dataclass(frozen=True)
+class SensitivityProfile:
+    """Scores of a model's self-attention layers. **Lower = more sensitive.**
+
+    `sigmas` is [T], descending; `scores` is [F, T, L] in float64 with F along `features` and L along `layers`.
+    `low` and `high` are the bootstrap interval of `scores`, same shape, or None for published ranks.
+    `provenance` holds what the file's header says (JSON types only): model fingerprint, clusters, estimator, seed, time.
+    """
+
+    layers: tuple[LayerId, ...]
+    features: tuple[str, ...]
+    sigmas: torch.Tensor
+    scores: torch.Tensor
+    low: torch.Tensor | None = None
+    high: torch.Tensor | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def at(self, sigma: float, feature: str) -> torch.Tensor:
+        """Scores [L] of one feature at one noise level: linear in log sigma between knots, clamped outside."""
+        scores = self.scores[self.features.index(feature)]
+        if len(self.sigmas) == 1 or sigma >= self.sigmas[0]:
+            return scores[0]
+        if sigma <= self.sigmas[-1]:
+            return scores[-1]
+        below = int((self.sigmas > sigma).sum())
+        upper, lower = self.sigmas[below - 1].double().log(), self.sigmas[below].double().log()
+        share = (upper - torch.tensor(sigma, dtype=torch.float64).log()) / (upper - lower)
+        return torch.lerp(scores[below - 1], scores[below], share)
