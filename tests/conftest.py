@@ -12,6 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for devtools; ComfyUI goes before it
 from devtools.bootstrap import import_pack, start_comfy
 
+pytest_plugins = ["comfy_server"]
 os.environ["CONDITIONAL_BALANCE_CPU"] = "1"
 torch.set_num_threads(1)
 start_comfy()
