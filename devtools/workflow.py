@@ -17,7 +17,7 @@ Node = Mapping[str, Any]
 def to_prompt(workflow: Mapping[str, Any], object_info: Mapping[str, Any]) -> dict[str, Any]:
     """The API-format prompt of a UI-format workflow; `object_info` is what the server answers at /object_info.
 
-    Raises Failed when the workflow names a node that the server lacks, or holds a subgraph.
+    Raises Failed when the workflow names a node that the server lacks. Subgraphs are not unfolded.
     """
     graph = _Graph(workflow)
     prompt = {}
@@ -32,11 +32,11 @@ def to_prompt(workflow: Mapping[str, Any], object_info: Mapping[str, Any]) -> di
 
 
 class _Graph:
-    """The nodes of a workflow by id, and its links by id as (source node, source slot, type)."""
+    """The nodes of a workflow by id, and its links by id as (source node, source slot)."""
 
     def __init__(self, workflow: Mapping[str, Any]) -> None:
         self.nodes = {node["id"]: node for node in workflow["nodes"]}
-        self.links = {link[0]: (link[1], link[2], link[5]) for link in workflow["links"]}
+        self.links = {link[0]: (link[1], link[2]) for link in workflow["links"]}
 
     def linked(self, node: Node) -> dict[str, Any]:
         """What flows into the node's connected inputs: [node id, slot], or the value of a primitive."""
@@ -50,7 +50,7 @@ class _Graph:
     def _source(self, link: int | None) -> Any:
         if link is None:
             return None
-        origin, slot, kind = self.links[link]
+        origin, slot = self.links[link]
         node = self.nodes[origin]
         if node["type"] == "PrimitiveNode":
             return node["widgets_values"][0]
@@ -59,13 +59,13 @@ class _Graph:
         if node.get("mode") == MUTED:
             return None
         if node.get("mode") == BYPASSED:
-            return self._source(_passed_on(node, slot, kind))
+            return self._source(_passed_on(node, slot))
         return [str(origin), slot]
 
 
-def _passed_on(node: Node, slot: int, kind: str) -> int | None:
+def _passed_on(node: Node, slot: int) -> int | None:
     """The link that a bypassed node hands through to this output: the input opposite, else the first of its type."""
-    inputs = node.get("inputs", [])
+    inputs, kind = node.get("inputs", []), node["outputs"][slot]["type"]
     opposite = inputs[slot : slot + 1]
     return next((entry.get("link") for entry in [*opposite, *inputs] if entry["type"] in (kind, "*")), None)
 
