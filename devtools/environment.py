@@ -24,6 +24,7 @@ from .steps import Failed, step
 VENV = ROOT / ".venv"
 VENV_PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 TORCH, TORCHVISION = "torch==2.13.0", "torchvision==0.28.0"
+UNNAMED = ["requests"]  # ComfyUI imports it and relies on others to bring it
 NETWORK = "Check the network and the free space on the disk, then run the same command again."
 
 # Prints what a Python lacks of the named packages, and its torch, as JSON.
@@ -49,7 +50,7 @@ class Environment:
 def prepare(comfy: ComfyUI, tools: Sequence[str]) -> Environment:
     """A Python with ComfyUI's requirements and `tools` importable; the second time this only reads a stamp."""
     needs = [line for line in comfy.requirements if _name(line) not in ("torch", "torchvision", "torchaudio")]
-    needs += tools
+    needs += [*UNNAMED, *tools]
     stamp = CACHE / f"ready-{_key(comfy, needs)}.json"
     if stamp.exists() and Path((ready := json.loads(stamp.read_text()))["python"]).exists():
         return Environment(Path(ready["python"]), ready["cpu"])
@@ -135,7 +136,7 @@ def _mend_torchvision() -> None:
 def _check(python: Path, comfy: ComfyUI) -> None:
     """See that ComfyUI imports; newer ones want a torchaudio, of which only the name is needed here."""
     env = os.environ | {"COMFYUI_PATH": str(comfy.path), "PYTHONPATH": str(ROOT)}
-    command = [python, "-c", "from devtools.bootstrap import start_comfy as s; s(); import comfy.sd, nodes"]
+    command = [python, "-c", "from devtools.bootstrap import start_comfy as s; s(); import comfy.sd, nodes, server"]
     cure = "Run it again with a Python in which your ComfyUI starts, or without COMFYUI_PATH to use the pinned one."
     try:
         step(f"importing ComfyUI {comfy.version}", command, cure, env)
