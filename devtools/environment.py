@@ -27,14 +27,15 @@ TORCH, TORCHVISION = "torch==2.13.0", "torchvision==0.28.0"
 UNNAMED = ["requests"]  # ComfyUI imports it and relies on others to bring it
 NETWORK = "Check the network and the free space on the disk, then run the same command again."
 
-# Prints what a Python lacks of the named packages, and its torch, as JSON.
+# Prints as JSON what a Python lacks of the packages named as `name` or `name==version`, and what torch it has.
 _LOOK = """
 import importlib.metadata as metadata, json, sys
 def version(name):
     try: return metadata.version(name)
     except metadata.PackageNotFoundError: return None
 paths = [p for p in sys.path if p.endswith(("site-packages", "dist-packages"))]
-print(json.dumps({"lacks": [n for n in sys.argv[1:] if version(n) is None], "torch": version("torch"),
+lacks = [n for n, _, pin in (a.partition("==") for a in sys.argv[1:]) if version(n) != (pin or version(n) or "-")]
+print(json.dumps({"lacks": lacks, "torch": version("torch"),
     "python": sys.version_info[:2], "paths": paths}))
 """
 
@@ -81,7 +82,7 @@ def _choose(python: Path, needs: Sequence[str]) -> Path:
 
 
 def _look(python: Path, needs: Sequence[str]) -> dict:
-    names = [_name(need) for need in needs] + ["torch", "torchvision"]
+    names = [need if "==" in need else _name(need) for need in needs] + ["torch", "torchvision"]
     return json.loads(subprocess.run([python, "-c", _LOOK, *names], capture_output=True, text=True, check=True).stdout)
 
 
@@ -150,7 +151,8 @@ def _check(python: Path, comfy: ComfyUI) -> None:
 def _stub_torchaudio() -> None:
     stub = _site_packages() / "torchaudio"
     stub.mkdir(exist_ok=True)
-    (stub / "__init__.py").write_text('"""Empty: ComfyUI only imports the name."""\n')
+    for name in ("__init__.py", "functional.py"):
+        (stub / name).write_text('"""Empty: ComfyUI only imports the name."""\n')
 
 
 def _lacks_accelerator(python: Path) -> bool:
