@@ -142,7 +142,7 @@ def _check(python: Path, comfy: ComfyUI) -> None:
     try:
         step(f"importing ComfyUI {comfy.version}", command, cure, env)
     except Failed as failure:
-        if python != VENV_PYTHON or "No module named 'torchaudio'" not in str(failure):
+        if python != VENV_PYTHON or "No module named 'torchaudio" not in str(failure):
             raise
         _stub_torchaudio()
         step("importing it with an empty torchaudio", command, cure, env)
