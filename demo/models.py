@@ -1,0 +1,127 @@
+"""The demo world's models on ComfyUI's own classes: an SDXL-shaped UNet, a CLIP text encoder, a TAESD autoencoder.
+
+Weights lie in `weights/` as fp16 safetensors. `python dev.py train` makes them from nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.sd
+import comfy.sd1_clip
+import comfy.supported_models
+import comfy.supported_models_base
+import torch
+from comfy.clip_model import CLIPTextModel
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from safetensors.torch import load_file
+from torch import nn
+
+from .autoencoder import CHANNELS
+
+WEIGHTS = Path(__file__).parent / "weights"
+LATENT_SCALE = 0.13025  # SDXL's: VAE latents times this have unit spread
+TEXT_WIDTH = 128
+
+# 17 self-attention layers over three resolutions, most of them deep, as in SDXL.
+UNET_CONFIG = {
+    "image_size": 16,
+    "in_channels": CHANNELS,
+    "out_channels": CHANNELS,
+    "model_channels": 64,
+    "channel_mult": [1, 2, 2],
+    "num_res_blocks": [1, 1, 1],
+    "transformer_depth": [1, 2, 2],
+    "transformer_depth_middle": 2,
+    "transformer_depth_output": [1, 1, 2, 2, 2, 2],
+    "context_dim": TEXT_WIDTH,
+    "num_head_channels": 32,
+    "num_classes": "sequential",
+    "adm_in_channels": TEXT_WIDTH + 6 * 256,  # pooled text and six size numbers, as SDXL
+    "use_linear_in_transformer": True,
+    "use_spatial_transformer": True,
+    "use_temporal_attention": False,
+    "legacy": False,
+}
+TEXT_CONFIG = {
+    "hidden_size": TEXT_WIDTH,
+    "intermediate_size": 4 * TEXT_WIDTH,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "hidden_act": "quick_gelu",
+    "max_position_embeddings": 77,
+    "eos_token_id": 49407,
+}
+
+
+def new_unet(device: str | torch.device, dtype: torch.dtype = torch.float32) -> UNetModel:
+    """An untrained UNet with torch's usual initial weights."""
+    unet = UNetModel(**UNET_CONFIG, dtype=dtype, device=device, operations=comfy.ops.disable_weight_init)
+    initialise(unet)
+    for name, weight in unet.named_parameters():
+        if name.endswith(("out_layers.3.weight", "proj_out.weight", "out.2.weight")):
+            nn.init.zeros_(weight)
+    return unet
+
+
+def new_text_model(device: str | torch.device, dtype: torch.dtype = torch.float32) -> CLIPTextModel:
+    """An untrained text encoder; embeddings of words that training never shows stay zero."""
+    model = CLIPTextModel(TEXT_CONFIG, dtype, device, comfy.ops.disable_weight_init)
+    initialise(model)
+    embeddings = model.text_model.embeddings
+    nn.init.normal_(embeddings.position_embedding.weight, std=0.02)
+    nn.init.zeros_(embeddings.token_embedding.weight)
+    return model
+
+
+def initialise(model: nn.Module) -> None:
+    """ComfyUI's layers leave their weights unset; give them torch's defaults."""
+    for module in model.modules():
+        for kind in (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm):
+            if isinstance(module, kind):
+                kind.reset_parameters(module)
+
+
+def pack_text_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Keep only the word embeddings that were trained: 12 MB of zeros stay out of the file."""
+    key = "text_model.embeddings.token_embedding.weight"
+    table = weights[key]
+    rows = table.abs().sum(1).nonzero()[:, 0]
+    return {**{k: v for k, v in weights.items() if k != key}, "words": rows.int(), "word_embeddings": table[rows]}
+
+
+def unpack_text_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    rows, values = weights.pop("words").long(), weights.pop("word_embeddings")
+    table = torch.zeros(49408, values.shape[1], dtype=values.dtype)
+    table[rows] = values
+    return {**weights, "text_model.embeddings.token_embedding.weight": table}
+
+
+def load_unet(path: Path = WEIGHTS / "unet.safetensors") -> comfy.model_patcher.ModelPatcher:
+    """The demo UNet as a MODEL: SDXL conditioning, v-prediction, SD's noise schedule."""
+    device = comfy.model_management.get_torch_device()
+    dtype = torch.float16 if comfy.model_management.should_use_fp16(device) else torch.float32
+    config = comfy.supported_models.SDXL(dict(UNET_CONFIG))
+    config.set_inference_dtype(dtype, None)
+    model = comfy.model_base.SDXL(config, comfy.model_base.ModelType.V_PREDICTION)
+    model.diffusion_model.load_state_dict({k: v.to(dtype) for k, v in load_file(path).items()})
+    patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    return patcher(model, load_device=device, offload_device=comfy.model_management.unet_offload_device())
+
+
+def load_clip(path: Path = WEIGHTS / "text_encoder.safetensors") -> comfy.sd.CLIP:
+    """The demo text encoder as a CLIP, on the real SD tokenizer."""
+    target = comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel)
+    clip = comfy.sd.CLIP(target, model_options={"clip_l_model_config": TEXT_CONFIG})
+    clip.cond_stage_model.clip_l.transformer.load_state_dict(
+        {k: v.float() for k, v in unpack_text_weights(load_file(path)).items()}
+    )
+    return clip
+
+
+def load_vae(path: Path = WEIGHTS / "autoencoder.safetensors") -> comfy.sd.VAE:
+    return comfy.sd.VAE(sd={k: v.float() for k, v in load_file(path).items()})

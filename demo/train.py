@@ -1,0 +1,352 @@
+"""Train the demo world's models: `python dev.py train [autoencoder|judge|unet ...]`; all parts in order by default.
+
+Each part trains for `--samples` pictures or `--minutes`, whichever ends first, and writes its weights to `--out`. The
+learning rate falls to zero over that span. Under torchrun several processes share each step: on a CPU, one single-threaded
+process a core trains fastest. `unet` goes on from weights that are there unless `--fresh`. Pictures are
+drawn on the device as they are needed, so there is no data set to fetch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from comfy.sd1_clip import SDTokenizer
+from einops import rearrange
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from . import models, world
+from .autoencoder import Autoencoder
+from .judge import Judge
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="part", help="autoencoder, judge, unet; all of them by default")
+    parser.add_argument("--samples", type=float, help="pictures to train each part on")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop each part after this long")
+    parser.add_argument("--batch", type=int, default=64, help="pictures per step and process")
+    parser.add_argument("--pool", type=int, default=24_000, help="pictures drawn in advance")
+    parser.add_argument("--rate", type=float, default=1e-3, help="the UNet's highest learning rate")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fresh", action="store_true", help="start the UNet anew")
+    parser.add_argument("--out", type=Path, default=models.WEIGHTS)
+    options = parser.parse_args(argv)
+    options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    options.dtype = torch.bfloat16
+    options.out.mkdir(parents=True, exist_ok=True)
+    torch.backends.cudnn.benchmark = True
+    options.rank, options.processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if options.processes > 1:
+        torch.distributed.init_process_group("gloo")
+    for part in options.parts or list(PARTS):
+        if part not in PARTS:
+            parser.error(f"there is no part '{part}'; choose from {', '.join(PARTS)}.")
+        torch.manual_seed(options.seed + 1000 * options.rank)
+        PARTS[part](options)
+
+
+def save(weights: dict[str, Tensor], path: Path) -> None:
+    """Write fp16 weights; the file is replaced whole or not at all."""
+    halves = {k: (v.half() if v.is_floating_point() else v).cpu().contiguous() for k, v in weights.items()}
+    part = path.with_suffix(".part")
+    save_file(halves, part)
+    os.replace(part, path)
+
+
+def steps(options: argparse.Namespace, batch: int, samples: float, what: str) -> Iterator[tuple[float, bool]]:
+    """Yield progress in [0, 1) and whether to speak, once per optimiser step."""
+    start, spoken, seen = time.monotonic(), -10.0, 0
+    while True:
+        elapsed = time.monotonic() - start
+        progress = max(seen / (options.samples or samples), elapsed / 60 / options.minutes)
+        speak = elapsed - spoken > 10 or progress >= 1
+        if speak:
+            spoken = elapsed
+            print(f"{what}: {seen:,} pictures, {elapsed:.0f} s, {100 * progress:.0f} %", end=" ", flush=True)
+        if progress >= 1:
+            print("done", flush=True)
+            return
+        yield progress, speak
+        seen += batch
+
+
+class Trainer:
+    """AdamW on fp32 master copies of the weights, with warm-up, cosine decay and a running average."""
+
+    def __init__(self, *modules: nn.Module, rate: float, average: float = 0.999) -> None:
+        self.weights = [p for module in modules for p in module.parameters() if p.requires_grad]
+        self.masters = [p.detach().float().clone() for p in self.weights]
+        self.averages = [p.clone() for p in self.masters]
+        for master in self.masters:
+            master.grad = torch.zeros_like(master)
+        self.optimiser = torch.optim.AdamW(self.masters, lr=rate, betas=(0.9, 0.99), weight_decay=0.01, foreach=True)
+        self.rate, self.average, self.count = rate, average, 0
+
+    def step(self, loss: Tensor, progress: float) -> None:
+        loss.backward()
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.weights]
+        torch._foreach_copy_([p.grad for p in self.masters], grads)
+        if torch.distributed.is_initialized():
+            share_gradients([p.grad for p in self.masters])
+        for weight in self.weights:
+            weight.grad = None
+        nn.utils.clip_grad_norm_(self.masters, 1.0, foreach=True)
+        warmth, decay = min(1.0, (progress + 1e-3) / 0.03), 0.5 + 0.5 * math.cos(math.pi * progress)
+        self.optimiser.param_groups[0]["lr"] = self.rate * warmth * decay
+        self.optimiser.step()
+        self.count += 1
+        with torch.no_grad():
+            torch._foreach_copy_(self.weights, self.masters)
+            torch._foreach_lerp_(self.averages, self.masters, 1 - min(self.average, self.count / (self.count + 10)))
+
+    @torch.no_grad()
+    def use_averages(self) -> None:
+        torch._foreach_copy_(self.weights, self.averages)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        self.use_averages()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(self.weights, self.masters)
+
+
+def share_gradients(grads: list[Tensor]) -> None:
+    """Average gradients over the processes, in one message."""
+    message = torch.cat([grad.flatten() for grad in grads])
+    torch.distributed.all_reduce(message)
+    parts = (message / torch.distributed.get_world_size()).split([grad.numel() for grad in grads])
+    torch._foreach_copy_(grads, [part.view_as(grad) for part, grad in zip(parts, grads, strict=True)])
+
+
+def train_autoencoder(options: argparse.Namespace) -> None:
+    """On pictures in every style, half of them remixed; latents are kept near unit spread and restored despite noise."""
+    vae = Autoencoder().to(options.device, options.dtype, memory_format=torch.channels_last)
+    trainer = Trainer(vae, rate=2e-3)
+    pictures = drawn_pool(options, options.pool // 2, world.FAMILY_NAMES)
+    for progress, speak in steps(options, options.batch, 40_000, "autoencoder"):
+        clean = batch_of(pictures, options)
+        latents = vae.encode(clean)
+        mean, spread = latents.float().mean((0, 2, 3)), latents.float().std((0, 2, 3))
+        restored = vae.decode(latents + 0.05 * torch.randn_like(latents))
+        error = (restored - clean).float() / 2
+        loss = error.abs().mean() + 4 * error.square().mean() + 0.01 * (mean.square() + (spread - 1).square()).mean()
+        trainer.step(loss, progress)
+        if speak:
+            print(f"PSNR {-10 * error.square().mean().log10():.2f} dB, spread {spread.mean():.2f}", flush=True)
+    trainer.use_averages()
+    save(vae.state_dict(), options.out / "autoencoder.safetensors")
+
+
+def drawn_pool(options: argparse.Namespace, count: int, families: tuple[str, ...]) -> Tensor:
+    """Pictures [N, 3, H, W] as bytes, half of them in remixed styles."""
+    draw = torch.Generator(options.device).manual_seed(options.seed)
+    specs = joined(
+        world.random_specs(count // 2, draw, families), world.random_specs(count - count // 2, draw, families, True)
+    )
+    return rendered(specs)
+
+
+def rendered(specs: world.Specs) -> Tensor:
+    """Pictures as bytes, drawn a few at a time so that they stay in the processor's cache."""
+    rows = torch.arange(len(specs), device=specs.subject.device)
+    return torch.cat([(255 * world.render(specs[part])[0]).round().byte() for part in rows.split(32)])
+
+
+def batch_of(pictures: Tensor, options: argparse.Namespace) -> Tensor:
+    """A random batch in [-1, 1], half of it mirrored."""
+    rows = torch.randint(len(pictures), (options.batch,), device=pictures.device)
+    chosen = pictures[rows].to(options.dtype) / 127.5 - 1
+    mirrored = torch.rand(options.batch, 1, 1, 1, device=pictures.device) < 0.5
+    return torch.where(mirrored, chosen.flip(3), chosen).contiguous(memory_format=torch.channels_last)
+
+
+def load_autoencoder(options: argparse.Namespace) -> Autoencoder:
+    vae = Autoencoder()
+    vae.load_state_dict(load_file(options.out / "autoencoder.safetensors"))
+    return vae.to(options.device, options.dtype, memory_format=torch.channels_last).requires_grad_(False)
+
+
+def train_judge(options: argparse.Namespace) -> None:
+    """Both networks on pairs of scenes that share a style, drawn, autoencoded and spoilt as samplers spoil pictures."""
+    vae, judge = load_autoencoder(options), Judge().to(options.device, memory_format=torch.channels_last).train()
+    trainer = Trainer(judge, rate=1e-3)
+    draw = torch.Generator(options.device).manual_seed(options.seed + 1)
+    pairs = (options.batch or 256) // 2
+    for progress, speak in steps(options, 2 * pairs, 400_000, "judge"):
+        first = joined(world.random_specs(pairs // 2, draw), world.random_specs(pairs - pairs // 2, draw, remixed=True))
+        second = world.random_specs(pairs, draw).in_style_of(first)
+        pictures = torch.cat([spoilt(world.render(specs)[0], vae, options.dtype) for specs in (first, second)])
+        with torch.autocast(options.device, torch.bfloat16, enabled=options.device == "cuda"):
+            subject, background = judge.content(pictures)
+            style = judge.style(pictures).float()
+        truth = joined(first, second)
+        content = functional.cross_entropy(subject.float(), truth.subject)
+        content = content + functional.cross_entropy(background.float(), truth.background)
+        trainer.step(content + contrast(style), progress)
+        if speak:
+            right = [(a.argmax(1) == b).float().mean().item() for a, b in ((subject, truth.subject), (background, truth.background))]
+            print(f"subject {right[0]:.3f}, background {right[1]:.3f}, style loss {contrast(style):.3f}", flush=True)
+    trainer.use_averages()
+    save(judge.state_dict(), options.out / "judge.safetensors")
+
+
+def joined(a: world.Specs, b: world.Specs) -> world.Specs:
+    return world.Specs(*(torch.cat([getattr(a, f), getattr(b, f)]) for f in a.__dataclass_fields__))
+
+
+@torch.no_grad()
+def spoilt(pictures: Tensor, vae: Autoencoder, dtype: torch.dtype) -> Tensor:
+    """Two in three pictures go through the autoencoder with noisy latents; all get a little grain or blur."""
+    count = len(pictures)
+    third = count // 3
+    latents = vae.taesd_encoder(pictures[third:].to(dtype, memory_format=torch.channels_last))
+    latents = latents + torch.rand(count - third, 1, 1, 1, device=latents.device).to(dtype) * 0.3 * torch.randn_like(latents)
+    pictures = torch.cat([pictures[:third], vae.taesd_decoder(latents).float().clamp(0, 1)])
+    blurred = functional.interpolate(functional.avg_pool2d(pictures, 2), scale_factor=2, mode="bilinear")
+    share = torch.rand(count, 1, 1, 1, device=pictures.device)
+    pictures = torch.lerp(pictures, blurred, (2 * share - 1).clamp_min(0))
+    return pictures + 0.06 * torch.rand_like(share) * torch.randn_like(pictures)
+
+
+def contrast(style: Tensor, temperature: float = 0.07) -> Tensor:
+    """NT-Xent over [2N, D] unit vectors whose rows i and i + N share a style (arXiv 2002.05709, eq. 1)."""
+    count = len(style) // 2
+    likeness = style @ style.T / temperature
+    likeness.fill_diagonal_(-1e9)
+    partner = torch.arange(2 * count, device=style.device).roll(count)
+    return functional.cross_entropy(likeness, partner)
+
+
+def train_unet(options: argparse.Namespace) -> None:
+    """UNet and text encoder together, v-prediction on SD's schedule (arXiv 2202.00512), levels drawn evenly in time."""
+    unet = models.new_unet(options.device).to(options.dtype, memory_format=torch.channels_last)
+    text, tokens = models.new_text_model(options.device).to(options.dtype), caption_tokens().to(options.device)
+    words = text.text_model.embeddings.token_embedding.weight.data
+    words[tokens.unique()] = 0.02 * torch.randn(len(tokens.unique()), words.shape[1]).to(words)
+    paths = options.out / "unet.safetensors", options.out / "text_encoder.safetensors"
+    if paths[0].exists() and not options.fresh:
+        print(f"unet: going on from {paths[0].name}", flush=True)
+        unet.load_state_dict(load_file(paths[0]))
+        text.load_state_dict(models.unpack_text_weights(load_file(paths[1])))
+    pool, specs = encoded_pool(options, load_autoencoder(options))
+    trainer = Trainer(unet, text, rate=options.rate)
+    sizes, alphas = size_embedding(options.device), signal_shares().to(options.device)
+
+    def checkpoint() -> None:
+        save(unet.state_dict(), paths[0])
+        save(models.pack_text_weights(text.state_dict()), paths[1])
+
+    for progress, speak in steps(options, options.batch * options.processes, 1e6, "unet"):
+        rows = torch.randint(len(pool), (options.batch,), device=options.device)
+        captions = tokens[caption_rows(specs[rows % len(specs)])]
+        time_index = torch.randint(1000, (options.batch,), device=options.device)
+        alpha, sigma = (share[time_index][:, None, None, None] for share in (alphas, (1 - alphas**2).sqrt()))
+        clean, noise = pool[rows].float(), torch.randn_like(pool[rows], dtype=torch.float32)
+        noisy = (alpha * clean + sigma * noise).to(options.dtype, memory_format=torch.channels_last)
+        with OutOfPlace():
+            context, _, pooled, _ = text(captions, dtype=options.dtype)
+            y = torch.cat([pooled, sizes.expand(len(pooled), -1).to(pooled.dtype)], 1)
+            predicted = unet(noisy, time_index, context, y=y, transformer_options=ATTENTION).float()
+        loss = (predicted - (alpha * noise - sigma * clean)).square().mean()
+        trainer.step(loss, progress)
+        if speak:
+            print(f"loss {loss.item():.4f}", flush=True)
+        if trainer.count % 500 == 0 and options.rank == 0:
+            with trainer.averaged():
+                checkpoint()
+    trainer.use_averages()
+    if options.rank == 0:
+        checkpoint()
+
+
+def plain_attention(func: object, q: Tensor, k: Tensor, v: Tensor, heads: int, *_: object, **__: object) -> Tensor:
+    """Softmax attention by matrix products; on a CPU its backward pass is four times as fast as the fused kernel's."""
+    q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=heads) for x in (q, k, v))
+    shares = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
+    return rearrange(shares @ v, "b h n d -> b n (h d)")
+
+
+ATTENTION = {"optimized_attention_override": plain_attention}
+
+
+class OutOfPlace(TorchFunctionMode):
+    """Turns `x += y` into `x = x + y`: core's layers add in place, which backward forbids."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        return (torch.add if func in (Tensor.__iadd__, Tensor.add_) else func)(*args, **(kwargs or {}))
+
+
+def caption_tokens() -> Tensor:
+    """Tokens of every caption, [subject or none, background or none, family or none, 77] flattened to two axes."""
+    tokenizer = SDTokenizer()
+    rows = []
+    for subject in (*world.SUBJECT_NAMES, None):
+        for background in (*world.BACKGROUND_NAMES, None):
+            for family in (*world.FAMILY_NAMES, None):
+                text = world.caption(subject, background, family)
+                rows.append([token for token, _ in tokenizer.tokenize_with_weights(text)[0]])
+    return torch.tensor(rows)
+
+
+def caption_rows(specs: world.Specs) -> Tensor:
+    """Rows of `caption_tokens` for a batch; words are left out at random, one caption in ten altogether."""
+    device = specs.subject.device
+
+    def dropped(names: Tensor, none: int, share: float) -> Tensor:
+        gone = torch.rand(len(specs), device=device)
+        return torch.where((gone < share) | silent, none, names)
+
+    silent = torch.rand(len(specs), device=device) < 0.1
+    subjects, backgrounds, families = (len(n) for n in (world.SUBJECT_NAMES, world.BACKGROUND_NAMES, world.FAMILY_NAMES))
+    subject = dropped(specs.subject, subjects, 0.06)
+    background = dropped(specs.background, backgrounds, 0.06)
+    family = dropped(specs.family[:, 0], families, 0.2)
+    return (subject * (backgrounds + 1) + background) * (families + 1) + family
+
+
+@torch.no_grad()
+def encoded_pool(options: argparse.Namespace, vae: Autoencoder) -> tuple[Tensor, world.Specs]:
+    """Latents [2N, 8, 16, 16] of known-style pictures, then of the same mirrored, and what the N show."""
+    draw = torch.Generator(options.device).manual_seed(options.seed + 2 + options.rank)
+    specs = world.random_specs(options.pool // options.processes, draw)
+    pictures = rendered(specs)
+    latents = [encode_bytes(vae, part, options.dtype) for part in (*pictures.split(64), *pictures.flip(3).split(64))]
+    pool = torch.cat(latents)
+    print(f"unet: {len(pool):,} latents, spread {pool.float().std():.3f}", flush=True)
+    return pool, specs
+
+
+def encode_bytes(vae: Autoencoder, pictures: Tensor, dtype: torch.dtype) -> Tensor:
+    return vae.encode((pictures.to(dtype) / 127.5 - 1).contiguous(memory_format=torch.channels_last))
+
+
+def signal_shares() -> Tensor:
+    """sqrt(alpha bar) of SD's scaled-linear schedule, [1000] by time index."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    return (1 - betas).cumprod(0).sqrt().float()
+
+
+def size_embedding(device: str) -> Tensor:
+    """SDXL's six size numbers as core fills them in when no node sets them: 768 x 768, no crop."""
+    from comfy.ldm.modules.diffusionmodules.openaimodel import Timestep
+
+    return Timestep(256)(torch.tensor([768.0, 768, 0, 0, 768, 768])).flatten()[None].to(device)
+
+
+PARTS = {"autoencoder": train_autoencoder, "judge": train_judge, "unet": train_unet}
+
+if __name__ == "__main__":
+    main()
