@@ -28,13 +28,13 @@ def stage(fan_in: int, fan_out: int, stride: int) -> nn.Sequential:
 
 
 class ContentNet(nn.Module):
-    """[B, 3, 256, 256] to logits of subject and background, looked at in half size."""
+    """[B, 3, 128, 128] to logits of subject and background, looked at in half size."""
 
     def __init__(self) -> None:
         super().__init__()
-        widths = (3, 32, 64, 96, 128, 160)
+        widths = (3, 32, 64, 96, 128)
         self.body = nn.Sequential(*(stage(a, b, 2) for a, b in zip(widths, widths[1:], strict=False)))
-        self.head = nn.Linear(160 * 16, len(SUBJECT_NAMES) + len(BACKGROUND_NAMES))
+        self.head = nn.Linear(128 * 16, len(SUBJECT_NAMES) + len(BACKGROUND_NAMES))
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         features = self.body(functional.avg_pool2d(pictures, 2) * 2 - 1)
@@ -42,7 +42,7 @@ class ContentNet(nn.Module):
 
 
 class StyleNet(nn.Module):
-    """[B, 3, 256, 256] to unit vectors [B, 64], from the mean and spread of features at four scales, never their place."""
+    """[B, 3, 128, 128] to unit vectors [B, 64], from the mean and spread of features at four scales, never their place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Judge(nn.Module):
 
     @torch.no_grad()
     def forward(self, pictures: Tensor) -> Verdict:
-        """Judge pictures [B, 3, 256, 256] in [0, 1]."""
+        """Judge pictures [B, 3, 128, 128] in [0, 1]."""
         subject, background = self.content(pictures)
         return Verdict(subject.argmax(1), background.argmax(1), self.style(pictures))
 

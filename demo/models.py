@@ -1,4 +1,4 @@
-"""The demo world's models on ComfyUI's own classes: an SDXL-shaped UNet, a CLIP text encoder, a TAESD autoencoder.
+"""The demo world's models: an SDXL-shaped UNet and a CLIP text encoder on ComfyUI's own classes, a small autoencoder.
 
 Weights lie in `weights/` as fp16 safetensors. `python dev.py train` makes them from nothing.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
@@ -18,13 +19,13 @@ import comfy.supported_models_base
 import torch
 from comfy.clip_model import CLIPTextModel
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.taesd.taesd import TAESD
 from safetensors.torch import load_file
 from torch import nn
 
-from .autoencoder import CHANNELS
+from .autoencoder import CHANNELS, Autoencoder
 
 WEIGHTS = Path(__file__).parent / "weights"
-LATENT_SCALE = 0.13025  # SDXL's: VAE latents times this have unit spread
 TEXT_WIDTH = 128
 
 # 17 self-attention layers over three resolutions, most of them deep, as in SDXL.
@@ -101,27 +102,45 @@ def unpack_text_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     return {**weights, "text_model.embeddings.token_embedding.weight": table}
 
 
-def load_unet(path: Path = WEIGHTS / "unet.safetensors") -> comfy.model_patcher.ModelPatcher:
+class DemoLatent(comfy.latent_formats.LatentFormat):
+    """The demo autoencoder's latents, already of unit spread."""
+
+    latent_channels = CHANNELS
+    scale_factor = 1.0
+
+
+def patcher_of(model: nn.Module, device: torch.device, offload: torch.device) -> comfy.model_patcher.ModelPatcher:
+    kind = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    return kind(model, load_device=device, offload_device=offload)
+
+
+def load_unet(path: Path = WEIGHTS / "unet.safetensors", dtype: torch.dtype | None = None) -> comfy.model_patcher.ModelPatcher:
     """The demo UNet as a MODEL: SDXL conditioning, v-prediction, SD's noise schedule."""
     device = comfy.model_management.get_torch_device()
-    dtype = torch.float16 if comfy.model_management.should_use_fp16(device) else torch.float32
+    dtype = dtype or (torch.float16 if comfy.model_management.should_use_fp16(device) else torch.float32)
     config = comfy.supported_models.SDXL(dict(UNET_CONFIG))
     config.set_inference_dtype(dtype, None)
+    config.latent_format = DemoLatent()
     model = comfy.model_base.SDXL(config, comfy.model_base.ModelType.V_PREDICTION)
     model.diffusion_model.load_state_dict({k: v.to(dtype) for k, v in load_file(path).items()})
-    patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
-    return patcher(model, load_device=device, offload_device=comfy.model_management.unet_offload_device())
+    return patcher_of(model, device, comfy.model_management.unet_offload_device())
 
 
 def load_clip(path: Path = WEIGHTS / "text_encoder.safetensors") -> comfy.sd.CLIP:
     """The demo text encoder as a CLIP, on the real SD tokenizer."""
     target = comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel)
     clip = comfy.sd.CLIP(target, model_options={"clip_l_model_config": TEXT_CONFIG})
-    clip.cond_stage_model.clip_l.transformer.load_state_dict(
-        {k: v.float() for k, v in unpack_text_weights(load_file(path)).items()}
-    )
+    weights = unpack_text_weights(load_file(path))
+    clip.cond_stage_model.clip_l.transformer.load_state_dict({k: v.float() for k, v in weights.items()})
     return clip
 
 
 def load_vae(path: Path = WEIGHTS / "autoencoder.safetensors") -> comfy.sd.VAE:
-    return comfy.sd.VAE(sd={k: v.float() for k, v in load_file(path).items()})
+    """The demo autoencoder as a VAE. Core builds its wrapper around a network it knows; ours then takes that one's place."""
+    vae = comfy.sd.VAE(sd=TAESD().state_dict())
+    network = Autoencoder().eval()
+    network.load_state_dict({k: v.float() for k, v in load_file(path).items()})
+    vae.first_stage_model, vae.latent_channels, vae.size = network.to(vae.vae_dtype), CHANNELS, None
+    vae.patcher = patcher_of(network, vae.device, comfy.model_management.vae_offload_device())
+    vae.model_size()
+    return vae

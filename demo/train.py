@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from . import models, world
-from .autoencoder import Autoencoder
-from .judge import Judge
+from demo import models, world
+from demo.autoencoder import Autoencoder
+from demo.judge import Judge
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -182,25 +182,32 @@ def load_autoencoder(options: argparse.Namespace) -> Autoencoder:
 def train_judge(options: argparse.Namespace) -> None:
     """Both networks on pairs of scenes that share a style, drawn, autoencoded and spoilt as samplers spoil pictures."""
     vae, judge = load_autoencoder(options), Judge().to(options.device, memory_format=torch.channels_last).train()
-    trainer = Trainer(judge, rate=1e-3)
+    trainer = Trainer(judge, rate=2e-3)
     draw = torch.Generator(options.device).manual_seed(options.seed + 1)
-    pairs = (options.batch or 256) // 2
-    for progress, speak in steps(options, 2 * pairs, 400_000, "judge"):
-        first = joined(world.random_specs(pairs // 2, draw), world.random_specs(pairs - pairs // 2, draw, remixed=True))
-        second = world.random_specs(pairs, draw).in_style_of(first)
-        pictures = torch.cat([spoilt(world.render(specs)[0], vae, options.dtype) for specs in (first, second)])
-        with torch.autocast(options.device, torch.bfloat16, enabled=options.device == "cuda"):
-            subject, background = judge.content(pictures)
-            style = judge.style(pictures).float()
-        truth = joined(first, second)
+    pairs = options.pool // 4
+    first = joined(world.random_specs(pairs // 2, draw), world.random_specs(pairs - pairs // 2, draw, remixed=True))
+    second = world.random_specs(pairs, draw).in_style_of(first)
+    pictures = rendered(first), rendered(second)
+    for progress, speak in steps(options, 2 * options.batch, 100_000, "judge"):
+        rows = torch.randperm(pairs, device=options.device)[: options.batch]
+        batch = torch.cat([part[rows] for part in pictures])
+        truth = joined(first[rows], second[rows])
+        seen = spoilt(batch, vae, options.dtype)
+        with torch.autocast(options.device, torch.bfloat16):
+            subject, background = judge.content(seen)
+            style = judge.style(seen).float()
         content = functional.cross_entropy(subject.float(), truth.subject)
         content = content + functional.cross_entropy(background.float(), truth.background)
         trainer.step(content + contrast(style), progress)
         if speak:
-            right = [(a.argmax(1) == b).float().mean().item() for a, b in ((subject, truth.subject), (background, truth.background))]
-            print(f"subject {right[0]:.3f}, background {right[1]:.3f}, style loss {contrast(style):.3f}", flush=True)
+            shares = right(subject, truth.subject), right(background, truth.background)
+            print(f"subject {shares[0]:.3f}, background {shares[1]:.3f}, style loss {contrast(style):.3f}", flush=True)
     trainer.use_averages()
     save(judge.state_dict(), options.out / "judge.safetensors")
+
+
+def right(logits: Tensor, truth: Tensor) -> float:
+    return (logits.argmax(1) == truth).float().mean().item()
 
 
 def joined(a: world.Specs, b: world.Specs) -> world.Specs:
@@ -209,16 +216,16 @@ def joined(a: world.Specs, b: world.Specs) -> world.Specs:
 
 @torch.no_grad()
 def spoilt(pictures: Tensor, vae: Autoencoder, dtype: torch.dtype) -> Tensor:
-    """Two in three pictures go through the autoencoder with noisy latents; all get a little grain or blur."""
+    """Bytes to pictures in [0, 1]: half go through the autoencoder with noisy latents; all get some grain or blur."""
     count = len(pictures)
-    third = count // 3
-    latents = vae.taesd_encoder(pictures[third:].to(dtype, memory_format=torch.channels_last))
-    latents = latents + torch.rand(count - third, 1, 1, 1, device=latents.device).to(dtype) * 0.3 * torch.randn_like(latents)
-    pictures = torch.cat([pictures[:third], vae.taesd_decoder(latents).float().clamp(0, 1)])
-    blurred = functional.interpolate(functional.avg_pool2d(pictures, 2), scale_factor=2, mode="bilinear")
+    kept = torch.rand(count, device=pictures.device) < 0.5
+    latents = encode_bytes(vae, pictures[~kept], dtype)
+    noise = 0.3 * torch.rand(len(latents), 1, 1, 1, device=latents.device) * torch.randn_like(latents)
+    seen = pictures.float() / 255
+    seen[~kept] = (vae.decode(latents + noise.to(dtype)).float() / 2 + 0.5).clamp(0, 1)
     share = torch.rand(count, 1, 1, 1, device=pictures.device)
-    pictures = torch.lerp(pictures, blurred, (2 * share - 1).clamp_min(0))
-    return pictures + 0.06 * torch.rand_like(share) * torch.randn_like(pictures)
+    blurred = functional.interpolate(functional.avg_pool2d(seen, 2), scale_factor=2, mode="bilinear")
+    return torch.lerp(seen, blurred, (2 * share - 1).clamp_min(0)) + 0.05 * share * torch.randn_like(seen)
 
 
 def contrast(style: Tensor, temperature: float = 0.07) -> Tensor:

@@ -1,0 +1,139 @@
+"""Does it work? Style against content for ranked layers, random ones, evenly spaced ones, the least sensitive and all."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import harness
+import torch
+from conditional_balance.engine.gate import RankedGate, WrittenGate
+from conditional_balance.engine.grammar import parse
+from conditional_balance.engine.profile import SensitivityProfile, load
+from conditional_balance.hooks.reference import StyleReference
+from conditional_balance.hooks.style_injection import StyleInjection, StyleSettings, inject_style
+from demo import world
+from demo.judge import style_distance
+from devtools.bootstrap import ROOT
+from harness import Demo, draw, interval
+
+PROFILE = ROOT / "sensitivity_profiles" / "demo.style.safetensors"
+POLICIES = ("per-step", "static", "random", "evenly spaced", "reversed")
+SWEEP = (0.2, 0.43, 0.7)
+MEASURES = ("style distance", "subject", "background", "subject leaked", "background leaked")
+
+
+class Setting(NamedTuple):
+    name: str
+    families: tuple[str, ...]
+    named: bool  # does the caption name the style family?
+    policies: tuple[str, ...]
+    sweep: tuple[float, ...]
+
+
+SETTINGS = (
+    Setting("style named, parameters open", world.KNOWN, True, POLICIES, SWEEP),
+    Setting("no style word, known styles", world.KNOWN, False, ("per-step", "random", "reversed"), (0.43,)),
+    Setting("no style word, unseen styles", world.HELD_OUT, False, ("per-step", "random", "reversed"), (0.43,)),
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    setting: Setting
+    policy: str
+    share: float
+    index: int  # which reference; also the seed
+    prompts: int
+    steps: int
+
+
+def main() -> None:
+    chosen = harness.options(__doc__, references=25, prompts=16, steps=12, workers=2)
+    torch.set_num_threads(1)
+    demo, profile = Demo(), load(PROFILE)
+    jobs = list(planned(chosen))
+    with multiprocessing.get_context("fork").Pool(chosen.workers, share_objects, (demo, profile)) as pool:
+        outcomes = []
+        for number, outcome in enumerate(pool.imap(run, jobs)):
+            outcomes.append(outcome)
+            if number % chosen.references == chosen.references - 1:
+                job = jobs[number]
+                print(f"{job.setting.name}: {job.policy} {job.share:g} done, {number + 1} of {len(jobs)}", flush=True)
+    harness.report(summarised(jobs, outcomes, chosen), chosen)
+
+
+def planned(chosen: Any) -> Iterator[Job]:
+    for setting in SETTINGS:
+        points = [("none", 0.0), ("all layers", 1.0), *((p, s) for p in setting.policies for s in setting.sweep)]
+        for policy, amount in points:
+            for index in range(chosen.references):
+                yield Job(setting, policy, amount, index, chosen.prompts, chosen.steps)
+
+
+def share_objects(demo: Demo, profile: SensitivityProfile) -> None:
+    global DEMO, PROFILED
+    DEMO, PROFILED = demo, profile
+    torch.set_grad_enabled(False)
+
+
+def run(job: Job) -> torch.Tensor:
+    """Measures [prompts, 5] of one reference under one gate."""
+    reference, scenes = pair(job)
+    picture = draw(reference)
+    prompt = DEMO.conditioning(world.captions(reference, job.setting.named))
+    model = styled(job, StyleReference(DEMO.encode(picture), prompt))
+    prompts = world.captions(scenes, job.setting.named)
+    seen = DEMO.verdict(DEMO.decode(DEMO.sample(model, prompts, job.index, job.steps)))
+    columns = (
+        style_distance(seen.style, DEMO.verdict(DEMO.autoencoded(picture)).style),
+        seen.subject == scenes.subject,
+        seen.background == scenes.background,
+        seen.subject == reference.subject,
+        seen.background == reference.background,
+    )
+    return torch.stack([column.float() for column in columns], 1)
+
+
+def pair(job: Job) -> tuple[world.Specs, world.Specs]:
+    """A reference and scenes that share neither its subject nor its background."""
+    dice = torch.Generator().manual_seed(1000 + job.index)
+    reference = world.random_specs(1, dice, job.setting.families)
+    scenes = world.random_specs(16 * job.prompts, dice, job.setting.families)
+    other = (scenes.subject != reference.subject) & (scenes.background != reference.background)
+    scenes = scenes[other.nonzero()[: job.prompts, 0]]
+    return reference, scenes.in_style_of(reference[torch.zeros(len(scenes), dtype=torch.long)])
+
+
+def styled(job: Job, reference: StyleReference) -> Any:
+    if job.policy == "none":
+        return DEMO.model
+    if job.policy == "all layers":
+        gate = WrittenGate(parse("i, m, o"))
+    else:
+        gate = RankedGate(PROFILED, job.share, job.policy, 0.0, job.index)
+    return inject_style(DEMO.model, StyleInjection(gate, reference, StyleSettings(1.0)))
+
+
+def summarised(jobs: list[Job], outcomes: list[torch.Tensor], chosen: Any) -> dict[str, Any]:
+    """Means with 95 % intervals over references, by setting and gate."""
+    rows: dict[str, dict[str, Any]] = {}
+    for start in range(0, len(jobs), chosen.references):
+        job = jobs[start]
+        values = torch.cat(outcomes[start : start + chosen.references])
+        groups = torch.arange(chosen.references).repeat_interleave(chosen.prompts)
+        measured = {name: described(values[:, i], groups) for i, name in enumerate(MEASURES)}
+        measured["content"] = described(values[:, 1] * values[:, 2], groups)
+        rows.setdefault(job.setting.name, {})[f"{job.policy} {job.share:g}"] = measured
+    return {"pairs": chosen.references * chosen.prompts, "steps": chosen.steps, "settings": rows}
+
+
+def described(values: torch.Tensor, groups: torch.Tensor) -> dict[str, Any]:
+    low, high = interval(values, groups)
+    return {"mean": round(float(values.mean()), 4), "low": round(low, 4), "high": round(high, 4)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Is the demo model fit to judge by? Captions obeyed, attention needed, autoencoder, judge, plain style sharing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.samplers
+import harness
+import torch
+from conditional_balance.engine.grammar import parse
+from conditional_balance.engine.gate import WrittenGate
+from conditional_balance.hooks.reference import StyleReference
+from conditional_balance.hooks.style_injection import StyleInjection, StyleSettings, inject_style
+from conditional_balance.hooks.model_layers import attention_layers
+from demo import world
+from demo.judge import style_distance
+from harness import Demo, auc, draw
+from torch import Tensor
+
+
+def main() -> None:
+    chosen = harness.options(__doc__, prompts=500, steps=20)
+    demo, dice = Demo(), torch.Generator().manual_seed(chosen.seed)
+    results = {
+        "autoencoder and judge": autoencoder_and_judge(demo, dice),
+        "style distance AUC": style_aucs(demo, dice),
+        "captions": captions(demo, dice, chosen),
+        "loss without attention": attention_needed(demo, dice),
+        "style sharing on all layers": sharing(demo, dice, chosen),
+    }
+    harness.report(results, chosen)
+
+
+def share(hits: Tensor) -> float:
+    return round(float(hits.float().mean()), 4)
+
+
+def autoencoder_and_judge(demo: Demo, dice: torch.Generator) -> dict[str, Any]:
+    """PSNR in dB over all pixels, and how often the judge names what is drawn."""
+    specs = world.random_specs(500, dice)
+    fresh = draw(specs)
+    restored = demo.autoencoded(fresh)
+    result = {"PSNR": round(float(-10 * (restored - fresh).square().mean().log10()), 2)}
+    for name, pictures in (("fresh", fresh), ("autoencoded", restored)):
+        verdict = demo.verdict(pictures)
+        right = share(verdict.subject == specs.subject), share(verdict.background == specs.background)
+        result[name] = dict(zip(("subject", "background"), right, strict=True))
+    return result
+
+
+def style_aucs(demo: Demo, dice: torch.Generator) -> dict[str, Any]:
+    """Same style in two scenes against two styles; generated pictures are drawn ones half redrawn by the model."""
+    result = {}
+    for name, families in (("known styles", world.KNOWN), ("unseen styles", world.HELD_OUT)):
+        first = world.random_specs(200, dice, families)
+        second = world.random_specs(200, dice, families).in_style_of(first)
+        pictures = [draw(first), draw(second)]
+        kinds = {
+            "fresh": pictures,
+            "autoencoded": [demo.autoencoded(part) for part in pictures],
+            "generated": [redrawn(demo, p, world.captions(s, families is world.KNOWN)) for p, s in zip(pictures, (first, second), strict=True)],
+        }  # fmt: skip
+        result[name] = {kind: pair_auc(demo, pair) for kind, pair in kinds.items()}
+    return result
+
+
+def pair_auc(demo: Demo, pair: list[Tensor]) -> float:
+    first, second = (demo.verdict(pictures).style for pictures in pair)
+    distances = style_distance(first[:, None], second[None])
+    return round(auc(distances.diagonal(), distances[~torch.eye(len(first), dtype=torch.bool)]), 4)
+
+
+def redrawn(demo: Demo, pictures: Tensor, prompts: list[str], denoise: float = 0.5) -> Tensor:
+    """Image to image: the model's own handwriting at a known style."""
+    latents = demo.encode(pictures)
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
+    return demo.decode(
+        comfy.sample.sample(
+            demo.model, noise, 10, harness.CFG, "euler", "normal", demo.conditioning(prompts),
+            demo.conditioning([""]), latents, denoise=denoise, disable_pbar=True, seed=0,
+        )
+    )  # fmt: skip
+
+
+def captions(demo: Demo, dice: torch.Generator, chosen: Any) -> dict[str, float]:
+    """How often fresh prompts get their subject, background and style family (five nearest of 1200 drawn pictures)."""
+    specs = world.random_specs(chosen.prompts, dice)
+    prompts = world.captions(specs)
+    parts = [demo.sample(demo.model, prompts[i : i + 50], chosen.seed + i, chosen.steps) for i in range(0, len(prompts), 50)]
+    pictures = demo.decode(torch.cat(parts))
+    verdict = demo.verdict(pictures)
+    bank = world.random_specs(1200, dice)
+    nearest = style_distance(verdict.style[:, None], demo.verdict(draw(bank)).style[None]).topk(5, largest=False).indices
+    family = bank.family[:, 0][nearest].mode(1).values
+    if chosen.pictures:
+        harness.sheet(pictures[:64], 8, chosen.pictures / "samples.png")
+    return {
+        "subject": share(verdict.subject == specs.subject),
+        "background": share(verdict.background == specs.background),
+        "style nearest": share(family == specs.family[:, 0]),
+    }
+
+
+def attention_needed(demo: Demo, dice: torch.Generator) -> dict[str, dict[str, float]]:
+    """Loss with an attention's output zeroed over loss with it, by noise level."""
+    specs = world.random_specs(128, dice)
+    latents, prompts = demo.encode(draw(specs)), demo.conditioning(world.captions(specs))
+    silent = {name: silenced(demo.model, name) for name in ("attn1", "attn2")}
+    result = {}
+    for sigma in (0.3, 1.0, 3.0):
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
+        losses = {name: loss(model, latents, noise, sigma, prompts) for name, model in (("all", demo.model), *silent.items())}
+        result[f"sigma {sigma}"] = {
+            "self-attention": round(losses["attn1"] / losses["all"], 3),
+            "cross-attention": round(losses["attn2"] / losses["all"], 3),
+        }
+    return result
+
+
+def silenced(model: Any, name: str) -> Any:
+    """The model with every self- or cross-attention giving zeros."""
+    quiet = model.clone()
+    setter = quiet.set_model_attn1_replace if name == "attn1" else quiet.set_model_attn2_replace
+    for layer in attention_layers(model):
+        setter(lambda q, k, v, extra: torch.zeros_like(q), *layer)
+    return quiet
+
+
+def loss(model: Any, latents: Tensor, noise: Tensor, sigma: float, prompts: list) -> float:
+    """Squared error of the predicted noise, [B] levels all `sigma`."""
+    noisy = latents + sigma * noise
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(prompts, prompts)
+    guider.set_cfg(1.0)
+    sampler = comfy.samplers.KSAMPLER(lambda predict, x, sigmas, extra_args, **_: predict(x, sigmas[:1].expand(len(x)), **extra_args))
+    clean = guider.sample(noise, latents, sampler, torch.tensor([sigma, 0.0]), disable_pbar=True)
+    return float(((noisy - clean) / sigma - noise).square().mean())
+
+
+def sharing(demo: Demo, dice: torch.Generator, chosen: Any) -> dict[str, float]:
+    """Mean style distance to the reference: no sharing, sharing on all layers, and drawn in that very style."""
+    none, full, ideal = [], [], []
+    everywhere = WrittenGate(parse("i, m, o"))
+    for index in range(12):
+        reference = world.random_specs(1, dice)
+        scenes = world.random_specs(8, dice).in_style_of(reference[torch.zeros(8, dtype=torch.long)])
+        picture, prompts = draw(reference), world.captions(scenes)
+        target = StyleReference(demo.encode(picture), demo.conditioning(world.captions(reference)))
+        model = inject_style(demo.model, StyleInjection(everywhere, target, StyleSettings(1.0)))
+        style = demo.verdict(demo.autoencoded(picture)).style
+        for record, latents in (
+            (none, demo.sample(demo.model, prompts, index, chosen.steps)),
+            (full, demo.sample(model, prompts, index, chosen.steps)),
+        ):
+            record.append(style_distance(demo.verdict(demo.decode(latents)).style, style))
+        ideal.append(style_distance(demo.verdict(demo.autoencoded(draw(scenes))).style, style))
+    means = [float(torch.cat(part).mean()) for part in (none, full, ideal)]
+    way = (means[0] - means[1]) / (means[0] - means[2])
+    return dict(zip(("none", "all layers", "same style", "share of the way"), (round(m, 4) for m in (*means, way)), strict=True))
+
+
+if __name__ == "__main__":
+    main()
