@@ -1,37 +1,44 @@
-"""Puts ComfyUI (from COMFYUI_PATH) and this pack, under the name `conditional_balance`, on the import path."""
+"""Starts ComfyUI, loads this pack under the name `conditional_balance`, and offers tiny models."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+import pytest
+import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for devtools; ComfyUI goes before it
+from devtools.bootstrap import import_pack, start_comfy
 
-def start_comfy() -> None:
-    """Import ComfyUI for the CPU; its argument parser must not see pytest's own arguments."""
-    sys.path.insert(0, os.environ["COMFYUI_PATH"])
-    argv, sys.argv = sys.argv, [sys.argv[0], "--cpu"]
-    try:
-        import comfy.options
-
-        comfy.options.enable_args_parsing()
-        import comfy.cli_args  # noqa: F401
-    finally:
-        sys.argv = argv
-
-
-def import_pack() -> None:
-    """Load the repository root as the package `conditional_balance`, so that its `nodes/` never shadows ComfyUI's."""
-    spec = importlib.util.spec_from_file_location(
-        "conditional_balance", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["conditional_balance"] = module
-    spec.loader.exec_module(module)
-
-
+os.environ["CONDITIONAL_BALANCE_CPU"] = "1"
+torch.set_num_threads(1)
 start_comfy()
 import_pack()
+
+import tiny  # needs ComfyUI
+
+
+@pytest.fixture(scope="session")
+def sd15_model():
+    """A tiny SD1.5 as ModelPatcher, shared by all tests: clone it before you change it."""
+    return tiny.tiny_model("sd15")
+
+
+@pytest.fixture(scope="session")
+def sdxl_model():
+    """A tiny SDXL as ModelPatcher, shared by all tests: clone it before you change it."""
+    return tiny.tiny_model("sdxl")
+
+
+@pytest.fixture(scope="session")
+def clip():
+    """A tiny CLIP with the real tokenizer."""
+    return tiny.tiny_clip()
+
+
+@pytest.fixture(scope="session")
+def vae():
+    """A tiny VAE."""
+    return tiny.tiny_vae()

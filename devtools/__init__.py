@@ -1,0 +1,1 @@
+"""What dev.py, the tests, the benchmarks and the training of the demo model share. Plain Python: no package needed."""

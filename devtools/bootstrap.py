@@ -1,0 +1,43 @@
+"""Starts ComfyUI without its server and loads this pack, the way tests, benchmarks and training need them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def start_comfy() -> None:
+    """Make `comfy` and `nodes` of the ComfyUI at COMFYUI_PATH importable, on the CPU where torch has no accelerator.
+
+    ComfyUI parses the command line when it is first imported, so it must not see the arguments of pytest or a script.
+    """
+    sys.path.insert(0, os.environ["COMFYUI_PATH"])
+    argv, sys.argv = sys.argv, [sys.argv[0], *_cpu_flag()]
+    try:
+        import comfy.options
+
+        comfy.options.enable_args_parsing()
+        import comfy.cli_args
+    finally:
+        sys.argv = argv
+
+
+def _cpu_flag() -> list[str]:
+    import torch
+
+    has_accelerator = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return [] if has_accelerator and "CONDITIONAL_BALANCE_CPU" not in os.environ else ["--cpu"]
+
+
+def import_pack() -> None:
+    """Load the repository root as the package `conditional_balance`: its `nodes/` must not shadow ComfyUI's `nodes`."""
+    spec = importlib.util.spec_from_file_location(
+        "conditional_balance", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["conditional_balance"] = module
+    spec.loader.exec_module(module)
