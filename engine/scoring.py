@@ -38,7 +38,7 @@ def check_clusters(labels: Sequence[int], names: Sequence[str]) -> None:
 
 
 def scores_of(distances: torch.Tensor, labels: Sequence[int], seed: int) -> Scores:
-    """Scores [...] from distances [..., images, images] and the cluster index of every image, from 0 upward.
+    """Scores [...] from distances [..., images, images], zero on the diagonal, and each image's cluster from 0 upward.
 
     score = mean distance of pairs inside a cluster / mean distance of pairs across clusters (conditional-balance.md
     1.3, with the right pairs); 1 where nothing differs. The interval resamples whole clusters.
