@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise as consecutive
 
 import numpy as np
 import pytest
 import torch
-from conditional_balance.engine.divergence import DISTANCES, jensen_shannon_of, pairwise
-from conditional_balance.engine.moments import Moments
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
+
+from conditional_balance.engine.divergence import DISTANCES, jensen_shannon_of, pairwise
+from conditional_balance.engine.moments import Moments
 
 widths = st.floats(0.02, 50)
 offsets = st.floats(-30, 30)
@@ -35,7 +37,7 @@ def integral(mean1: float, std1: float, mean2: float, std2: float) -> float:
         return 0.5 * (math.exp(p) * (p - mixture) + math.exp(q) * (q - mixture))
 
     marks = sorted(mean + side * std for mean, std in ((mean1, std1), (mean2, std2)) for side in (-9, -3, 0, 3, 9))
-    return sum(quad(integrand, one, other, epsabs=1e-13)[0] for one, other in zip(marks, marks[1:], strict=False))
+    return sum(quad(integrand, one, other, epsabs=1e-13)[0] for one, other in consecutive(marks))
 
 
 def one_channel(mean1: float, std1: float, mean2: float, std2: float, distance: str) -> float:

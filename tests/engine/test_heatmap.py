@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from conditional_balance.engine.heatmap import BLANK, WIDTH, _colours, draw
 from conditional_balance.engine.layers import LayerId
 from conditional_balance.engine.profile import SensitivityProfile

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from conditional_balance.engine.moments import join_channels, moments_of
 from hypothesis import given
 from hypothesis import strategies as st
+
+from conditional_balance.engine.moments import join_channels, moments_of
 
 
 @given(st.integers(1, 4), st.integers(2, 40), st.integers(1, 9), st.integers(0, 999))

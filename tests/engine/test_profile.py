@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conditional_balance.engine.layers import LayerId
-from conditional_balance.engine.profile import SensitivityProfile, check_layers, load, note_on_model, save
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+
+from conditional_balance.engine.layers import LayerId
+from conditional_balance.engine.profile import SensitivityProfile, check_layers, load, note_on_model, save
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = ROOT / "sensitivity_profiles" / "sdxl-base-1.0.style.published.safetensors"
@@ -22,7 +23,7 @@ LAYERS = (LayerId("input", 1, 0), LayerId("middle", 0, 0), LayerId("output", 3, 
 def profile(**changes) -> SensitivityProfile:
     scores = torch.rand(2, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     sigmas = torch.tensor([10.0, 3.0, 1.0, 0.1], dtype=torch.float64)
-    facts = {"seed": 3, "clusters": {"ink": 2, "öl": 3}, "model": {"name": "SD15", "weights": "abc", "widths": [32] * 3}}
+    facts = {"seed": 3, "clusters": {"ink": 2, "öl": 3}, "model": {"name": "SD15", "weights": "abc"}}
     fields = {"layers": LAYERS, "features": ("q", "k"), "sigmas": sigmas, "scores": scores, "provenance": facts}
     return SensitivityProfile(**(fields | changes))
 
@@ -114,7 +115,7 @@ def test_a_damaged_file_is_refused(tmp_path, keep):
     path = tmp_path / "cut.safetensors"
     save(profile(), path)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError, match="'cut.safetensors' cannot be read"):
+    with pytest.raises(ValueError, match=r"'cut\.safetensors' cannot be read"):
         load(path)
 
 

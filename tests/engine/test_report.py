@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+
 from conditional_balance.engine.layers import LayerId
 from conditional_balance.engine.profile import SensitivityProfile
 from conditional_balance.engine.report import report

@@ -6,6 +6,7 @@ from itertools import combinations
 
 import pytest
 import torch
+
 from conditional_balance.engine.scoring import check_clusters, scores_of, separation_of
 
 
@@ -43,8 +44,16 @@ def test_images_that_do_not_differ_score_one():
     assert scores.score.tolist() == scores.low.tolist() == scores.high.tolist() == [1, 1]
 
 
+def unequal(clusters: int) -> tuple[torch.Tensor, list[int]]:
+    """Clusters of four that are not equally tight, as real ones are: every third is loose."""
+    matrix, labels = planted(clusters, 4, 0.4)
+    loose = torch.tensor([label % 3 == 0 for label in labels])
+    same = torch.tensor(labels)[:, None] == torch.tensor(labels)[None, :]
+    return torch.where(same & loose[:, None], 2 * matrix, matrix), labels
+
+
 def test_the_interval_holds_the_score_and_widens_with_fewer_clusters():
-    few, many = (scores_of(*planted(count, 4, 0.5), seed=0) for count in (3, 12))
+    few, many = (scores_of(*unequal(count), seed=0) for count in (3, 12))
     for scores in (few, many):
         assert bool((scores.low <= scores.score).all() & (scores.score <= scores.high).all())
     assert float(many.high - many.low) < float(few.high - few.low)
