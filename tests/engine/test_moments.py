@@ -28,6 +28,10 @@ def test_a_channel_that_never_moves_still_has_a_width():
     assert torch.allclose(moments_of(torch.ones(1, 8, 3)).std, torch.tensor(1e-5).sqrt())
 
 
+def test_a_single_token_has_the_least_width_and_not_nan():
+    assert torch.allclose(moments_of(torch.randn(2, 1, 3)).std, torch.tensor(1e-5).sqrt())
+
+
 def test_joining_keeps_the_order_of_the_parts():
     one, other = moments_of(torch.randn(2, 5, 3)), moments_of(torch.randn(2, 5, 4))
     joined = join_channels([one, other])
