@@ -30,7 +30,8 @@ class Separation(NamedTuple):
 def check_clusters(labels: Sequence[int], names: Sequence[str]) -> None:
     """Raises ValueError unless there are two clusters or more, of two images or more each."""
     if len(names) < 2:
-        raise ValueError("'clusters' holds one cluster: add a second, so that there is something to tell apart.")
+        count = "one cluster" if names else "no cluster"
+        raise ValueError(f"'clusters' holds {count}: give it two or more, so that there is something to tell apart.")
     counts = torch.bincount(torch.as_tensor(labels), minlength=len(names)).tolist()
     for name, count in zip(names, counts, strict=True):
         if count < 2:
