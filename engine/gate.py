@@ -165,7 +165,7 @@ def lowest(scores: torch.Tensor, count: int) -> torch.Tensor:
 def time_weights(sigmas: torch.Tensor) -> torch.Tensor:
     """Share [T] of each stored noise level in the whole: the trapezoid rule in log sigma, summing to 1.
 
-    A profile is read by interpolation in log sigma, so its mean over log sigma does not depend on where it was measured.
+    A profile is read by interpolation in log sigma, so a mean over log sigma does not depend on where it was measured.
     """
     if len(sigmas) == 1:
         return torch.ones(1, dtype=torch.float64)

@@ -1,8 +1,8 @@
 """Style injection: AdaIN of queries and keys, and attention shared with a reference.
 
-The operator of StyleAligned (arXiv 2312.02133, sections 3 and 4) under a gate, as in Conditional Balance (arXiv 2412.19853).
-q, k and v are a self-attention layer's projections [rows, tokens, heads * channels]. Rows come in equal chunks (one per
-conditioning in the call); each chunk holds its own reference.
+The operator of StyleAligned (arXiv 2312.02133) under a gate, as in Conditional Balance (arXiv 2412.19853). q, k and v
+are a self-attention layer's projections [rows, tokens, heads * channels]. Rows come in equal chunks, one per
+conditioning in the call; each chunk holds its own reference.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class StyleSettings:
-    """How a gate's weights become layer styles. `strength` in [0, 1] scales them; `share` weighs the reference's tokens."""
+    """How a gate's weights become layer styles: `strength` (0 to 1) scales them, `share` weighs the reference's tokens."""
 
     strength: float = 1.0
     adain_q: bool = True
@@ -60,10 +60,12 @@ class StyleSettings:
     share: float = 1.0
 
 
-def layer_styles(weights: torch.Tensor, layers: Sequence[LayerId], settings: StyleSettings) -> dict[LayerId, LayerStyle]:
+def layer_styles(
+    weights: torch.Tensor, layers: Sequence[LayerId], settings: StyleSettings
+) -> dict[LayerId, LayerStyle]:
     """The open layers and their styles, from gate weights [3, L].
 
-    Attention is shared where the q or the k gate is open (Conditional Balance), whether or not AdaIN is asked for there.
+    Attention is shared where the q or the k gate is open (Conditional Balance), with or without AdaIN there.
     """
     styles = {}
     for layer, (q, k, v) in zip(layers, (weights * settings.strength).T.tolist(), strict=True):
@@ -96,7 +98,9 @@ def adain(x: torch.Tensor, weight: float, rows: Rows) -> torch.Tensor:
     return _flat(torch.addcmul(shift.to(x), x, scale.to(x)))
 
 
-def inject(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, style: LayerStyle, rows: Rows, attend: Attend) -> torch.Tensor:
+def inject(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, style: LayerStyle, rows: Rows, attend: Attend
+) -> torch.Tensor:
     """The layer's attention output [rows, tokens, channels], styled rows attending to the reference as well.
 
     Unstyled rows run by themselves: they are then exactly plain attention, and cost no more than that.
@@ -105,7 +109,8 @@ def inject(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, style: LayerStyle,
     if style.share == 0:
         return attend(q, k, v, None)
     plain = attend(*(_unstyled(x, rows) for x in (q, k, v)), None)
-    styled = attend(_styled(q, rows), *(_with_reference(x, rows) for x in (k, v)), share_bias(q, k.shape[1], style.share))
+    bias = share_bias(q, k.shape[1], style.share)
+    styled = attend(_styled(q, rows), _with_reference(k, rows), _with_reference(v, rows), bias)
     return _put_back(plain, styled, rows)
 
 
@@ -114,8 +119,8 @@ def inject_through(
 ) -> torch.Tensor:
     """`inject` for an attention that knows neither bias nor a part of the rows (another pack's replace function).
 
-    It sees all rows at once. Unstyled rows get their own keys and values twice, which changes nothing (StyleAligned does
-    so for its reference). A share below 1 mixes the outputs with and without sharing; above 1 it counts as 1.
+    It sees all rows at once. Unstyled rows get their own keys and values twice, which changes nothing (StyleAligned
+    does so for its reference). A share below 1 mixes the outputs with and without sharing; above 1 it counts as 1.
     """
     q, k, v = adain(q, style.q, rows), adain(k, style.k, rows), adain(v, style.v, rows)
     if style.share == 0:

@@ -32,7 +32,7 @@ def with_attn1_replaced(
 def plain_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, extra_options: dict[str, Any]
 ) -> torch.Tensor:
-    """ComfyUI's attention with an optional bias [1, keys] on the logits; attention overrides of other packs still act."""
+    """ComfyUI's attention, with an optional bias [1, keys] on the logits; other packs' overrides still act."""
     attend = attention.optimized_attention
     if bias is not None and model_management.sage_attention_enabled():
         attend = attention.attention_pytorch  # SageAttention leaves a mask out without a word

@@ -18,7 +18,9 @@ from .model_call import ModelCall
 Conditioning = list[list[Any]]
 
 NOISE_SEED = 0x5317  # any number; a run that happens to use the same one only shares its noise with the reference
-OTHER_PROMPT = "'prompt' of the style reference was encoded for another model: encode it with the CLIP that came with this one."
+OTHER_PROMPT = (
+    "'prompt' of the style reference was encoded for another model: encode it with the CLIP that came with this one."
+)
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,12 @@ class StyleReference:
     prompt: Conditioning | None = None
 
     @property
-    def hidden_rows(self) -> int:
-        """Rows added to every chunk."""
-        return 0 if self.latent is None else 1
+    def hidden(self) -> bool:
+        """Whether it rides in rows of its own."""
+        return self.latent is not None
+
+
+FIRST_ROW = StyleReference()
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ def prepare(reference: StyleReference, guider: CFGGuider, noise: torch.Tensor) -
 
     Without a prompt of its own the reference runs under the first positive prompt of the run.
     """
-    if reference.latent is None:
+    if not reference.hidden:
         return None
     model = guider.inner_model
     latent = model.process_latent_in(reference.latent[:1].to(noise))
@@ -82,7 +87,7 @@ def _conds(reference: StyleReference, guider: CFGGuider, latent: torch.Tensor) -
     model = guider.inner_model
     try:
         prompts = samplers.encode_model_conds(
-            model.extra_conds, prompts, latent, latent.device, "positive", latent_image=latent, denoise_mask=None, seed=0
+            model.extra_conds, prompts, latent, latent.device, "positive", latent_image=latent, seed=0
         )
     except KeyError as missing:
         raise ValueError(OTHER_PROMPT) from missing
@@ -99,9 +104,10 @@ def _without_target(prompt: dict[str, Any]) -> dict[str, Any]:
 def with_hidden_rows(call: ModelCall, reference: HiddenReference, model: BaseModel, positive: int) -> ModelCall:
     """The call with the reference as one more row at the end of every chunk.
 
-    One row per chunk keeps `rows == len(cond_or_uncond) * rows per chunk`, by which other packs find their rows, and the end
-    leaves every picture's place in its chunk as it was. Chunks of the positive prompt (those numbered `positive` in
-    `cond_or_uncond`) run the reference under its prompt, others under what their own last picture has. No ControlNet acts on it.
+    One row per chunk keeps `rows == len(cond_or_uncond) * rows per chunk`, by which other packs find their rows, and
+    standing last leaves every picture's place in its chunk as it was. Chunks of the positive prompt (those numbered
+    `positive` in `cond_or_uncond`) run the reference under its prompt, others under what their own last picture has.
+    No ControlNet acts on it.
     """
     kinds = call.options.get("cond_or_uncond", (positive,))
     own = [kind == positive for kind in kinds]
@@ -123,19 +129,19 @@ def with_hidden_rows(call: ModelCall, reference: HiddenReference, model: BaseMod
 
 def without_hidden_rows(out: torch.Tensor, chunks: int) -> torch.Tensor:
     """The model's output without the last row of every chunk."""
-    return rearrange(rearrange(out, "(chunk row) ... -> chunk row ...", chunk=chunks)[:, :-1], "chunk row ... -> (chunk row) ...")
+    kept = rearrange(out, "(chunk row) ... -> chunk row ...", chunk=chunks)[:, :-1]
+    return rearrange(kept, "chunk row ... -> (chunk row) ...")
 
 
-def counting_hidden_rows(model: BaseModel, rows: int, hidden: int) -> BaseModel:
-    """A view of the model whose memory estimate counts `hidden` more rows for every `rows`; the model itself is untouched.
+def counting_hidden_rows(model: BaseModel, rows: int) -> BaseModel:
+    """A view of the model whose memory estimate counts one more row for every `rows`; the model itself is untouched.
 
     ComfyUI asks this estimate how many conditionings fit into one call. The view shares all weights and modules.
     """
     view = copy.copy(model)
 
     def memory_required(input_shape: list[int], *args: Any, **kwargs: Any) -> float:
-        chunks = input_shape[0] // rows
-        return model.memory_required([input_shape[0] + chunks * hidden, *input_shape[1:]], *args, **kwargs)
+        return model.memory_required([input_shape[0] + input_shape[0] // rows, *input_shape[1:]], *args, **kwargs)
 
     view.memory_required = memory_required
     return view
@@ -153,7 +159,7 @@ def _append(value: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
 
 
 def _extend(value: Any, call: ModelCall, made: Any, own: list[bool]) -> Any:
-    """One more row per chunk: `made` in the chunks marked in `own`, elsewhere (or without it) the chunk's last row again."""
+    """One more row per chunk: `made` in the chunks marked in `own`, elsewhere (or without it) the chunk's last row."""
     if isinstance(value, list):
         made = made if isinstance(made, list) else [None] * len(value)
         return [_extend(item, call, item_made, own) for item, item_made in zip(value, made, strict=True)]
@@ -179,7 +185,7 @@ def _same_tokens(context: Any, call: ModelCall, made: Any) -> tuple[Any, ModelCa
 def _without_control(call: ModelCall) -> dict[str, list[torch.Tensor | None]] | None:
     if call.control is None:
         return None
-    return {name: [_with_zero_row(residual, call) for residual in residuals] for name, residuals in call.control.items()}
+    return {name: [_with_zero_row(residual, call) for residual in slots] for name, slots in call.control.items()}
 
 
 def _with_zero_row(residual: torch.Tensor | None, call: ModelCall) -> torch.Tensor | None:

@@ -21,6 +21,7 @@ from .attention import ReplaceFunction, plain_attention, with_attn1_replaced
 from .model_call import KEY, ModelCall, with_wrapper
 from .model_layers import attention_layers
 from .reference import (
+    FIRST_ROW,
     HiddenReference,
     StyleReference,
     counting_hidden_rows,
@@ -39,8 +40,8 @@ class StyleInjection:
     """Style from a reference, through a gate, inside a window of percent."""
 
     gate: LayerGate
-    reference: StyleReference = StyleReference()
-    settings: StyleSettings = StyleSettings()
+    reference: StyleReference = FIRST_ROW
+    settings: StyleSettings = field(default_factory=StyleSettings)
     start: float = 0.0
     end: float = 1.0
 
@@ -48,7 +49,7 @@ class StyleInjection:
 def inject_style(model: ModelPatcher, injection: StyleInjection) -> ModelPatcher:
     """A clone of the model that injects style while it samples; the model itself is untouched.
 
-    Raises ValueError when the model is no UNet, when its layers are not the gate's, or when the reference is no latent of it.
+    Raises ValueError when the model is no UNet, its layers are not the gate's, or the reference is no latent of it.
     """
     layers = tuple(attention_layers(model))
     sampling = model.get_model_object("model_sampling")
@@ -56,8 +57,8 @@ def inject_style(model: ModelPatcher, injection: StyleInjection) -> ModelPatcher
     _check_reference(model, injection.reference)
     patched = model.clone()
     patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, _around_run(injection, layers))
-    if injection.reference.hidden_rows:
-        patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, _around_preparation(injection.reference.hidden_rows))
+    if injection.reference.hidden:
+        patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, _around_preparation)
     return patched
 
 
@@ -71,13 +72,11 @@ def _check_reference(model: ModelPatcher, reference: StyleReference) -> None:
         )
 
 
-def _around_preparation(hidden: int) -> Callable[..., Any]:
+def _around_preparation(
+    executor: Callable[..., Any], model: ModelPatcher, noise_shape: Sequence[int], *args: Any, **kwargs: Any
+) -> Any:
     """PREPARE_SAMPLING: the memory freed before a run counts the hidden rows."""
-
-    def wrapper(executor: Callable[..., Any], model: ModelPatcher, shape: Sequence[int], *args: Any, **kwargs: Any) -> Any:
-        return executor(model, [shape[0] + hidden, *shape[1:]], *args, **kwargs)
-
-    return wrapper
+    return executor(model, [noise_shape[0] + 1, *noise_shape[1:]], *args, **kwargs)
 
 
 def _around_run(injection: StyleInjection, layers: tuple[LayerId, ...]) -> Callable[..., Any]:
@@ -130,9 +129,10 @@ class _Run:
             return executor(model, conds, x, sigma, model_options, *args, **kwargs)
         self.opened.update(styles)
         positive = _place(positive_prompts(self.guider), conds)
-        options = with_wrapper(model_options, WrappersMP.APPLY_MODEL, functools.partial(self.around_call, styles, positive))
+        around_call = functools.partial(self.around_call, styles, positive)
+        options = with_wrapper(model_options, WrappersMP.APPLY_MODEL, around_call)
         if self.hidden is not None:
-            model = counting_hidden_rows(model, x.shape[0], 1)
+            model = counting_hidden_rows(model, x.shape[0])
         return executor(model, conds, x, sigma, options, *args, **kwargs)
 
     def styles(self, sigma: float) -> dict[LayerId, LayerStyle]:
@@ -144,7 +144,12 @@ class _Run:
         return layer_styles(weights, self.layers, injection.settings)
 
     def around_call(
-        self, styles: Mapping[LayerId, LayerStyle], positive: int, executor: Callable[..., Any], *args: Any, **kwargs: Any
+        self,
+        styles: Mapping[LayerId, LayerStyle],
+        positive: int,
+        executor: Callable[..., Any],
+        *args: Any,
+        **kwargs: Any,
     ) -> torch.Tensor:
         """APPLY_MODEL: the open layers' self-attention is replaced for this call only."""
         call = ModelCall.of(*args, **kwargs)
@@ -183,7 +188,7 @@ class _Run:
 
 
 def _place(prompts: list[dict[str, Any]], conds: list[Any]) -> int:
-    """Where the positive prompts stand among the conditionings of a call; guiders differ in their order, most put them first."""
+    """Where the positive prompts stand among the conditionings of a call; most guiders put them first."""
     return next((place for place, cond in enumerate(conds) if cond is prompts), 0)
 
 
