@@ -22,6 +22,7 @@ def start_comfy() -> None:
 
         comfy.options.enable_args_parsing()
         import comfy.cli_args
+        import utils.extra_config  # noqa: F401 - as main.py does, before nodes.py puts comfy/utils.py in front of it
     finally:
         sys.argv = argv
 

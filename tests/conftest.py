@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for devtools; ComfyUI goes before it
 from devtools.bootstrap import import_pack, start_comfy
 
+pytest_plugins = ["comfy_server"]
 os.environ["CONDITIONAL_BALANCE_CPU"] = "1"
 torch.set_num_threads(1)
+settings.register_profile("busy machine", deadline=None)
+settings.load_profile("busy machine")
 start_comfy()
 import_pack()
 

@@ -1,0 +1,154 @@
+#!/usr/bin/env python3
+"""Everything a developer of this pack does, in one script that needs nothing but Python 3.10 or newer.
+
+    python dev.py demo            runs the demo workflow on a real ComfyUI and puts its pictures into out/
+    python dev.py test [ARGS]     runs the linter and every test; ARGS go to pytest
+    python dev.py serve           opens ComfyUI with this pack and the demo nodes
+    python dev.py bench [NAME]    runs a benchmark, or lists them
+    python dev.py train [PART]    trains the demo model again
+
+ComfyUI is the one that COMFYUI_PATH names; else the one this pack is installed in; else a pinned release, fetched once
+into .cache/. Python is the one that runs this script if it has all that is needed; else .venv, made here, into which
+only what is missing is installed. To choose a build of torch yourself, install it in the Python that runs this script.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+if sys.version_info < (3, 10):  # noqa: UP036 - for those who have another
+    sys.exit("dev.py needs Python 3.10 or newer; this is " + sys.version.split()[0] + ".")
+
+from devtools import browser, comfyui, environment, server, workflow
+from devtools.steps import Failed
+
+ROOT = Path(__file__).resolve().parent
+OUT = ROOT / "out"
+TEST_TOOLS = ["pytest", "hypothesis", "ruff"]
+BENCH_TOOLS = ["matplotlib"]
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; returns the exit status."""
+    commands = {"demo": demo, "test": test, "serve": serve, "bench": bench, "train": train}
+    if not arguments or arguments[0] not in commands:
+        print(__doc__)
+        return 0 if arguments in ([], ["-h"], ["--help"]) else 2
+    try:
+        return commands[arguments[0]](arguments[1:])
+    except Failed as failure:
+        print(f"\ndev.py stopped. {failure}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped by you", file=sys.stderr)
+        return 130
+
+
+def ready(tools: list[str]) -> tuple[comfyui.ComfyUI, environment.Environment]:
+    """Find ComfyUI and a Python for it, saying so."""
+    comfy = comfyui.find()
+    env = environment.prepare(comfy, tools)
+    print(f"ComfyUI {comfy.version} in {comfy.path}\nPython in {env.python}\n", flush=True)
+    return comfy, env
+
+
+def test(arguments: list[str]) -> int:
+    """The linter, then every test; fails when either does."""
+    comfy, env = ready(TEST_TOOLS)
+    browser.prepare()
+    lint = _run([env.python, "-m", "ruff", "check", ROOT], comfy)
+    return _run([env.python, "-m", "pytest", "-q", *arguments], comfy) or lint
+
+
+def bench(arguments: list[str]) -> int:
+    """One benchmark with its arguments, or the list of them."""
+    if not arguments:
+        return _list_benchmarks()
+    script = ROOT / "benchmarks" / f"{arguments[0].replace('-', '_')}.py"
+    if not script.exists():
+        raise Failed(f"There is no benchmark '{arguments[0]}'. `python dev.py bench` lists them.")
+    comfy, env = ready(BENCH_TOOLS)
+    return _run([env.python, ROOT / "devtools" / "run.py", script, *arguments[1:]], comfy)
+
+
+def _list_benchmarks() -> int:
+    scripts = sorted((ROOT / "benchmarks").glob("[a-z]*.py"))
+    for script in scripts:
+        about = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
+        print(f"{script.stem.replace('_', '-'):16} {about.partition(chr(10))[0]}")
+    if not scripts:
+        print("There are no benchmarks yet.")
+    return 0
+
+
+def train(arguments: list[str]) -> int:
+    """The training of the demo model, from nothing or from where it stopped."""
+    script = ROOT / "demo" / "train.py"
+    if not script.exists():
+        raise Failed("There is no demo/train.py in this copy of the repository.")
+    comfy, env = ready([])
+    return _run([env.python, ROOT / "devtools" / "run.py", script, *arguments], comfy)
+
+
+def _run(command: list[str | Path], comfy: comfyui.ComfyUI) -> int:
+    env = os.environ | {"COMFYUI_PATH": str(comfy.path)}
+    return subprocess.run([str(part) for part in command], cwd=ROOT, env=env).returncode
+
+
+def serve(arguments: list[str]) -> int:
+    """The ordinary server and front end, until Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="dev.py serve")
+    parser.add_argument("--port", type=int, default=8188, help="where to listen on this machine (default: 8188)")
+    port = parser.parse_args(arguments).port
+    comfy, env = ready([])
+    with server.started(env.python, comfy.path, comfyui.CACHE / "base", env.cpu, port) as running:
+        print(f"Open {running.url} in a browser. Ctrl-C stops the server; its log is {running.log}.", flush=True)
+        while True:
+            running.check()
+            time.sleep(1)
+
+
+def demo(arguments: list[str]) -> int:
+    """The demo workflows on a fresh server; their pictures end up in out/."""
+    argparse.ArgumentParser(prog="dev.py demo").parse_args(arguments)
+    workflows = sorted((ROOT / "example_workflows").glob("*demo*.json"))
+    if not workflows:
+        raise Failed("There is no demo workflow in example_workflows/ of this copy of the repository.")
+    comfy, env = ready([])
+    base = comfyui.CACHE / "demo"
+    shutil.rmtree(base / "output", ignore_errors=True)  # so that file names do not count on from the last run
+    with server.started(env.python, comfy.path, base, env.cpu) as running:
+        known = json.loads(running.get("/object_info"))
+        for path in workflows:
+            _run_demo(running, path, known)
+    return 0
+
+
+def _run_demo(running: server.Server, path: Path, known: dict) -> None:
+    print(f"running {path.name}", flush=True)
+    start = time.monotonic()
+    prompt = workflow.to_prompt(json.loads(path.read_text(encoding="utf-8")), known)
+    outputs = running.run(prompt, tell=lambda line: print(f"  {time.monotonic() - start:3.0f} s  {line}", flush=True))
+    print(f"  done in {time.monotonic() - start:.0f} s", flush=True)
+    for picture in (picture for output in outputs.values() for picture in output.get("images", [])):
+        if picture["type"] == "output":
+            print(f"  {_save(running, picture)}")
+
+
+def _save(running: server.Server, picture: dict[str, str]) -> Path:
+    target = OUT / picture["subfolder"] / picture["filename"]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(running.fetch(picture))
+    return target.relative_to(ROOT)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

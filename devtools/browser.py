@@ -1,0 +1,66 @@
+"""A browser for the tests of the front end: Chromium that is there or can be installed, driven by playwright-core."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from .comfyui import CACHE
+from .steps import Failed, step
+
+PLAYWRIGHT = "playwright-core@1.65.1"
+PLAYWRIGHT_MODULE = CACHE / "browser" / "node_modules" / "playwright-core" / "index.mjs"
+COMMANDS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
+PLACES = (
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+    "/Applications/Chromium.app/Contents/MacOS/Chromium",
+    "/Applications/Microsoft Edge.app/Contents/MacOS/Microsoft Edge",
+    "C:/Program Files/Google/Chrome/Application/chrome.exe",
+    "C:/Program Files (x86)/Microsoft/Edge/Application/msedge.exe",
+)
+
+
+def find_browser() -> str | None:
+    """The path of a Chromium, Chrome or Edge on this machine."""
+    commands = (shutil.which(command) for command in COMMANDS)
+    return next((path for path in (*commands, *PLACES) if path and Path(path).exists()), None)
+
+
+def missing() -> str | None:
+    """What the browser tests lack on this machine, in a sentence; None when they can run."""
+    if not shutil.which("node"):
+        return "There is no Node.js: install it to run the browser tests."
+    if find_browser() is None:
+        return "There is no Chromium, Chrome or Edge: install one to run the browser tests."
+    if not PLAYWRIGHT_MODULE.exists():
+        return "playwright-core is not installed yet: run `python dev.py test` once."
+    return None
+
+
+def prepare() -> None:
+    """Install what can be: Chromium where we are root on Debian (a container), playwright-core into the cache.
+
+    Elsewhere the tests skip with the reason; with CI=true, where nobody would read it, that is a failure.
+    """
+    if find_browser() is None and _is_root() and shutil.which("apt-get"):
+        step("reading the list of system packages", ["apt-get", "update", "-qq"], "Check the network.")
+        install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium"]
+        step(
+            "installing Chromium",
+            install,
+            "Install Chromium by hand.",
+            os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
+        )
+    npm = shutil.which("npm")
+    if npm and find_browser() and not PLAYWRIGHT_MODULE.exists():
+        target = CACHE / "browser"
+        target.mkdir(parents=True, exist_ok=True)
+        install = [npm, "install", "--prefix", target, "--no-audit", "--no-fund", "--silent", PLAYWRIGHT]
+        step("installing playwright-core", install, "Check the network.")
+    if os.environ.get("CI") and (reason := missing()):
+        raise Failed(f"{reason} (CI is set, so they may not be skipped.)")
+
+
+def _is_root() -> bool:
+    return hasattr(os, "geteuid") and os.geteuid() == 0

@@ -1,0 +1,84 @@
+"""The pack as a package: it loads once, keeps its dependencies one way, and says truthfully what it is."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import conditional_balance
+from devtools.server import ROOT
+
+FORBIDDEN = {
+    "engine": {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "server", "nodes", "hooks"},
+    "hooks": {"nodes"},
+}
+CODE = [path for part in ("engine", "hooks", "nodes") for path in sorted((ROOT / part).rglob("*.py"))]
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The first word of every import, with `..nodes` read as `nodes`."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (name.name.split(".")[0] for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from ([node.module.split(".")[0]] if node.module else [name.name for name in node.names])
+
+
+def schemas() -> list:
+    extension = asyncio.run(conditional_balance.comfy_entrypoint())
+    return [node.GET_SCHEMA() for node in asyncio.run(extension.get_node_list())]
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_dependencies_run_one_way(path: Path) -> None:
+    part = path.relative_to(ROOT).parts[0]
+    assert set(imports(path)) & FORBIDDEN.get(part, set()) == set()
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_the_pack_imports_itself_by_relative_names(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    assert not re.search(r"^\s*(from|import) (conditional_balance|engine|hooks)\b", source, re.MULTILINE)
+
+
+def test_the_pack_does_not_shadow_comfyui() -> None:
+    import nodes
+
+    assert hasattr(nodes, "common_ksampler")
+    assert sys.modules["conditional_balance.nodes"] is not nodes
+
+
+def test_the_web_directory_exists() -> None:
+    assert (ROOT / conditional_balance.WEB_DIRECTORY).is_dir()
+
+
+def test_node_ids_are_ours_and_unique() -> None:
+    ids = [schema.node_id for schema in schemas()]
+    assert len(ids) == len(set(ids))
+    assert all(node_id.startswith("CB") for node_id in ids)
+
+
+def test_help_pages_belong_to_nodes() -> None:
+    pages = {page.stem for page in (ROOT / "js" / "docs").glob("*.md")}
+    assert pages <= {schema.node_id for schema in schemas()}
+
+
+def test_comfyui_reads_our_project_file() -> None:
+    from comfy_config.config_parser import extract_node_configuration
+
+    config = extract_node_configuration(str(ROOT))
+    assert config.project.name == "conditional-balance"
+    assert config.project.requires_python
+    assert config.tool_comfy.display_name == "Conditional Balance"
+    assert not config.tool_comfy.web  # WEB_DIRECTORY says it; both would load every script twice
+
+
+def test_the_changelog_knows_this_version() -> None:
+    version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)[1]
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
