@@ -21,7 +21,7 @@ QUERY, KEY, BOTH = np.array((74, 133, 214), float), np.array((238, 158, 62), flo
 
 
 def standard_sigma(percent: float) -> float:
-    """Sigma at a percent of Stable Diffusion's own schedule (scaled linear betas, 1000 levels), as ComfyUI counts it."""
+    """Sigma at a percent of Stable Diffusion's own schedule (scaled linear, 1000 levels), as ComfyUI counts it."""
     if percent <= 0 or percent >= 1:
         return float("inf") if percent <= 0 else 0.0
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2

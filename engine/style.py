@@ -51,7 +51,7 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class StyleSettings:
-    """How a gate's weights become layer styles: `strength` (0 to 1) scales them, `share` weighs the reference's tokens."""
+    """How a gate's weights become layer styles: `strength` (0 to 1) scales them, `share` the reference's tokens."""
 
     strength: float = 1.0
     adain_q: bool = True

@@ -14,7 +14,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy.samplers import CFGGuider
 
-from ..engine.gate import LayerGate, ToSigma, inside
+from ..engine.gate import LayerGate, ToSigma
 from ..engine.layers import LayerId
 from ..engine.style import LayerStyle, Rows, StyleSettings, inject, inject_through, layer_styles
 from .attention import ReplaceFunction, plain_attention, with_attn1_replaced
@@ -37,13 +37,11 @@ PICTURES = f"{KEY}_pictures"
 
 @dataclass(frozen=True)
 class StyleInjection:
-    """Style from a reference, through a gate, inside a window of percent."""
+    """Style from a reference, through a gate."""
 
     gate: LayerGate
     reference: StyleReference = FIRST_ROW
     settings: StyleSettings = field(default_factory=StyleSettings)
-    start: float = 0.0
-    end: float = 1.0
 
 
 def inject_style(model: ModelPatcher, injection: StyleInjection) -> ModelPatcher:
@@ -123,7 +121,7 @@ class _Run:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """CALC_COND_BATCH: outside the window, or with no layer open, the call goes on as if we were not there."""
+        """CALC_COND_BATCH: with no layer open at this noise level, the call goes on as if we were not there."""
         styles = self.styles(float(sigma[0]))
         if not styles:
             return executor(model, conds, x, sigma, model_options, *args, **kwargs)
@@ -137,11 +135,8 @@ class _Run:
 
     def styles(self, sigma: float) -> dict[LayerId, LayerStyle]:
         """The open layers at a noise level."""
-        injection = self.injection
-        if not inside(sigma, injection.start, injection.end, self.to_sigma):
-            return {}
-        weights = injection.gate.weights(sigma, self.layers, self.to_sigma)
-        return layer_styles(weights, self.layers, injection.settings)
+        weights = self.injection.gate.weights(sigma, self.layers, self.to_sigma)
+        return layer_styles(weights, self.layers, self.injection.settings)
 
     def around_call(
         self,

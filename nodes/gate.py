@@ -61,14 +61,16 @@ class SelectLayers(io.ComfyNode):
                     min=0.0,
                     max=200.0,
                     step=0.01,
-                    tooltip="Share of the layers kept: 0.43 keeps 30 of SDXL's 70 and balances style with content. 0 keeps "
+                    tooltip="Share of the layers kept: 0.43 keeps 30 of SDXL's 70 and balances style with content. "
+                    "0 keeps "
                     "none, 1 all. Above 1 it is a number of layers. Above 0.5 style starts to push the prompt aside.",
                 ),
                 io.Combo.Input(
                     "policy",
                     options=list(POLICIES),
                     default="per-step",
-                    tooltip="per-step: the most sensitive layers at each noise level, as in the paper. static: one list for "
+                    tooltip="per-step: the most sensitive layers at each noise level, as in the paper. static: one "
+                    "list for "
                     "all. budget: one threshold, so few layers early and many late. soft: per-step with a soft edge. "
                     "random, evenly spaced, reversed (least sensitive): for comparison only.",
                 ),
@@ -79,7 +81,8 @@ class SelectLayers(io.ComfyNode):
                         min=0.0,
                         max=1.0,
                         step=0.01,
-                        tooltip="Width of the edge of the soft policy, in standard deviations of the scores. 0.1 is good; 0 "
+                        tooltip="Width of the edge of the soft policy, in standard deviations of the scores. 0.1 "
+                        "is good; 0 "
                         "is per-step. Wider edges open more layers and cost more time. Other policies ignore it.",
                     )
                 ),
@@ -132,10 +135,7 @@ class SelectLayers(io.ComfyNode):
         ranked = RankedGate(profile, kwargs["lambda"], policy, softness, seed)
         chosen = pinned(ranked, parse(pin), parse(exclude))
         gate = windowed(chosen, start_percent, end_percent)
-        return io.NodeOutput(
-            gate,
-            *_pictured(gate, chosen, profile),
-        )
+        return io.NodeOutput(gate, *_pictured(gate, chosen, profile))
 
 
 def _pictured(gate: LayerGate, chosen: LayerGate, profile: SensitivityProfile) -> tuple[torch.Tensor, str]:
@@ -165,7 +165,8 @@ class WriteGate(io.ComfyNode):
                     "layers",
                     default="o1.4-9, o2",
                     multiline=True,
-                    tooltip=f"The layers that take part. {GRAMMAR} For SDXL o1.4-9, o2 is where style lives; SD1.5 has one "
+                    tooltip=f"The layers that take part. {GRAMMAR} For SDXL o1.4-9, o2 is where style lives; SD1.5 "
+                    f"has one "
                     "transformer per block, so write o3-8.",
                 ),
                 *window_inputs(),
@@ -197,7 +198,8 @@ class CombineGates(io.ComfyNode):
                     "operation",
                     options=[*OPERATIONS, "scale"],
                     default="and",
-                    tooltip="and: layers open in both gates. or: open in either. minus: open in the first and not in the "
+                    tooltip="and: layers open in both gates. or: open in either. minus: open in the first and not "
+                    "in the "
                     "second. scale: the first gate's weights times the factor.",
                 ),
                 io.Float.Input(

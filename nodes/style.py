@@ -9,7 +9,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from comfy_api.latest import io
 
-from ..engine.gate import LayerGate
+from ..engine.gate import LayerGate, windowed
 from ..engine.style import StyleSettings
 from ..hooks.prompts import encode_rows
 from ..hooks.reference import FIRST_ROW, Conditioning, StyleReference
@@ -37,7 +37,8 @@ class PromptBatch(io.ComfyNode):
                     default="a painting, in the style of ukiyo-e\na sailing ship, in the style of ukiyo-e",
                     multiline=True,
                     dynamic_prompts=True,
-                    tooltip="One prompt per line; empty lines are skipped. Line 1 is the style reference, the others are the "
+                    tooltip="One prompt per line; empty lines are skipped. Line 1 is the style reference, the "
+                    "others are the "
                     "pictures that take its style. Name the style in every line. Set the latent's batch_size to the "
                     "number of lines.",
                 ),
@@ -71,19 +72,22 @@ class MakeReference(io.ComfyNode):
                     "mode",
                     options=[RENOISED, FIRST],
                     default=RENOISED,
-                    tooltip=f"{RENOISED}: a picture, noised afresh at every step and run along unseen. {FIRST}: the batch's "
+                    tooltip=f"{RENOISED}: a picture, noised afresh at every step and run along unseen. {FIRST}: "
+                    f"the batch's "
                     "first picture is the reference and appears in the result; it needs a batch of two or more.",
                 ),
                 io.Latent.Input(
                     "latent",
                     optional=True,
-                    tooltip="The reference picture, encoded with the model's VAE; the first of a batch is used. Encode it at "
+                    tooltip="The reference picture, encoded with the model's VAE; the first of a batch is used. "
+                    "Encode it at "
                     "the size you generate, or it is resized. Not used by the other mode.",
                 ),
                 io.Conditioning.Input(
                     "prompt",
                     optional=True,
-                    tooltip="A prompt that describes the reference picture, style included. Without one it runs under the "
+                    tooltip="A prompt that describes the reference picture, style included. Without one it runs "
+                    "under the "
                     "sampler's positive prompt, which takes over less of its style.",
                 ),
             ],
@@ -123,24 +127,28 @@ class InjectStyle(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="How much style the chosen layers take. 1 is the paper's method, 0 is off. To weaken style, "
+                    tooltip="How much style the chosen layers take. 1 is the paper's method, 0 is off. To weaken "
+                    "style, "
                     "first try fewer layers (lambda).",
                 ),
                 io.Boolean.Input(
                     "adain_q",
                     default=True,
-                    tooltip="Give the queries the reference's statistics. On, as in the paper; turn off only to experiment.",
+                    tooltip="Give the queries the reference's statistics. On, as in the paper; turn off only to "
+                    "experiment.",
                 ),
                 io.Boolean.Input(
                     "adain_k",
                     default=True,
-                    tooltip="Give the keys the reference's statistics. On, as in the paper; turn off only to experiment.",
+                    tooltip="Give the keys the reference's statistics. On, as in the paper; turn off only to "
+                    "experiment.",
                 ),
                 advanced(
                     io.Boolean.Input(
                         "adain_v",
                         default=False,
-                        tooltip="Give the values the reference's statistics too: stronger colour transfer, more of the "
+                        tooltip="Give the values the reference's statistics too: stronger colour transfer, more of "
+                        "the "
                         "reference's content. The paper leaves it off for SDXL.",
                     )
                 ),
@@ -150,8 +158,10 @@ class InjectStyle(io.ComfyNode):
                     min=0.0,
                     max=4.0,
                     step=0.05,
-                    tooltip="Weight of the reference's tokens in attention beside the picture's own. 1 is the paper's method, "
-                    "2 suits faint references, 0 leaves statistics only. Lower it when the reference's content leaks in.",
+                    tooltip="Weight of the reference's tokens in attention beside the picture's own. 1 is the "
+                    "paper's method, "
+                    "2 suits faint references, 0 leaves statistics only. Lower it when the reference's content "
+                    "leaks in.",
                 ),
                 *window_inputs(),
                 Reference.Input(
@@ -177,8 +187,9 @@ class InjectStyle(io.ComfyNode):
         reference: StyleReference = FIRST_ROW,
         **adain: Any,
     ) -> io.NodeOutput:
+        gate = windowed(gate, start_percent, end_percent)
         settings = StyleSettings(strength, share=share, **adain)
-        return io.NodeOutput(inject_style(model, StyleInjection(gate, reference, settings, start_percent, end_percent)))
+        return io.NodeOutput(inject_style(model, StyleInjection(gate, reference, settings)))
 
 
 NODES = [PromptBatch, MakeReference, InjectStyle]

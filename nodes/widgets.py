@@ -29,6 +29,7 @@ def window_inputs() -> list[io.Input]:
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip="Where in the schedule it stops acting. 1 is right unless fine detail looks overworked; then try 0.8.",
+            tooltip="Where in the schedule it stops acting. 1 is right unless fine detail looks overworked; then "
+            "try 0.8.",
         ),
     ]
