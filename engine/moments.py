@@ -1,0 +1,38 @@
+"""Moments: what a layer's projected tokens look like, whatever their number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+VARIANCE_FLOOR = 1e-5  # added under the root, as StyleAligned's AdaIN does, so that a dead channel has a width
+
+
+class Moments(NamedTuple):
+    """Mean and standard deviation over tokens, float32, both [..., channels] (channels = heads * dim_head)."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+
+def moments_of(tokens: torch.Tensor) -> Moments:
+    """Moments [rows, channels] of projected tokens [rows, tokens, channels].
+
+    The standard deviation is sqrt(unbiased variance + 1e-5). Every channel belongs to one head, so a statistic per
+    channel is one per head and channel (conditional-balance.md 1.1).
+    """
+    tokens = tokens.float()
+    variance, mean = torch.var_mean(tokens, dim=1, correction=1)
+    return Moments(mean, (variance + VARIANCE_FLOOR).sqrt())
+
+
+def join_channels(parts: Sequence[Moments]) -> Moments:
+    """One vector from several of the same image, such as its conditional and its unconditional one."""
+    return Moments(torch.cat([part.mean for part in parts], -1), torch.cat([part.std for part in parts], -1))
+
+
+def stack_images(parts: Sequence[Moments]) -> Moments:
+    """Moments [images, channels] from those of single images [channels]."""
+    return Moments(torch.stack([part.mean for part in parts]), torch.stack([part.std for part in parts]))
