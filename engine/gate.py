@@ -11,7 +11,7 @@ import torch
 
 from .grammar import Selection
 from .layers import LayerId, in_forward_order
-from .profile import FEATURES, SensitivityProfile
+from .profile import FEATURES, SensitivityProfile, check_layers
 
 ToSigma = Callable[[float], float]
 """Percent of the schedule (0 start, 1 end) to sigma, as the model's sampling object converts it."""
@@ -74,12 +74,8 @@ class RankedGate(LayerGate):
         return torch.stack([measured.get(feature, any_measured) for feature in FEATURES])
 
     def _order(self, layers: Sequence[LayerId]) -> list[int]:
+        check_layers(self.profile, layers)
         known = {layer: index for index, layer in enumerate(self.profile.layers)}
-        if known.keys() != set(layers):
-            raise ValueError(
-                f"The gate's profile ranks {len(known)} layers that are not the {len(layers)} layers of this model: "
-                "use a profile measured on a model of the same architecture."
-            )
         return [known[layer] for layer in layers]
 
 

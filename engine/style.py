@@ -77,8 +77,8 @@ def layer_styles(
 
 
 def moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and sqrt(var + EPS) over tokens [..., 1, channels], in fp32, with the unbiased variance."""
-    variance, mean = torch.var_mean(x, dim=-2, keepdim=True)
+    """Mean and sqrt(var + EPS) over tokens [..., 1, channels], in fp32; the variance is unbiased, 0 for one token."""
+    variance, mean = torch.var_mean(x, dim=-2, keepdim=True, correction=int(x.shape[-2] > 1))
     return mean.float(), (variance.float() + EPS).sqrt()
 
 

@@ -1,7 +1,8 @@
 """The published operator of StyleAligned, as Conditional Balance uses it, in plain torch: what our hooks are judged by.
 
 Written from the papers (arXiv 2312.02133, arXiv 2412.19853), sharing no code with the pack: it takes the place of a
-self-attention module's forward, splits heads, and spells out softmax attention over the whole batch, reference included.
+self-attention module's forward, splits heads, and spells out softmax attention over the whole batch, the reference
+included.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def shared_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, flags: F
 
 
 def official_forward(module: torch.nn.Module, flags: Flags) -> Callable[..., torch.Tensor]:
-    def forward(x: torch.Tensor, context: Any = None, value: Any = None, transformer_options: Any = None) -> torch.Tensor:
+    def forward(x: torch.Tensor, *, transformer_options: dict[str, Any], **unused: Any) -> torch.Tensor:
         q, k, v = (
             layer(x).unflatten(-1, (module.heads, module.dim_head)).transpose(1, 2)
             for layer in (module.to_q, module.to_k, module.to_v)

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from official_operator import Flags, official
+
 from conditional_balance.engine.gate import LayerGate, WrittenGate
 from conditional_balance.engine.grammar import parse
 from conditional_balance.engine.layers import LayerId
@@ -14,14 +16,13 @@ from conditional_balance.engine.style import StyleSettings
 from conditional_balance.hooks.model_layers import attention_layers
 from conditional_balance.hooks.reference import FIRST_ROW, StyleReference
 from conditional_balance.hooks.style_injection import StyleInjection, inject_style
-from official_operator import Flags, official
 from tiny import cond, latent, sample, tiny_model
 
 KINDS = ("sd15", "sdxl")
-SIZE = 16
+HEIGHT, WIDTH = 8, 16  # of latents: not square, and two tokens at the coarsest level
 
-# fp32 against fp32: the two sides differ only in the order of sums. Seen: under 1e-5 of the result's spread, after up to
-# seventeen layers and four steps; an operator that is wrong in any term is off by 1e-1 and more.
+# fp32 against fp32: the two sides differ only in the order of sums. Seen: under 1e-5 of the result's spread, after up
+# to seventeen layers and four steps; an operator that is wrong in any term is off by 1e-1 and more.
 CLOSE = 1e-4
 
 
@@ -30,8 +31,8 @@ def model(kind: str) -> Any:
     return tiny_model(kind)
 
 
-def empty(batch: int) -> dict[str, torch.Tensor]:
-    return {"samples": torch.zeros(batch, 4, SIZE, SIZE)}
+def empty(batch: int, height: int = HEIGHT, width: int = WIDTH) -> dict[str, torch.Tensor]:
+    return {"samples": torch.zeros(batch, 4, height, width)}
 
 
 def gate(text: str) -> LayerGate:
@@ -44,7 +45,7 @@ def styled(of: Any, layers: str | LayerGate = "all", reference: StyleReference =
 
 
 def hidden(of: Any, seed: int = 5, tokens: int = 77) -> StyleReference:
-    return StyleReference(latent(seed, height=SIZE, width=SIZE)["samples"], cond(of, 31, tokens=tokens))
+    return StyleReference(latent(seed, height=HEIGHT, width=WIDTH)["samples"], cond(of, 31, tokens=tokens))
 
 
 def run(of: Any, batch: int = 3, **options: Any) -> torch.Tensor:
@@ -100,6 +101,7 @@ def tiny_controlnet(kind: str) -> Any:
     import comfy.cldm.cldm
     import comfy.controlnet
     import comfy.ops
+
     from tiny import _fill
 
     config = {**model(kind).model.model_config.unet_config, "dtype": torch.float32}
@@ -115,5 +117,5 @@ def with_control(controlnet: Any, positive: Any, negative: Any) -> tuple[Any, An
     """What the core node ControlNetApplyAdvanced makes of two prompts."""
     from nodes import ControlNetApplyAdvanced
 
-    hint = torch.rand(1, 8 * SIZE, 8 * SIZE, 3, generator=torch.Generator().manual_seed(8))
+    hint = torch.rand(1, 8 * HEIGHT, 8 * WIDTH, 3, generator=torch.Generator().manual_seed(8))
     return ControlNetApplyAdvanced().apply_controlnet(positive, negative, controlnet, hint, 1.0, 0.0, 1.0)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import random
-
 from typing import Any
 
 import comfy.sample
 import comfy.samplers
 import pytest
 import torch
-from conditional_balance.hooks.model_layers import attention_layers
-from conditional_balance.hooks.reference import NOISE_SEED, Conditioning
 from official_operator import official
 from style_case import (
+    HEIGHT,
     KINDS,
-    SIZE,
+    WIDTH,
     assert_close,
     differ,
     flags_of,
@@ -26,6 +24,9 @@ from style_case import (
     run_officially,
     styled,
 )
+
+from conditional_balance.hooks.model_layers import attention_layers
+from conditional_balance.hooks.reference import NOISE_SEED, Conditioning
 from tiny import cond
 
 __all__ = ["little_memory"]
@@ -87,9 +88,9 @@ def _stacked(first: Conditioning, others: Conditioning, count: int) -> Condition
 def test_a_renoised_reference_acts_as_a_first_row(kind: str) -> None:
     of, sigma = model(kind), 3.0
     reference = hidden(of)
-    noise = torch.randn(1, 4, SIZE, SIZE, generator=torch.Generator().manual_seed(NOISE_SEED))
+    noise = torch.randn(1, 4, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(NOISE_SEED))
     leading = of.model.process_latent_in(reference.latent) + sigma * noise
-    x = 3 * torch.randn(3, 4, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
+    x = 3 * torch.randn(3, 4, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(3))
     with official(attention_layers(of), flags_of("all", of)):
         expected = _one_step(of, torch.cat((leading, x)), _stacked(reference.prompt, cond(of, 1), 3), sigma)
     assert_close(_one_step(styled(of, "all", reference), x, cond(of, 1), sigma), expected[1:])
