@@ -7,13 +7,13 @@ conditioning in the call; each chunk holds its own reference.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from einops import rearrange
 
 from .layers import LayerId
 
@@ -82,20 +82,17 @@ def moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return mean.float(), (variance.float() + EPS).sqrt()
 
 
-def adain(x: torch.Tensor, weight: float, rows: Rows) -> torch.Tensor:
-    """Move the moments of the styled rows toward the reference's by `weight`; x is [rows, tokens, channels].
+def adain(x: torch.Tensor, reference: torch.Tensor, weight: float) -> torch.Tensor:
+    """Move the moments of x toward the reference's by `weight` in [0, 1]; both [..., tokens, channels], broadcast.
 
-    Every other row, and everything at weight 0, comes out bit-equal.
+    Statistics are taken in fp32. Weight 0 returns x itself.
     """
     if weight == 0:
         return x
-    x = _chunked(x, rows)
-    mean, deviation = moments(x)
-    own, reference = slice(rows.start, rows.stop), slice(rows.reference, rows.reference + 1)
-    scale, shift = torch.ones_like(mean), torch.zeros_like(mean)
-    scale[:, own] = torch.lerp(deviation[:, own], deviation[:, reference], weight) / deviation[:, own]
-    shift[:, own] = torch.lerp(mean[:, own], mean[:, reference], weight) - mean[:, own] * scale[:, own]
-    return _flat(torch.addcmul(shift.to(x), x, scale.to(x)))
+    (mean, deviation), (mean_to, deviation_to) = moments(x), moments(reference)
+    scale = torch.lerp(deviation, deviation_to.expand_as(deviation), weight) / deviation
+    shift = torch.lerp(mean, mean_to.expand_as(mean), weight) - mean * scale
+    return torch.addcmul(shift.to(x), x, scale.to(x))
 
 
 def inject(
@@ -105,13 +102,15 @@ def inject(
 
     Unstyled rows run by themselves: they are then exactly plain attention, and cost no more than that.
     """
-    q, k, v = adain(q, style.q, rows), adain(k, style.k, rows), adain(v, style.v, rows)
+    chunked = [_chunked(x, rows) for x in (q, k, v)]
+    styled = _adained(chunked, style, rows)
     if style.share == 0:
-        return attend(q, k, v, None)
-    plain = attend(*(_unstyled(x, rows) for x in (q, k, v)), None)
-    bias = share_bias(q, k.shape[1], style.share)
-    styled = attend(_styled(q, rows), _with_reference(k, rows), _with_reference(v, rows), bias)
-    return _put_back(plain, styled, rows)
+        return attend(*(_flat(_put_back(x, own, rows)) for x, own in zip(chunked, styled, strict=True)), None)
+    plain = attend(*(_flat(_unstyled(x, rows)) for x in chunked), None)
+    own_q, *own_kv = styled
+    shared = (torch.cat((own, _reference(x, own, rows)), 2) for x, own in zip(chunked[1:], own_kv, strict=True))
+    out = attend(_flat(own_q), *map(_flat, shared), share_bias(q, k.shape[1], style.share))
+    return _flat(_joined(_chunked(plain, rows), _chunked(out, rows), rows))
 
 
 def inject_through(
@@ -122,11 +121,14 @@ def inject_through(
     It sees all rows at once. Unstyled rows get their own keys and values twice, which changes nothing (StyleAligned
     does so for its reference). A share below 1 mixes the outputs with and without sharing; above 1 it counts as 1.
     """
-    q, k, v = adain(q, style.q, rows), adain(k, style.k, rows), adain(v, style.v, rows)
+    chunked = [_chunked(x, rows) for x in (q, k, v)]
+    q, k, v = (_put_back(x, own, rows) for x, own in zip(chunked, _adained(chunked, style, rows), strict=True))
+    alone = functools.partial(attend, _flat(q), _flat(k), _flat(v), None)
     if style.share == 0:
-        return attend(q, k, v, None)
-    shared = attend(q, _doubled(k, rows), _doubled(v, rows), None)
-    return shared if style.share >= 1 else torch.lerp(attend(q, k, v, None), shared, style.share)
+        return alone()
+    shared = (torch.cat((x, _put_back(x, _reference(x, _styled(x, rows), rows), rows)), 2) for x in (k, v))
+    out = attend(_flat(q), *map(_flat, shared), None)
+    return out if style.share >= 1 else torch.lerp(alone(), out, style.share)
 
 
 def share_bias(like: torch.Tensor, tokens: int, share: float) -> torch.Tensor | None:
@@ -138,39 +140,38 @@ def share_bias(like: torch.Tensor, tokens: int, share: float) -> torch.Tensor | 
     return bias
 
 
+# Below, x is [chunks, rows, tokens, channels] and `own` its styled rows.
+
+
 def _chunked(x: torch.Tensor, rows: Rows) -> torch.Tensor:
-    return rearrange(x, "(chunk row) token channel -> chunk row token channel", chunk=rows.chunks)
+    return x.unflatten(0, (rows.chunks, -1))
 
 
 def _flat(x: torch.Tensor) -> torch.Tensor:
-    return rearrange(x, "chunk row token channel -> (chunk row) token channel")
+    return x.flatten(0, 1)
+
+
+def _adained(chunked: Sequence[torch.Tensor], style: LayerStyle, rows: Rows) -> list[torch.Tensor]:
+    """The styled rows of q, k and v with their moments moved."""
+    reference = slice(rows.reference, rows.reference + 1)
+    return [adain(_styled(x, rows), x[:, reference], weight) for x, weight in zip(chunked, style[:3], strict=True)]
 
 
 def _styled(x: torch.Tensor, rows: Rows) -> torch.Tensor:
-    return _flat(_chunked(x, rows)[:, rows.start : rows.stop])
+    return x[:, rows.start : rows.stop]
 
 
 def _unstyled(x: torch.Tensor, rows: Rows) -> torch.Tensor:
-    x = _chunked(x, rows)
-    return _flat(torch.cat((x[:, : rows.start], x[:, rows.stop :]), dim=1))
+    return torch.cat((x[:, : rows.start], x[:, rows.stop :]), 1)
 
 
-def _with_reference(x: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """The styled rows' tokens followed by their reference's."""
-    x = _chunked(x, rows)
-    own = x[:, rows.start : rows.stop]
-    reference = x[:, rows.reference : rows.reference + 1].expand_as(own)
-    return _flat(torch.cat((own, reference), dim=2))
+def _reference(x: torch.Tensor, own: torch.Tensor, rows: Rows) -> torch.Tensor:
+    return x[:, rows.reference : rows.reference + 1].expand_as(own)
 
 
-def _doubled(x: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """Every row's tokens twice, the second time the reference's in the styled rows."""
-    x = _chunked(x, rows)
-    second = x.clone()
-    second[:, rows.start : rows.stop] = x[:, rows.reference : rows.reference + 1]
-    return _flat(torch.cat((x, second), dim=2))
+def _put_back(x: torch.Tensor, own: torch.Tensor, rows: Rows) -> torch.Tensor:
+    return torch.cat((x[:, : rows.start], own, x[:, rows.stop :]), 1)
 
 
-def _put_back(plain: torch.Tensor, styled: torch.Tensor, rows: Rows) -> torch.Tensor:
-    plain, styled = _chunked(plain, rows), _chunked(styled, rows)
-    return _flat(torch.cat((plain[:, : rows.start], styled, plain[:, rows.start :]), dim=1))
+def _joined(unstyled: torch.Tensor, own: torch.Tensor, rows: Rows) -> torch.Tensor:
+    return torch.cat((unstyled[:, : rows.start], own, unstyled[:, rows.start :]), 1)

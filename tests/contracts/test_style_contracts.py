@@ -529,15 +529,21 @@ def test_image_to_image() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("dtype", "manual_cast", "tolerance"),
-    # The unit roundoff is 2^-8 for bf16 and 2^-11 for fp16; both sides round at every layer, in different places, so
-    # that a few dozen units are to be expected. Seen: 0.15 and 0.02.
-    [(torch.bfloat16, None, 0.5), (torch.float16, torch.bfloat16, 0.5), (torch.float16, torch.float32, CLOSE)],
+    # Both sides round at every layer but in different places. Seen: 0.14 with bf16's 8 bits, 0.02 with fp16's 11.
+    [
+        (torch.bfloat16, None, 0.3),
+        (torch.float16, torch.bfloat16, 0.3),
+        (torch.float16, None, 0.05),
+        (torch.float16, torch.float32, CLOSE),
+    ],
 )
 def test_low_precision(kind: str, dtype: torch.dtype, manual_cast: torch.dtype | None, tolerance: float) -> None:
     of = tiny_model(kind, dtype=dtype, manual_cast=manual_cast)
     options = {"steps": 1, "batch": 2}
-    injected, expected = run(styled(of), **options), run_officially(of, flags_of("all", of), **options)
-    assert_close(injected, expected, tolerance)
+    found, expected = run(styled(of), **options), run_officially(of, flags_of("all", of), **options)
+    assert_close(found, expected, tolerance)
+    exact = run_officially(model(kind), flags_of("all", of), **options)
+    assert (found - exact).std() < 1.25 * (expected - exact).std()  # no further from the truth than the published code
     assert torch.isfinite(run(styled(of, "all", hidden(of), strength=0.5), **options)).all()
 
 

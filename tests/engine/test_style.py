@@ -56,31 +56,33 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-@given(rows, weights)
-def test_adain_moves_the_moments_by_its_weight(of: Rows, weight: float) -> None:
-    x = tokens(of)
-    before, after = by_chunk(x, of), by_chunk(adain(x, weight, of), of)
-    for chunk in range(of.chunks):
-        mean, deviation = (moment.double() for moment in moments(before[chunk, of.reference]))
-        for row in range(of.start, of.stop):
-            own_mean, own_deviation = (moment.double() for moment in moments(before[chunk, row]))
-            target = torch.lerp(own_deviation, deviation, weight)
-            expected = (before[chunk, row] - own_mean) / own_deviation * target + torch.lerp(own_mean, mean, weight)
-            close(after[chunk, row], expected)
+@given(weights)
+def test_adain_moves_the_moments_by_its_weight(weight: float) -> None:
+    x, reference = tokens(FIRST, 1), tokens(FIRST, 2)[:1]
+    (mean, deviation), (mean_to, deviation_to) = moments(x), moments(reference)
+    mean_after, deviation_after = moments(adain(x, reference, weight))
+    close(mean_after, mean + weight * (mean_to - mean))
+    # the 1e-5 under the root is scaled along, so deviations agree to about as much
+    torch.testing.assert_close(deviation_after, deviation + weight * (deviation_to - deviation), rtol=1e-4, atol=1e-4)
 
 
-@given(rows, weights)
-def test_adain_leaves_every_other_row_bit_equal(of: Rows, weight: float) -> None:
-    x = tokens(of)
-    before, after = by_chunk(x, of), by_chunk(adain(x, weight, of), of)
-    for row in set(range(before.shape[1])) - set(range(of.start, of.stop)):
-        assert torch.equal(before[:, row], after[:, row])
-    assert adain(x, 0.0, of) is x
+def test_adain_is_the_published_map_at_full_weight() -> None:
+    x, reference = tokens(FIRST, 1), tokens(FIRST, 2)[:1]
+    normed = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + 1e-5).sqrt()
+    close(adain(x, reference, 1.0), normed * (reference.var(1) + 1e-5).sqrt()[:, None] + reference.mean(1)[:, None])
+
+
+@given(weights)
+def test_adain_toward_itself_or_by_nothing_changes_nothing(weight: float) -> None:
+    x = tokens(FIRST)
+    close(adain(x, x, weight), x)
+    assert adain(x, x.flip(0), 0.0) is x
 
 
 def test_adain_survives_a_single_token_and_a_flat_picture() -> None:
-    assert torch.isfinite(adain(tokens(FIRST)[:, :1], 1.0, FIRST)).all()
-    assert torch.isfinite(adain(torch.ones(6, TOKENS, CHANNELS), 1.0, FIRST)).all()
+    x = tokens(FIRST)
+    assert torch.isfinite(adain(x[:, :1], x[:1, :1], 1.0)).all()
+    assert torch.isfinite(adain(torch.ones_like(x), x[:1], 1.0)).all()
 
 
 @given(rows, shares)
