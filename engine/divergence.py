@@ -60,8 +60,7 @@ def _as_matrix(summed: torch.Tensor) -> torch.Tensor:
     partner = (image + torch.arange(1, shifts + 1, device=summed.device)) % images
     matrix = summed.new_zeros(groups, images, images)
     matrix[:, image, partner] = summed
-    matrix[:, partner, image] = summed
-    return matrix
+    return torch.maximum(matrix, matrix.mT)  # of an even number, images half way around meet twice
 
 
 def _bhattacharyya_terms(moments: Moments) -> Terms:

@@ -23,8 +23,8 @@ def moments_of(tokens: torch.Tensor) -> Moments:
     The standard deviation is sqrt(unbiased variance + 1e-5). Every channel belongs to one head, so a statistic per
     channel is one per head and channel (conditional-balance.md 1.1).
     """
-    tokens = tokens.float()
-    variance, mean = torch.var_mean(tokens, dim=1, correction=1)
+    lone = tokens.shape[1] == 1  # the middle of a very small picture: no spread, but no NaN either
+    variance, mean = torch.var_mean(tokens.float(), dim=1, correction=0 if lone else 1)
     return Moments(mean, (variance + VARIANCE_FLOOR).sqrt())
 
 

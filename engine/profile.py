@@ -26,7 +26,7 @@ class SensitivityProfile:
 
     `sigmas` is [T], descending; `scores` is [F, T, L] in float64 with F along `features` and L along `layers`.
     `low` and `high` are the bootstrap interval of `scores`, same shape, or None for published ranks.
-    `provenance` holds what the file's header says (JSON types only): model fingerprint, clusters, estimator, seed, time.
+    `provenance` holds what the file's header says, in JSON types: model fingerprint, clusters, estimator, seed, time.
     """
 
     layers: tuple[LayerId, ...]
@@ -90,14 +90,14 @@ def save(profile: SensitivityProfile, path: str | os.PathLike[str]) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> SensitivityProfile:
-    """Read a profile. Raises ValueError, in one sentence, for a file that is corrupt, of another format or not finite."""
+    """Read a profile. Raises ValueError for a file that is corrupt, of another format or not finite."""
     name = Path(path).name
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"'{name}' cannot be read ({error}): the file is damaged, save or download it again.") from error
+        raise ValueError(f"'{name}' cannot be read ({error}): it is damaged, save or download it again.") from error
     _check_format(header, name)
     try:
         profile = _read(json.loads(header["profile"]), tensors)

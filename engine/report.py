@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 import torch
@@ -46,10 +46,10 @@ def _layers(profile: SensitivityProfile, index: int) -> list[str]:
 
 
 def _named(profile: SensitivityProfile, index: int, column: int) -> str:
-    text = f"{profile.layers[column]} {float(profile.scores[index, :, column].mean()):.3f}"
-    if profile.low is None or profile.high is None:
-        return text
-    return f"{text} [{float(profile.low[index, :, column].mean()):.3f}, {float(profile.high[index, :, column].mean()):.3f}]"
+    tensors = [tensor for tensor in (profile.scores, profile.low, profile.high) if tensor is not None]
+    score, *bounds = (f"{float(tensor[index, :, column].mean()):.3f}" for tensor in tensors)
+    interval = f" [{', '.join(bounds)}]" if bounds else ""
+    return f"{profile.layers[column]} {score}{interval}"
 
 
 def _stability(profile: SensitivityProfile, index: int) -> str:
@@ -57,12 +57,12 @@ def _stability(profile: SensitivityProfile, index: int) -> str:
     scores = profile.scores[index]
     if len(scores) < 2:
         return "  one noise level only: nothing to compare over noise levels."
-    adjacent = [_spearman(one, other) for one, other in zip(scores, scores[1:], strict=False)]
+    adjacent = [_spearman(one, other) for one, other in pairwise(scores)]
     with_mean = torch.tensor([_spearman(level, scores.mean(0)) for level in scores])
     worst = int(with_mean.argmin())
     return (
-        f"  ranking over noise levels: neighbours agree at {sum(adjacent) / len(adjacent):.2f} (Spearman); with the mean "
-        f"ranking {float(with_mean.mean()):.2f}, least at sigma {float(profile.sigmas[worst]):.2f} "
+        f"  ranking over noise levels: neighbours agree at {sum(adjacent) / len(adjacent):.2f} (Spearman); with the "
+        f"mean ranking {float(with_mean.mean()):.2f}, least at sigma {float(profile.sigmas[worst]):.2f} "
         f"({float(with_mean[worst]):.2f})."
     )
 

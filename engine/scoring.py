@@ -30,7 +30,8 @@ class Separation(NamedTuple):
 def check_clusters(labels: Sequence[int], names: Sequence[str]) -> None:
     """Raises ValueError unless there are two clusters or more, of two images or more each."""
     if len(names) < 2:
-        raise ValueError("'clusters' holds one cluster: add a second, so that there is something to tell apart.")
+        count = "one cluster" if names else "no cluster"
+        raise ValueError(f"'clusters' holds {count}: give it two or more, so that there is something to tell apart.")
     counts = torch.bincount(torch.as_tensor(labels), minlength=len(names)).tolist()
     for name, count in zip(names, counts, strict=True):
         if count < 2:
@@ -38,7 +39,7 @@ def check_clusters(labels: Sequence[int], names: Sequence[str]) -> None:
 
 
 def scores_of(distances: torch.Tensor, labels: Sequence[int], seed: int) -> Scores:
-    """Scores [...] from distances [..., images, images] and the cluster index of every image, from 0 upward.
+    """Scores [...] from distances [..., images, images], zero on the diagonal, and each image's cluster from 0 upward.
 
     score = mean distance of pairs inside a cluster / mean distance of pairs across clusters (conditional-balance.md
     1.3, with the right pairs); 1 where nothing differs. The interval resamples whole clusters.

@@ -1,0 +1,396 @@
+"""Nodes that measure, keep and show sensitivity profiles."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import numpy as np
+import torch
+from comfy_api.latest import io, ui
+
+from ..engine.divergence import DISTANCES
+from ..engine.heatmap import draw
+from ..engine.profile import SensitivityProfile, check_layers, load, note_on_model, save
+from ..engine.report import report
+from ..hooks.clusters import SUFFIXES, image_files, load_clusters, with_cluster
+from ..hooks.fingerprint import fingerprint_of
+from ..hooks.model_layers import attention_layers
+from ..hooks.profiling import Settings, profile_model, title_of
+
+CATEGORY = "conditional balance/profile"
+FOLDER = "sensitivity_profiles"
+SUFFIX = ".safetensors"
+FEATURES = {"q and k": ("q", "k"), "q, k and v": ("q", "k", "v"), "q": ("q",), "k": ("k",), "v": ("v",)}
+ASPECTS = ["from images", "1:1", "4:3", "3:4", "3:2", "2:3", "16:9", "9:16"]
+
+ImageClusters = io.Custom("IMAGE_CLUSTERS")
+Profile = io.Custom("SENSITIVITY_PROFILE")
+
+
+def _register_folders() -> None:
+    """The user's profiles in models/sensitivity_profiles, then the shipped ones; both beside extra_model_paths.yaml."""
+    shipped = Path(__file__).resolve().parent.parent / FOLDER
+    folder_paths.add_model_folder_path(FOLDER, str(shipped))
+    folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER), is_default=True)
+    folder_paths.folder_names_and_paths[FOLDER] = (folder_paths.folder_names_and_paths[FOLDER][0], {SUFFIX})
+
+
+_register_folders()
+
+
+def _advanced(widget: io.Input) -> io.Input:
+    """Marks a rarely needed input where the running ComfyUI knows that word."""
+    widget.extra_dict = {**(widget.extra_dict or {}), "advanced": True}
+    return widget
+
+
+class CBImageClusters(io.ComfyNode):
+    """A named cluster of images, chained to earlier ones."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CBImageClusters",
+            display_name="Image Cluster",
+            category=CATEGORY,
+            description="Names a batch of images that share something, such as one style. Chain one node for each "
+            "cluster: what they differ in is what Profile Sensitivity measures.",
+            inputs=[
+                io.Image.Input(
+                    "images",
+                    tooltip="Two or more images of one cluster; five or more give a steadier "
+                    "ranking. Vary everything else: subjects, layout, light.",
+                ),
+                io.String.Input(
+                    "name",
+                    default="style 1",
+                    tooltip="What these images share, such as 'watercolour'. A name used before adds to that cluster.",
+                ),
+                ImageClusters.Input(
+                    "previous",
+                    optional=True,
+                    tooltip="The clusters so far. Leave it open on the first node of the chain.",
+                ),
+            ],
+            outputs=[ImageClusters.Output(display_name="clusters", tooltip="All clusters up to this one.")],
+        )
+
+    @classmethod
+    def execute(cls, images: torch.Tensor, name: str, previous: tuple = ()) -> io.NodeOutput:
+        return io.NodeOutput(with_cluster(previous, name, list(images)))
+
+
+class CBLoadImageClusters(io.ComfyNode):
+    """Clusters from a folder of folders."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CBLoadImageClusters",
+            display_name="Load Image Clusters",
+            category=CATEGORY,
+            description="Reads a folder of folders under ComfyUI's input folder: each subfolder is a cluster, named "
+            "after the folder.",
+            inputs=[
+                io.Combo.Input(
+                    "folder",
+                    options=_cluster_folders(),
+                    tooltip="A folder in ComfyUI's input folder that "
+                    "holds one subfolder of images for each cluster. Press R after adding one.",
+                ),
+                _advanced(
+                    io.Int.Input(
+                        "limit",
+                        default=12,
+                        min=2,
+                        max=1000,
+                        tooltip="Images taken from each "
+                        "subfolder, in name order. 5 to 12 are enough; more take longer.",
+                    )
+                ),
+            ],
+            outputs=[ImageClusters.Output(display_name="clusters", tooltip="One cluster for each subfolder.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, folder: str) -> bool | str:
+        try:
+            _cluster_folder(folder)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: str, limit: int) -> str:
+        inside = sorted(path for path in _cluster_folder(folder).iterdir() if path.is_dir())
+        files = [file for path in inside for file in image_files(path)[:limit]]
+        return hashlib.sha256(str([(str(file), file.stat().st_mtime_ns) for file in files]).encode()).hexdigest()
+
+    @classmethod
+    def execute(cls, folder: str, limit: int) -> io.NodeOutput:
+        return io.NodeOutput(load_clusters(_cluster_folder(folder), limit))
+
+
+class CBProfileSensitivity(io.ComfyNode):
+    """Measures which layers tell clusters of images apart."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CBProfileSensitivity",
+            display_name="Profile Sensitivity",
+            category=CATEGORY,
+            description="Shows the model your images at several noise levels and measures which self-attention layers "
+            "tell the clusters apart. Lower score = more sensitive. Needs one run for each model and question.",
+            is_output_node=True,
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="The UNet model to measure (SD1.5, SDXL or a finetune), with the LoRAs that you will use.",
+                ),
+                ImageClusters.Input(
+                    "clusters",
+                    tooltip="Two or more clusters of two or more images; 5 clusters of 5 "
+                    "give a usable ranking, 10 of 5 a good one.",
+                ),
+                io.Vae.Input("vae", tooltip="The VAE of the same model."),
+                io.Conditioning.Input(
+                    "positive",
+                    tooltip="One prompt for all images. Keep it neutral, such as 'a "
+                    "picture', and do not name a style: the prompt would give it away.",
+                ),
+                io.Conditioning.Input(
+                    "negative",
+                    optional=True,
+                    tooltip="Measured beside the positive one, as in "
+                    "sampling with cfg. Connect an empty prompt; leave it open to halve the time.",
+                ),
+                io.String.Input(
+                    "measures",
+                    default="style",
+                    tooltip="What the clusters differ in. Shown in the heat "
+                    "map and kept in the file; changes nothing else.",
+                ),
+                io.Int.Input(
+                    "noise_levels",
+                    default=12,
+                    min=1,
+                    max=50,
+                    tooltip="Noise levels to measure at, spread "
+                    "evenly over the logarithm of sigma. 12 are enough: rankings between them are "
+                    "interpolated. Time grows with it.",
+                ),
+                io.Combo.Input(
+                    "features",
+                    options=list(FEATURES),
+                    default="q and k",
+                    tooltip="Which projections to measure. q and k are what style injection needs.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=False,
+                    tooltip="Draws the one noise that all "
+                    "images share, and the statistics. Another seed changes the ranking a little.",
+                ),
+                io.Combo.Input(
+                    "aspect",
+                    options=ASPECTS,
+                    default="from images",
+                    tooltip="Shape that images are cropped to. 'from images' takes the middle one of yours.",
+                ),
+                _advanced(
+                    io.Int.Input(
+                        "size",
+                        default=0,
+                        min=0,
+                        max=4096,
+                        step=64,
+                        tooltip="Side in pixels of a "
+                        "square of the same area. 0 is the model's own: 1024 for SDXL, 512 for others.",
+                    )
+                ),
+                _advanced(
+                    io.Combo.Input(
+                        "distance",
+                        options=list(DISTANCES),
+                        default="jensen_shannon",
+                        tooltip="How "
+                        "two images' features are compared. jensen_shannon is bounded and robust; "
+                        "bhattacharyya is what the paper's code computes.",
+                    )
+                ),
+            ],
+            outputs=[
+                Profile.Output(
+                    display_name="profile",
+                    tooltip="Scores by feature, noise level and layer: save it, or choose layers with it.",
+                ),
+                io.Image.Output(
+                    display_name="heat map", tooltip="Layers across, noise levels down, bright = sensitive."
+                ),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="Top and bottom layers, how sure and stable the ranking is, and what it cost.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        clusters: tuple,
+        vae: Any,
+        positive: list,
+        measures: str,
+        noise_levels: int,
+        features: str,
+        seed: int,
+        aspect: str,
+        size: int,
+        distance: str,
+        negative: list | None = None,
+    ) -> io.NodeOutput:
+        settings = Settings(measures, noise_levels, FEATURES[features], distance, seed, aspect, size)
+        return _shown(cls, profile_model(model, clusters, vae, positive, negative, settings))
+
+
+class CBLoadSensitivityProfile(io.ComfyNode):
+    """Reads a profile, shipped or saved."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CBLoadSensitivityProfile",
+            display_name="Load Sensitivity Profile",
+            category=CATEGORY,
+            description="Loads a sensitivity profile by name: yours from models/sensitivity_profiles, and those that "
+            "come with the pack.",
+            is_output_node=True,
+            inputs=[
+                io.Combo.Input(
+                    "profile",
+                    options=folder_paths.get_filename_list(FOLDER),
+                    tooltip="The file. Press R after saving a new one.",
+                ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="Connect your model to check that the profile fits its layers. Leave it open to look only.",
+                ),
+            ],
+            outputs=[
+                Profile.Output(display_name="profile", tooltip="Scores by feature, noise level and layer."),
+                io.Image.Output(
+                    display_name="heat map", tooltip="Layers across, noise levels down, bright = sensitive."
+                ),
+                io.String.Output(display_name="report", tooltip="What the profile says, in words."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, profile: str) -> bool | str:
+        try:
+            _profile_path(profile)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, profile: str, **others: Any) -> int:
+        return _profile_path(profile).stat().st_mtime_ns
+
+    @classmethod
+    def execute(cls, profile: str, model: Any = None) -> io.NodeOutput:
+        loaded = load(_profile_path(profile))
+        if model is None:
+            return _shown(cls, loaded)
+        check_layers(loaded, attention_layers(model))
+        return _shown(cls, loaded, note_on_model(loaded, fingerprint_of(model)))
+
+
+class CBSaveSensitivityProfile(io.ComfyNode):
+    """Writes a profile into the user's folder."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CBSaveSensitivityProfile",
+            display_name="Save Sensitivity Profile",
+            category=CATEGORY,
+            description="Saves a sensitivity profile into models/sensitivity_profiles. A file of the same name is "
+            "replaced.",
+            is_output_node=True,
+            inputs=[
+                Profile.Input("profile", tooltip="The profile to keep."),
+                io.String.Input(
+                    "name",
+                    default="my-model.style",
+                    tooltip="File name without folder. A good one says "
+                    "model and question, such as 'dreamshaper-8.style'.",
+                ),
+            ],
+            outputs=[],
+        )
+
+    @classmethod
+    def execute(cls, profile: SensitivityProfile, name: str) -> io.NodeOutput:
+        path = Path(folder_paths.get_folder_paths(FOLDER)[0]) / _file_name(name)
+        save(profile, path)
+        return io.NodeOutput(ui=ui.PreviewText(f"Saved as {path.name} in models/{FOLDER}."))
+
+
+def _cluster_folders() -> list[str]:
+    """Folders under input/ that hold folders."""
+    root = Path(folder_paths.get_input_directory())
+    folders = [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
+    return sorted(path.name for path in folders if any(inside.is_dir() for inside in path.iterdir()))
+
+
+def _cluster_folder(name: str) -> Path:
+    if name not in _cluster_folders():
+        raise ValueError(
+            f"'folder': the input folder has no folder '{name}' with subfolders of images ({', '.join(SUFFIXES)}): put "
+            "one there, one subfolder for each cluster, and press R."
+        )
+    return Path(folder_paths.get_input_directory()) / name
+
+
+def _profile_path(name: str) -> Path:
+    path = folder_paths.get_full_path(FOLDER, name) if name in folder_paths.get_filename_list(FOLDER) else None
+    if path is None:
+        raise ValueError(f"'profile': there is no '{name}' in models/{FOLDER} or the pack: press R and pick another.")
+    return Path(path)
+
+
+def _file_name(name: str) -> str:
+    """A plain file name with the right ending; folders and names that hide or escape are refused."""
+    name = name.strip().removesuffix(SUFFIX)
+    if not name or name.startswith(".") or any(mark in name for mark in '/\\:*?"<>|\0') or not name.isprintable():
+        raise ValueError(f"'name': '{name}' is no plain file name: use letters, digits, dots and dashes, no folders.")
+    return name + SUFFIX
+
+
+def _shown(cls: type[io.ComfyNode], profile: SensitivityProfile, note: str = "") -> io.NodeOutput:
+    """Profile, heat map [1, h, w, 3] and report, with the last two also on the node itself."""
+    pixels = np.asarray(draw(profile, title_of(profile)), dtype=np.float32) / 255
+    image = torch.from_numpy(pixels)[None]
+    text = "\n".join(part for part in (note, report(profile)) if part)
+    shown = ui.PreviewImage(image, cls=cls).as_dict() | ui.PreviewText(text).as_dict()
+    return io.NodeOutput(profile, image, text, ui=shown)
+
+
+NODES = [
+    CBImageClusters,
+    CBLoadImageClusters,
+    CBProfileSensitivity,
+    CBLoadSensitivityProfile,
+    CBSaveSensitivityProfile,
+]

@@ -1,0 +1,256 @@
+"""The profiling nodes as the executor calls them: what they show, and one clear sentence for every bad input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import comfy.ops
+import folder_paths
+import numpy as np
+import pytest
+import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy_api.latest import io
+from PIL import Image
+
+import tiny
+from conditional_balance.nodes import profile as nodes
+from conditional_balance.nodes.profile import (
+    NODES,
+    CBImageClusters,
+    CBLoadImageClusters,
+    CBLoadSensitivityProfile,
+    CBProfileSensitivity,
+    CBSaveSensitivityProfile,
+)
+
+PUBLISHED = "sdxl-base-1.0.style.published.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path, monkeypatch):
+    """ComfyUI's folders, in a place of the test's own; the shipped profiles stay where they are."""
+    for name in ("input", "temp", "user"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path / "input"))
+    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path / "temp"))
+    shipped = str(Path(nodes.__file__).resolve().parent.parent / nodes.FOLDER)
+    monkeypatch.setitem(
+        folder_paths.folder_names_and_paths, nodes.FOLDER, ([str(tmp_path / "user"), shipped], {nodes.SUFFIX})
+    )
+
+
+def pictures(count: int, seed: int = 0, height: int = 64, width: int = 64) -> torch.Tensor:
+    return torch.rand(count, height, width, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def clusters(*counts: int):
+    made = ()
+    for number, count in enumerate(counts):
+        made = CBImageClusters.execute(pictures(count, number), f"style {number}", made)[0]
+    return made
+
+
+def profile(model, vae, groups=None, positive=None, negative=None, **widgets):
+    settings = {
+        "measures": "style",
+        "noise_levels": 2,
+        "features": "q and k",
+        "seed": 0,
+        "aspect": "from images",
+        "size": 64,
+        "distance": "jensen_shannon",
+    }
+    with torch.inference_mode():
+        return CBProfileSensitivity.execute(
+            model, clusters(2, 2) if groups is None else groups, vae, positive or tiny.cond(model, 1),
+            negative=negative, **(settings | widgets),
+        )  # fmt: skip
+
+
+def write_images(folder: Path, count: int) -> None:
+    folder.mkdir(parents=True)
+    for number in range(count):
+        pixels = (pictures(1, number)[0].numpy() * 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_every_input_and_output_is_explained(node):
+    schema = node.GET_SCHEMA()
+    assert schema.category.startswith("conditional balance/") and schema.node_id == node.__name__
+    for socket in (*schema.inputs, *schema.outputs):
+        assert socket.tooltip and len(socket.tooltip) > 15, socket
+    assert node.INPUT_TYPES() and issubclass(node, io.ComfyNode)
+
+
+def test_a_profile_comes_with_its_heat_map_and_report_and_shows_them(sdxl_model, vae):
+    out = profile(sdxl_model, vae, negative=tiny.cond(sdxl_model, 2), features="q, k and v", noise_levels=3)
+    measured, heat_map, text = out.args
+    assert measured.features == ("q", "k", "v") and measured.scores.shape == (3, 3, 17)
+    assert heat_map.shape[0] == 1 and heat_map.shape[2:] == (1024, 3) and 0 <= float(heat_map.min())
+    assert "most sensitive" in text and "2 clusters: style 0 (2), style 1 (2)" in text and "24 image passes" in text
+    assert out.ui["text"] == (text,) and out.ui["images"][0]["type"] == "temp"
+    facts = measured.provenance
+    assert facts["size"] == [64, 64] and facts["model"]["name"] == "SDXL" and facts["seed"] == 0
+
+
+def test_save_and_load_round_trip_through_the_users_folder(sd15_model, vae, tmp_path):
+    measured = profile(sd15_model, vae).args[0]
+    CBSaveSensitivityProfile.execute(measured, "mine.style")
+    assert [path.name for path in (tmp_path / "user").iterdir()] == ["mine.style.safetensors"]
+    folder_paths.filename_list_cache.clear()
+    assert CBLoadSensitivityProfile.validate_inputs("mine.style.safetensors") is True
+    out = CBLoadSensitivityProfile.execute("mine.style.safetensors", sd15_model)
+    assert torch.equal(out.args[0].scores, measured.scores) and out.args[0].layers == measured.layers
+    assert "finetune" not in out.ui["text"][0]
+    other = CBLoadSensitivityProfile.execute("mine.style.safetensors", tiny.tiny_model("sd15", seed=5))
+    assert "another finetune" in other.ui["text"][0] and torch.equal(other.args[0].scores, measured.scores)
+
+
+def test_the_shipped_profile_is_listed_and_loads_without_a_model():
+    assert PUBLISHED in CBLoadSensitivityProfile.define_schema().inputs[0].options
+    out = CBLoadSensitivityProfile.execute(PUBLISHED)
+    assert len(out.args[0].layers) == 70 and "published" in out.args[2]
+
+
+def test_a_profile_of_another_architecture_is_refused(sd15_model):
+    with pytest.raises(ValueError, match="'profile' was measured on 70 attention layers and 'model' has 16"):
+        CBLoadSensitivityProfile.execute(PUBLISHED, sd15_model)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "  ", "../evil", "a/b", "a\\b", "/etc/x", "C:x", ".hidden", "a\nb", ".safetensors"]
+)
+def test_names_that_are_no_plain_file_name_are_refused(sd15_model, vae, name, tmp_path):
+    measured = CBLoadSensitivityProfile.execute(PUBLISHED).args[0]
+    with pytest.raises(ValueError, match="'name'"):
+        CBSaveSensitivityProfile.execute(measured, name)
+    assert not list((tmp_path / "user").iterdir())
+
+
+@pytest.mark.parametrize("name", ["none.safetensors", "../input/secret.safetensors", "/etc/passwd"])
+def test_a_profile_that_is_not_listed_is_refused_before_and_during_the_run(name):
+    assert "'profile'" in CBLoadSensitivityProfile.validate_inputs(name)
+    with pytest.raises(ValueError, match="'profile'"):
+        CBLoadSensitivityProfile.execute(name)
+
+
+def test_a_corrupt_file_is_named(tmp_path):
+    (tmp_path / "user" / "bad.safetensors").write_bytes(b"not a profile")
+    folder_paths.filename_list_cache.clear()
+    with pytest.raises(ValueError, match=r"'bad\.safetensors' cannot be read"):
+        CBLoadSensitivityProfile.execute("bad.safetensors")
+
+
+def test_clusters_grow_and_a_name_used_twice_adds_to_its_cluster():
+    made = clusters(2, 3)
+    more = CBImageClusters.execute(pictures(1, 9), " style 0 ", made)[0]
+    assert [(c.name, len(c.images)) for c in more] == [("style 0", 3), ("style 1", 3)]
+    assert [len(c.images) for c in made] == [2, 3]
+
+
+def test_a_folder_of_folders_becomes_clusters_of_any_sizes(tmp_path, sd15_model, vae):
+    write_images(tmp_path / "input" / "styles" / "oil", 3)
+    write_images(tmp_path / "input" / "styles" / "ink", 2)
+    (tmp_path / "input" / "styles" / "ink" / "notes.txt").write_text("no image")
+    wide = Image.fromarray((pictures(1, 7, 60, 130)[0].numpy() * 255).astype(np.uint8))
+    wide.save(tmp_path / "input" / "styles" / "ink" / "9.jpg")
+    assert CBLoadImageClusters.define_schema().inputs[0].options == ["styles"]
+    loaded = CBLoadImageClusters.execute("styles", 12)[0]
+    assert [(c.name, len(c.images)) for c in loaded] == [("ink", 3), ("oil", 3)]
+    assert [len(c.images) for c in CBLoadImageClusters.execute("styles", 2)[0]] == [2, 2]
+    assert profile(sd15_model, vae, loaded).args[0].provenance["clusters"] == {"ink": 3, "oil": 3}
+
+
+def test_changed_pictures_are_noticed(tmp_path):
+    write_images(tmp_path / "input" / "styles" / "oil", 2)
+    before = CBLoadImageClusters.fingerprint_inputs("styles", 12)
+    assert before == CBLoadImageClusters.fingerprint_inputs("styles", 12)
+    Image.new("RGB", (64, 64)).save(tmp_path / "input" / "styles" / "oil" / "2.png")
+    assert before != CBLoadImageClusters.fingerprint_inputs("styles", 12)
+
+
+def test_an_empty_folder_is_named(tmp_path):
+    (tmp_path / "input" / "styles" / "oil").mkdir(parents=True)
+    with pytest.raises(ValueError, match="'folder': 'styles' has no subfolders with images"):
+        CBLoadImageClusters.execute("styles", 12)
+
+
+@pytest.mark.parametrize("name", ["missing", "..", "../..", "/", ""])
+def test_a_folder_that_is_not_offered_is_refused(name):
+    assert "'folder'" in CBLoadImageClusters.validate_inputs(name)
+    with pytest.raises(ValueError, match="'folder'"):
+        CBLoadImageClusters.execute(name, 12)
+
+
+def test_an_unreadable_picture_is_named(tmp_path):
+    write_images(tmp_path / "input" / "styles" / "oil", 1)
+    (tmp_path / "input" / "styles" / "oil" / "broken.png").write_bytes(b"\x89PNG nonsense")
+    with pytest.raises(ValueError, match=r"'oil/broken\.png'"):
+        CBLoadImageClusters.execute("styles", 12)
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [((3,), "one cluster"), ((3, 1), "'style 1' has 1 image;"), ((), "'clusters' holds no cluster")],
+)
+def test_too_few_clusters_or_images_are_refused(sd15_model, vae, counts, words):
+    with pytest.raises(ValueError, match=words):
+        profile(sd15_model, vae, clusters(*counts))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_pictures_that_are_not_finite_are_refused(bad):
+    images = pictures(2)
+    images[1, 3, 4, 0] = bad
+    with pytest.raises(ValueError, match="'images' of cluster 'ink'"):
+        CBImageClusters.execute(images, "ink")
+
+
+@pytest.mark.parametrize(("images", "name", "words"), [(2, " ", "'name' is empty"), (0, "ink", "'images' of cluster")])
+def test_a_cluster_without_name_or_images_is_refused(images, name, words):
+    with pytest.raises(ValueError, match=words):
+        CBImageClusters.execute(pictures(images), name)
+
+
+def test_nan_inside_the_model_is_blamed_on_a_layer(sd15_model, vae):
+    model = tiny.tiny_model("sd15")
+    with torch.inference_mode():
+        model.model.diffusion_model.input_blocks[4][1].transformer_blocks[0].attn1.to_q.weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"'model' gives no finite numbers in layer i4\.0"):
+        profile(model, vae)
+
+
+def test_a_vae_of_another_family_is_refused(sd15_model, vae):
+    class SixteenChannels:
+        def encode(self, pixels):
+            return vae.encode(pixels).repeat(1, 4, 1, 1)
+
+    with pytest.raises(ValueError, match="'vae' makes latents"):
+        profile(sd15_model, SixteenChannels())
+
+
+def test_a_model_that_is_no_unet_is_refused_politely(vae):
+    from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
+
+    model = tiny.tiny_model("sd15")
+    with torch.inference_mode():
+        model.model.diffusion_model = MMDiT(depth=1, input_size=8, operations=comfy.ops.disable_weight_init)
+    assert not isinstance(model.model.diffusion_model, UNetModel)
+    cond = tiny.cond(tiny.tiny_model("sd15"), 1)
+    with pytest.raises(ValueError, match="'model' is a MMDiT, not a UNet"):
+        profile(model, vae, positive=cond)
+    with pytest.raises(ValueError, match="'model' is a MMDiT, not a UNet"):
+        CBLoadSensitivityProfile.execute(PUBLISHED, model)
+
+
+@pytest.mark.parametrize(
+    ("aspect", "size", "expected"),
+    [("1:1", 256, [256, 256]), ("16:9", 256, [320, 192]), ("from images", 128, [192, 64]), ("2:3", 64, [64, 64])],
+)
+def test_pictures_are_cropped_to_one_size(sd15_model, vae, aspect, size, expected):
+    wide = CBImageClusters.execute(pictures(2, 0, 40, 120), "a")[0]
+    wide = CBImageClusters.execute(pictures(2, 1, 40, 120), "b", wide)[0]
+    measured = profile(sd15_model, vae, wide, aspect=aspect, size=size, noise_levels=1).args[0]
+    assert measured.provenance["size"] == expected

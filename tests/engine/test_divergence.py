@@ -1,0 +1,128 @@
+"""Distances against integrals, closed forms and the authors' own expression."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise as consecutive
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.integrate import quad
+
+from conditional_balance.engine.divergence import DISTANCES, jensen_shannon_of, pairwise
+from conditional_balance.engine.moments import Moments
+
+widths = st.floats(0.02, 50)
+offsets = st.floats(-30, 30)
+
+
+def random_moments(images: int, groups: int, channels: int, seed: int = 0, spread: float = 1.0) -> Moments:
+    generator = torch.Generator().manual_seed(seed)
+    mean = spread * torch.randn(images, groups, channels, generator=generator)
+    return Moments(mean, (spread * torch.randn(images, groups, channels, generator=generator)).exp())
+
+
+def integral(mean1: float, std1: float, mean2: float, std2: float) -> float:
+    """Jensen-Shannon divergence of two Gaussians by adaptive quadrature."""
+
+    def log_density(z: float, mean: float, std: float) -> float:
+        return -0.5 * ((z - mean) / std) ** 2 - math.log(std * math.sqrt(2 * math.pi))
+
+    def integrand(z: float) -> float:
+        p, q = log_density(z, mean1, std1), log_density(z, mean2, std2)
+        mixture = np.logaddexp(p, q) - math.log(2)
+        return 0.5 * (math.exp(p) * (p - mixture) + math.exp(q) * (q - mixture))
+
+    marks = sorted(mean + side * std for mean, std in ((mean1, std1), (mean2, std2)) for side in (-9, -3, 0, 3, 9))
+    return sum(quad(integrand, one, other, epsabs=1e-13)[0] for one, other in consecutive(marks))
+
+
+def one_channel(mean1: float, std1: float, mean2: float, std2: float, distance: str) -> float:
+    moments = Moments(torch.tensor([[[mean1]], [[mean2]]]), torch.tensor([[[std1]], [[std2]]]))
+    return float(pairwise(moments, distance)[0, 0, 1])
+
+
+@given(offsets, widths, offsets, widths)
+def test_jensen_shannon_is_within_two_percent_of_the_integral_for_every_channel(mean1, std1, mean2, std2):
+    exact = integral(mean1, std1, mean2, std2)
+    assert one_channel(mean1, std1, mean2, std2, "jensen_shannon") == pytest.approx(exact, rel=0.02, abs=1e-6)
+
+
+@given(st.floats(0, 60), st.floats(-7, 7))
+def test_the_quadrature_is_exact(gap, log_ratio):
+    exact = integral(0.0, math.exp(log_ratio / 2), gap, math.exp(-log_ratio / 2))
+    assert float(jensen_shannon_of(np.array(gap), np.array(log_ratio))) == pytest.approx(exact, rel=1e-4, abs=1e-8)
+
+
+@pytest.mark.parametrize("spread", [0.01, 0.1, 1.0, 3.0])
+def test_the_mean_over_a_layers_channels_is_exact_to_a_thousandth(spread):
+    moments = random_moments(4, 1, 640, spread=spread)
+    mean, std = moments.mean[:, 0].double().numpy(), moments.std[:, 0].double().numpy()
+    found = pairwise(moments, "jensen_shannon")[0]
+    for one, other in ((0, 1), (1, 3), (2, 3)):
+        gap = np.abs(mean[one] - mean[other]) / np.sqrt(std[one] * std[other])
+        exact = jensen_shannon_of(gap, np.abs(np.log(std[one] / std[other]))).mean()
+        assert float(found[one, other]) == pytest.approx(exact, rel=1e-3)
+
+
+@given(offsets, widths, offsets, widths)
+def test_jensen_shannon_is_bounded_by_ln_two(mean1, std1, mean2, std2):
+    assert 0 <= one_channel(mean1, std1, mean2, std2, "jensen_shannon") <= math.log(2) + 1e-7
+
+
+@given(offsets, widths, offsets, widths)
+def test_bhattacharyya_is_the_closed_form(mean1, std1, mean2, std2):
+    width = (std1**2 + std2**2) / 2
+    exact = (mean1 - mean2) ** 2 / (8 * width) + 0.5 * math.log(width / (std1 * std2))
+    assert one_channel(mean1, std1, mean2, std2, "bhattacharyya") == pytest.approx(exact, rel=1e-4, abs=1e-6)
+
+
+def test_bhattacharyya_is_what_the_authors_code_computes():
+    """Half the sum of two KL divergences to N(mean of means, mean of variances), as a mean over channels."""
+    moments = random_moments(2, 1, 64)
+    (mean1, mean2), (std1, std2) = moments.mean[:, 0].double(), moments.std[:, 0].double()
+    middle = torch.distributions.Normal((mean1 + mean2) / 2, ((std1**2 + std2**2) / 2).sqrt())
+    sides = [torch.distributions.Normal(mean, std) for mean, std in ((mean1, std1), (mean2, std2))]
+    published = sum(torch.distributions.kl_divergence(side, middle) for side in sides).mean() / 2
+    assert float(pairwise(moments, "bhattacharyya")[0, 0, 1]) == pytest.approx(float(published), rel=1e-5)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("images", [2, 3, 4, 7, 50])
+def test_every_pair_is_found_once_whatever_the_number_of_images(distance, images):
+    moments = random_moments(images, 2, 5)
+    found = pairwise(moments, distance)
+    assert found.shape == (2, images, images) and found.dtype == torch.float64
+    assert torch.equal(found, found.mT) and not found.diagonal(dim1=-2, dim2=-1).any()
+    for one, other in ((0, images - 1), (images // 2, 0), (images - 1, images - 2)):
+        if one != other:
+            pair = pairwise(Moments(moments.mean[[one, other]], moments.std[[one, other]]), distance)
+            torch.testing.assert_close(found[:, one, other], pair[:, 0, 1])
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_work_in_chunks_changes_nothing(distance, monkeypatch):
+    from conditional_balance.engine import divergence
+
+    moments = random_moments(6, 5, 7)
+    whole = pairwise(moments, distance)
+    monkeypatch.setattr(divergence, "CHUNK", 1)
+    torch.testing.assert_close(pairwise(moments, distance), whole)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_scale_and_offset_of_a_channel_do_not_matter(distance):
+    moments = random_moments(3, 1, 16)
+    moved = Moments(moments.mean * 3 + 2, moments.std * 3)
+    torch.testing.assert_close(pairwise(moved, distance), pairwise(moments, distance), rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_features_that_are_not_finite_are_refused(bad):
+    moments = random_moments(3, 1, 4)
+    moments.mean[1, 0, 2] = bad
+    with pytest.raises(ValueError, match="finite"):
+        pairwise(moments, "jensen_shannon")

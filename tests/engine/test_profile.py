@@ -1,0 +1,163 @@
+"""The profile: reading between noise levels, and files that are whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from conditional_balance.engine.layers import LayerId
+from conditional_balance.engine.profile import SensitivityProfile, check_layers, load, note_on_model, save
+
+ROOT = Path(__file__).resolve().parents[2]
+PUBLISHED = ROOT / "sensitivity_profiles" / "sdxl-base-1.0.style.published.safetensors"
+LAYERS = (LayerId("input", 1, 0), LayerId("middle", 0, 0), LayerId("output", 3, 0))
+
+
+def profile(**changes) -> SensitivityProfile:
+    scores = torch.rand(2, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sigmas = torch.tensor([10.0, 3.0, 1.0, 0.1], dtype=torch.float64)
+    facts = {"seed": 3, "clusters": {"ink": 2, "öl": 3}, "model": {"name": "SD15", "weights": "abc"}}
+    fields = {"layers": LAYERS, "features": ("q", "k"), "sigmas": sigmas, "scores": scores, "provenance": facts}
+    return SensitivityProfile(**(fields | changes))
+
+
+@given(st.floats(1e-4, 1e3))
+def test_between_knots_scores_lie_between_and_outside_they_stay(sigma):
+    measured = profile()
+    knots = measured.scores[1]
+    read = measured.at(sigma, "k")
+    assert bool((read >= knots.min(0).values).all() & (read <= knots.max(0).values).all())
+    if sigma >= 10:
+        assert torch.equal(read, knots[0])
+    if sigma <= 0.1:
+        assert torch.equal(read, knots[-1])
+
+
+def test_at_a_knot_the_score_is_the_measured_one_and_halfway_in_log_sigma_the_mean():
+    measured = profile()
+    for level, sigma in enumerate(measured.sigmas.tolist()):
+        torch.testing.assert_close(measured.at(sigma, "q"), measured.scores[0, level])
+    torch.testing.assert_close(measured.at((3.0 * 1.0) ** 0.5, "q"), measured.scores[0, 1:3].mean(0))
+
+
+def test_a_file_gives_back_what_was_saved(tmp_path):
+    measured = profile(low=torch.zeros(2, 4, 3), high=torch.ones(2, 4, 3))
+    save(measured, tmp_path / "new" / "mine.safetensors")
+    back = load(tmp_path / "new" / "mine.safetensors")
+    assert back.layers == measured.layers and back.features == measured.features
+    assert dict(back.provenance) == dict(measured.provenance)
+    for name in ("sigmas", "scores", "low", "high"):
+        assert torch.equal(getattr(back, name), getattr(measured, name))
+
+
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "mine.safetensors"
+    save(profile(), path)
+    before = path.read_bytes()
+
+    def full_disk(*_args):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.raises(OSError, match="space"):
+        save(profile(scores=torch.ones(2, 4, 3, dtype=torch.float64)), path)
+    assert path.read_bytes() == before and [entry.name for entry in tmp_path.iterdir()] == ["mine.safetensors"]
+
+
+def test_scores_that_are_not_numbers_are_never_written(tmp_path):
+    scores = profile().scores.clone()
+    scores[0, 1, 2] = float("nan")
+    with pytest.raises(ValueError, match="NaN"):
+        save(profile(scores=scores), tmp_path / "mine.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def header(**changes) -> dict[str, str]:
+    described = {"layers": ["i1.0", "m0.0", "o3.0"], "features": ["q", "k"], "provenance": {}}
+    whole = {"format": "conditional-balance.sensitivity-profile", "version": "1", "profile": json.dumps(described)}
+    return whole | changes
+
+
+def tensors(**changes) -> dict[str, torch.Tensor]:
+    return {"sigmas": profile().sigmas, "scores": profile().scores} | changes
+
+
+@pytest.mark.parametrize(
+    ("metadata", "content", "words"),
+    [
+        (header(format="something else"), tensors(), "no sensitivity profile"),
+        (None, tensors(), "no sensitivity profile"),
+        (header(version="9"), tensors(), "version 9"),
+        (header(profile="{"), tensors(), "incomplete"),
+        (header(profile="{}"), tensors(), "incomplete"),
+        (header(), {"sigmas": profile().sigmas}, "incomplete"),
+        (header(), tensors(scores=torch.ones(2, 4, 9)), "one score for each"),
+        (header(), tensors(sigmas=profile().sigmas.flip(0)), "falling"),
+        (header(), tensors(scores=torch.full((2, 4, 3), float("nan"))), "NaN"),
+    ],
+)
+def test_files_that_are_no_whole_profile_are_refused_by_name(tmp_path, metadata, content, words):
+    save_file(content, tmp_path / "odd.safetensors", metadata=metadata)
+    with pytest.raises(ValueError, match=words) as refused:
+        load(tmp_path / "odd.safetensors")
+    assert str(refused.value).startswith("'odd.safetensors'")
+
+
+@pytest.mark.parametrize("keep", [0, 4, 60, -9])
+def test_a_damaged_file_is_refused(tmp_path, keep):
+    path = tmp_path / "cut.safetensors"
+    save(profile(), path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"'cut\.safetensors' cannot be read"):
+        load(path)
+
+
+def test_layers_of_another_architecture_are_refused_and_another_finetune_is_noted():
+    check_layers(profile(), LAYERS)
+    with pytest.raises(ValueError, match=r"3 attention layers and 'model' has 2"):
+        check_layers(profile(), LAYERS[:2])
+    assert note_on_model(profile(), {"weights": "abc"}) == ""
+    assert "another finetune" in note_on_model(profile(), {"weights": "xyz"})
+
+
+def test_the_published_ranks_are_read_as_published():
+    """conditional-balance.md 4.4 and 4.5, as far as they concern the table and not the selection."""
+    ranks = load(PUBLISHED)
+    assert len(ranks.layers) == 70 and ranks.features == ("q", "k") and len(ranks.sigmas) == 14
+    assert "2412.19853" in ranks.provenance["source"]
+    assert ranks.low is None and ranks.high is None
+    for feature in ranks.features:
+        for sigma in ranks.sigmas.tolist():
+            assert sorted((ranks.at(sigma, feature) * 70).round().int().tolist()) == list(range(1, 71))
+
+
+GOLDEN = {
+    (13.120411, "q"): "i5.1 i8.2-9 o1.2-9 o2.0-9 o3.1 o4.0 m0.0",
+    (13.120411, "k"): "i8.3-9 o1.3-9 o2.0-9 o3.0-1 o4.0-1 m0.0-1",
+    (1.623692, "k"): "i4.0-1 i5.0-1 i7.1 i7.5-9 o1.3-9 o2.0-6 o3.0-1 o4.0-1 o5.0-1",
+    (0.041314, "q"): "i4.0 i5.0-1 i7.0-1 i7.4-9 o1.1-9 o2.1 o2.4-6 o3.0-1 o4.0-1 o5.0-1",
+    (0.041314, "k"): "i5.1 i7.0-1 i7.4-9 i8.7 o1.2-9 o2.0-5 o3.0-1 o4.0-1 o5.0-1",
+}
+
+
+def spelled_out(golden: str) -> set[str]:
+    names = set()
+    for term in golden.split():
+        block, _, span = term.partition(".")
+        first, _, last = span.partition("-")
+        names |= {f"{block}.{number}" for number in range(int(first), int(last or first) + 1)}
+    return names
+
+
+@pytest.mark.parametrize(("knot", "golden"), GOLDEN.items())
+def test_the_thirty_lowest_at_a_knot_are_the_golden_ones(knot, golden):
+    ranks = load(PUBLISHED)
+    lowest = ranks.at(*knot).argsort()[:30].tolist()
+    assert {str(ranks.layers[index]) for index in lowest} == spelled_out(golden)
