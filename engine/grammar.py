@@ -1,0 +1,180 @@
+"""The gate grammar: layers by hand, such as `o1.4-9, i5, -m0`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
+
+import torch
+
+from .layers import LayerId
+from .profile import FEATURES
+
+_PARTS = {"i": "input", "d": "input", "m": "middle", "o": "output", "u": "output"}
+_EXAMPLE = "write for instance o1.4-9, i5, -m0"
+
+
+class GrammarError(ValueError):
+    """A text that is no selection of layers; the message quotes it and points at the character."""
+
+    def __init__(self, text: str, at: int, problem: str) -> None:
+        line = text.replace("\n", " ").rstrip()
+        super().__init__(f"{problem} at character {at + 1}; {_EXAMPLE}.\n{line}\n{' ' * at}^")
+        self.at = at
+
+
+class Span(NamedTuple):
+    """A closed range of numbers."""
+
+    first: int
+    last: int
+
+    def __contains__(self, number: object) -> bool:
+        return isinstance(number, int) and self.first <= number <= self.last
+
+
+class Term(NamedTuple):
+    """One entry of the grammar: `[-][features:]layers[:weight]`. A missing part or span means all of them."""
+
+    at: int
+    removes: bool
+    features: tuple[str, ...]
+    block: str | None
+    numbers: Span | None
+    transformers: Span | None
+    weight: float
+
+    def matches(self, layer: LayerId) -> bool:
+        return (
+            self.block in (None, layer.block)
+            and (self.numbers is None or layer.number in self.numbers)
+            and (self.transformers is None or layer.transformer in self.transformers)
+        )
+
+
+class Selection(NamedTuple):
+    """Terms read left to right, each adding or removing layers; a leading removal starts from all layers."""
+
+    text: str
+    terms: tuple[Term, ...]
+
+    def weights(self, layers: Sequence[LayerId]) -> torch.Tensor:
+        """Weights [3, L] in [0, 1] along FEATURES and `layers`.
+
+        Raises GrammarError when a term names a layer that is not among `layers`.
+        """
+        starts_full = bool(self.terms) and self.terms[0].removes
+        weights = torch.full((len(FEATURES), len(layers)), float(starts_full), dtype=torch.float64)
+        for term in self.terms:
+            self._check(term, layers)
+            chosen = torch.tensor([term.matches(layer) for layer in layers])
+            for feature in term.features:
+                weights[FEATURES.index(feature), chosen] = 0.0 if term.removes else term.weight
+        return weights
+
+    def _check(self, term: Term, layers: Sequence[LayerId]) -> None:
+        """Both ends of every range must exist, so that a selection for another model is not half obeyed."""
+        found = [layer for layer in layers if term.matches(layer)]
+        ends = [end for end in term.numbers or () if end not in {layer.number for layer in found}]
+        ends += [end for end in term.transformers or () if end not in {layer.transformer for layer in found}]
+        if ends or not found:
+            raise GrammarError(self.text, term.at, f"This model has no layer like the one named{_near(term, layers)}")
+
+
+def _near(term: Term, layers: Sequence[LayerId]) -> str:
+    numbers = sorted({layer.number for layer in layers if layer.block == term.block})
+    if not numbers:
+        return ""
+    return f" (its {term.block} blocks with attention are {', '.join(map(str, numbers))})"
+
+
+def parse(text: str) -> Selection:
+    """Read a selection; blanks do not matter, commas or line ends part the terms, an empty text selects nothing.
+
+    `o1.4-9` transformers 4 to 9 of output block 1; `i5` a whole block; `o3-5` blocks 3 to 5; `m` a whole part; `all`;
+    `-m0` takes layers away; `q:o1` the query only (`qk:` both); `o1:0.5` half the weight.
+    Raises GrammarError where the text leaves the grammar.
+    """
+    scanner = _Scanner(text)
+    terms = []
+    while not scanner.at_end():
+        terms.append(_term(scanner))
+        if scanner.take(r"[,\n]") is None and not scanner.at_end():
+            scanner.fail("Expected a comma")
+    return Selection(text, tuple(terms))
+
+
+class _Scanner:
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.at = 0
+        self._skip(r"[ \t\r]*")
+
+    def take(self, pattern: str) -> re.Match[str] | None:
+        """The match of `pattern` here, stepped over together with the blanks behind it."""
+        match = re.compile(pattern, re.IGNORECASE).match(self.text, self.at)
+        if match is not None:
+            self.at = match.end()
+            self._skip(r"[ \t\r]*")
+        return match
+
+    def at_end(self) -> bool:
+        self._skip(r"\s*")
+        return self.at == len(self.text)
+
+    def fail(self, problem: str) -> NoReturn:
+        raise GrammarError(self.text, self.at, problem)
+
+    def _skip(self, blanks: str) -> None:
+        self.at = re.compile(blanks).match(self.text, self.at).end()
+
+
+def _term(scanner: _Scanner) -> Term:
+    scanner.at_end()
+    at = scanner.at
+    removes = scanner.take("-") is not None
+    features = _features(scanner)
+    block, numbers, transformers = _layers(scanner)
+    return Term(at, removes, features, block, numbers, transformers, _weight(scanner, removes))
+
+
+def _features(scanner: _Scanner) -> tuple[str, ...]:
+    match = scanner.take(r"([qkv]+)\s*:")
+    return FEATURES if match is None else tuple(match[1].lower())
+
+
+def _layers(scanner: _Scanner) -> tuple[str | None, Span | None, Span | None]:
+    if scanner.take(r"all\b"):
+        return None, None, None
+    part = scanner.take("[imodu]")
+    if part is None:
+        scanner.fail("Expected a layer")
+    numbers = _span(scanner)
+    transformers = None
+    if numbers is not None and scanner.take(r"\."):
+        transformers = _span(scanner) or scanner.fail("Expected the number of a transformer")
+    return _PARTS[part[0].lower()], numbers, transformers
+
+
+def _span(scanner: _Scanner) -> Span | None:
+    at = scanner.at
+    match = scanner.take(r"(\d+)(?:-(\d+))?")
+    if match is None:
+        return None
+    span = Span(int(match[1]), int(match[2] or match[1]))
+    if span.last < span.first:
+        raise GrammarError(scanner.text, at, "A range must run upwards")
+    return span
+
+
+def _weight(scanner: _Scanner, removes: bool) -> float:
+    at = scanner.at
+    if scanner.take(":") is None:
+        return 1.0
+    match = scanner.take(r"\d*\.?\d+|\d+\.")
+    if match is None:
+        scanner.fail("Expected a weight from 0 to 1")
+    if removes or float(match[0]) > 1:
+        raise GrammarError(scanner.text, at, "A removal has no weight" if removes else "A weight is at most 1")
+    return float(match[0])

@@ -1,0 +1,177 @@
+"""Style injection: AdaIN of queries and keys, and attention shared with a reference.
+
+The operator of StyleAligned (arXiv 2312.02133) under a gate, as in Conditional Balance (arXiv 2412.19853). q, k and v
+are a self-attention layer's projections [rows, tokens, heads * channels]. Rows come in equal chunks, one per
+conditioning in the call; each chunk holds its own reference.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from .layers import LayerId
+
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+"""attention(q, k, v, bias): bias is None or [1, keys], added to every query's logits."""
+
+EPS = 1e-5
+"""Added to the variance under the root, as StyleAligned does."""
+
+
+class LayerStyle(NamedTuple):
+    """What happens at one layer.
+
+    `q`, `k`, `v`: how far the moments move to the reference's, 0 to 1. `share`: weight of the reference's tokens in the
+    softmax beside the picture's own; 0 shares nothing, 1 is StyleAligned, exp(shift) is its `shared_score_shift`.
+    """
+
+    q: float = 0.0
+    k: float = 0.0
+    v: float = 0.0
+    share: float = 0.0
+
+
+class Rows(NamedTuple):
+    """Where pictures and their reference stand in each of `chunks` equal chunks of rows.
+
+    Rows `start` to `stop` (exclusive) are styled, row `reference` gives the style and every other row stays as it is.
+    """
+
+    chunks: int
+    start: int
+    stop: int
+    reference: int
+
+
+@dataclass(frozen=True)
+class StyleSettings:
+    """How a gate's weights become layer styles: `strength` (0 to 1) scales them, `share` the reference's tokens."""
+
+    strength: float = 1.0
+    adain_q: bool = True
+    adain_k: bool = True
+    adain_v: bool = False
+    share: float = 1.0
+
+
+def layer_styles(
+    weights: torch.Tensor, layers: Sequence[LayerId], settings: StyleSettings
+) -> dict[LayerId, LayerStyle]:
+    """The open layers and their styles, from gate weights [3, L].
+
+    Attention is shared where the q or the k gate is open (Conditional Balance), with or without AdaIN there.
+    """
+    styles = {}
+    for layer, (q, k, v) in zip(layers, (weights * settings.strength).T.tolist(), strict=True):
+        share = max(q, k) * settings.share
+        style = LayerStyle(q * settings.adain_q, k * settings.adain_k, v * settings.adain_v, share)
+        if any(style):
+            styles[layer] = style
+    return styles
+
+
+def moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and sqrt(var + EPS) over tokens [..., 1, channels], in fp32; the variance is unbiased, 0 for one token."""
+    variance, mean = torch.var_mean(x, dim=-2, keepdim=True, correction=int(x.shape[-2] > 1))
+    return mean.float(), (variance.float() + EPS).sqrt()
+
+
+def adain(x: torch.Tensor, reference: torch.Tensor, weight: float) -> torch.Tensor:
+    """Move the moments of x toward the reference's by `weight` in [0, 1]; both [..., tokens, channels], broadcast.
+
+    Statistics are taken in fp32. Weight 0 returns x itself.
+    """
+    if weight == 0:
+        return x
+    (mean, deviation), (mean_to, deviation_to) = moments(x), moments(reference)
+    scale = torch.lerp(deviation, deviation_to.expand_as(deviation), weight) / deviation
+    shift = torch.lerp(mean, mean_to.expand_as(mean), weight) - mean * scale
+    return torch.addcmul(shift.to(x), x, scale.to(x))
+
+
+def inject(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, style: LayerStyle, rows: Rows, attend: Attend
+) -> torch.Tensor:
+    """The layer's attention output [rows, tokens, channels], styled rows attending to the reference as well.
+
+    Unstyled rows run by themselves: they are then exactly plain attention, and cost no more than that.
+    """
+    chunked = [_chunked(x, rows) for x in (q, k, v)]
+    styled = _adained(chunked, style, rows)
+    if style.share == 0:
+        return attend(*(_flat(_put_back(x, own, rows)) for x, own in zip(chunked, styled, strict=True)), None)
+    plain = attend(*(_flat(_unstyled(x, rows)) for x in chunked), None)
+    own_q, *own_kv = styled
+    shared = (torch.cat((own, _reference(x, own, rows)), 2) for x, own in zip(chunked[1:], own_kv, strict=True))
+    out = attend(_flat(own_q), *map(_flat, shared), share_bias(q, k.shape[1], style.share))
+    return _flat(_joined(_chunked(plain, rows), _chunked(out, rows), rows))
+
+
+def inject_through(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, style: LayerStyle, rows: Rows, attend: Attend
+) -> torch.Tensor:
+    """`inject` for an attention that knows neither bias nor a part of the rows (another pack's replace function).
+
+    It sees all rows at once. Unstyled rows get their own keys and values twice, which changes nothing (StyleAligned
+    does so for its reference). A share below 1 mixes the outputs with and without sharing; above 1 it counts as 1.
+    """
+    chunked = [_chunked(x, rows) for x in (q, k, v)]
+    q, k, v = (_put_back(x, own, rows) for x, own in zip(chunked, _adained(chunked, style, rows), strict=True))
+    alone = functools.partial(attend, _flat(q), _flat(k), _flat(v), None)
+    if style.share == 0:
+        return alone()
+    shared = (torch.cat((x, _put_back(x, _reference(x, _styled(x, rows), rows), rows)), 2) for x in (k, v))
+    out = attend(_flat(q), *map(_flat, shared), None)
+    return out if style.share >= 1 else torch.lerp(alone(), out, style.share)
+
+
+def share_bias(like: torch.Tensor, tokens: int, share: float) -> torch.Tensor | None:
+    """ln(share) on the reference's columns [1, 2 * tokens]; None at 1, so that fast kernels stay in use."""
+    if share == 1:
+        return None
+    bias = like.new_zeros(1, 2 * tokens)
+    bias[:, tokens:] = math.log(share)
+    return bias
+
+
+# Below, x is [chunks, rows, tokens, channels] and `own` its styled rows.
+
+
+def _chunked(x: torch.Tensor, rows: Rows) -> torch.Tensor:
+    return x.unflatten(0, (rows.chunks, -1))
+
+
+def _flat(x: torch.Tensor) -> torch.Tensor:
+    return x.flatten(0, 1)
+
+
+def _adained(chunked: Sequence[torch.Tensor], style: LayerStyle, rows: Rows) -> list[torch.Tensor]:
+    """The styled rows of q, k and v with their moments moved."""
+    reference = slice(rows.reference, rows.reference + 1)
+    return [adain(_styled(x, rows), x[:, reference], weight) for x, weight in zip(chunked, style[:3], strict=True)]
+
+
+def _styled(x: torch.Tensor, rows: Rows) -> torch.Tensor:
+    return x[:, rows.start : rows.stop]
+
+
+def _unstyled(x: torch.Tensor, rows: Rows) -> torch.Tensor:
+    return torch.cat((x[:, : rows.start], x[:, rows.stop :]), 1)
+
+
+def _reference(x: torch.Tensor, own: torch.Tensor, rows: Rows) -> torch.Tensor:
+    return x[:, rows.reference : rows.reference + 1].expand_as(own)
+
+
+def _put_back(x: torch.Tensor, own: torch.Tensor, rows: Rows) -> torch.Tensor:
+    return torch.cat((x[:, : rows.start], own, x[:, rows.stop :]), 1)
+
+
+def _joined(unstyled: torch.Tensor, own: torch.Tensor, rows: Rows) -> torch.Tensor:
+    return torch.cat((unstyled[:, : rows.start], own, unstyled[:, rows.start :]), 1)

@@ -1,0 +1,57 @@
+"""One call of the model inside ComfyUI's APPLY_MODEL wrappers, and wrappers that live for one run or one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+KEY = "conditional_balance"
+
+
+@dataclass(frozen=True)
+class ModelCall:
+    """The arguments of `BaseModel.apply_model`: x [rows, C, h, w], sigma [rows], conditioning by name, options.
+
+    Rows come in equal chunks, one per conditioning of the call; arguments unknown to us travel in `rest` and `conds`.
+    """
+
+    x: torch.Tensor
+    sigma: torch.Tensor
+    c_concat: torch.Tensor | None
+    c_crossattn: torch.Tensor | None
+    control: dict[str, list[torch.Tensor | None]] | None
+    options: dict[str, Any]
+    rest: tuple[Any, ...] = ()
+    conds: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, *args: Any, **kwargs: Any) -> ModelCall:
+        """From what an APPLY_MODEL wrapper receives after its executor."""
+        return cls(*args[:6], rest=args[6:], conds=kwargs)
+
+    def run(self, executor: Callable[..., torch.Tensor]) -> torch.Tensor:
+        return executor(
+            self.x, self.sigma, self.c_concat, self.c_crossattn, self.control, self.options, *self.rest, **self.conds
+        )
+
+    @property
+    def chunks(self) -> int:
+        """How many conditionings share the rows of this call."""
+        return len(self.options.get("cond_or_uncond", (0,)))
+
+    @property
+    def rows(self) -> int:
+        """Rows of one chunk."""
+        return self.x.shape[0] // self.chunks
+
+
+def with_wrapper(model_options: dict[str, Any], kind: str, wrapper: Callable[..., Any]) -> dict[str, Any]:
+    """A copy of `model_options` with one more wrapper, innermost among its kind; nothing shared is changed."""
+    options = model_options.get("transformer_options", {})
+    wrappers = options.get("wrappers", {})
+    of_kind = wrappers.get(kind, {})
+    of_kind = {**of_kind, KEY: [*of_kind.get(KEY, ()), wrapper]}
+    return {**model_options, "transformer_options": {**options, "wrappers": {**wrappers, kind: of_kind}}}

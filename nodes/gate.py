@@ -1,0 +1,227 @@
+"""Nodes that choose layers."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from comfy_api.latest import io
+from PIL import Image
+
+from ..engine.gate import (
+    OPERATIONS,
+    POLICIES,
+    CombinedGate,
+    LayerGate,
+    RankedGate,
+    ScaledGate,
+    WrittenGate,
+    pinned,
+    windowed,
+)
+from ..engine.gate_map import draw, sampled, spread_sigmas, summary
+from ..engine.grammar import GrammarError, parse
+from ..engine.profile import SensitivityProfile
+from .widgets import advanced, window_inputs
+
+CATEGORY = "conditional balance/gate"
+Profile = io.Custom("SENSITIVITY_PROFILE")
+Gate = io.Custom("LAYER_GATE")
+
+GRAMMAR = (
+    "o1.4-9 is transformers 4 to 9 of output block 1; i5 a whole block; o3-5 several; m the middle; all everything; "
+    "-m0 takes layers away; q:o1 acts on queries only; o1:0.5 at half weight. Commas part entries."
+)
+
+
+def _problem(text: str | None) -> str | None:
+    """What is wrong with a grammar text; None when it reads well or comes through a link."""
+    try:
+        parse(text or "")
+    except GrammarError as error:
+        return str(error)
+    return None
+
+
+class SelectLayers(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CBSelectLayers",
+            display_name="Select Layers by Sensitivity",
+            category=CATEGORY,
+            description="Keeps the attention layers that a sensitivity profile ranks first. Only these will take part.",
+            inputs=[
+                Profile.Input(
+                    "profile",
+                    tooltip="The ranking: load a shipped one or measure your own model's. Must fit the model.",
+                ),
+                io.Float.Input(
+                    "lambda",
+                    default=0.43,
+                    min=0.0,
+                    max=200.0,
+                    step=0.01,
+                    tooltip="Share of the layers kept: 0.43 keeps 30 of SDXL's 70 and balances style with content. "
+                    "0 keeps "
+                    "none, 1 all. Above 1 it is a number of layers. Above 0.5 style starts to push the prompt aside.",
+                ),
+                io.Combo.Input(
+                    "policy",
+                    options=list(POLICIES),
+                    default="per-step",
+                    tooltip="per-step: the most sensitive layers at each noise level, as in the paper. static: one "
+                    "list for "
+                    "all. budget: one threshold, so few layers early and many late. soft: per-step with a soft edge. "
+                    "random, evenly spaced, reversed (least sensitive): for comparison only.",
+                ),
+                advanced(
+                    io.Float.Input(
+                        "softness",
+                        default=0.1,
+                        min=0.0,
+                        max=1.0,
+                        step=0.01,
+                        tooltip="Width of the edge of the soft policy, in standard deviations of the scores. 0.1 "
+                        "is good; 0 "
+                        "is per-step. Wider edges open more layers and cost more time. Other policies ignore it.",
+                    )
+                ),
+                *window_inputs(),
+                io.String.Input(
+                    "pin", default="", tooltip=f"Layers that always take part, whatever their rank. {GRAMMAR}"
+                ),
+                io.String.Input(
+                    "exclude",
+                    default="",
+                    tooltip=f"Layers that never take part, such as m for the middle block. {GRAMMAR}",
+                ),
+                advanced(
+                    io.Int.Input(
+                        "seed",
+                        default=0,
+                        min=0,
+                        max=0xFFFFFFFFFFFFFFFF,
+                        tooltip="Draws the layers of the random policy. Other policies ignore it.",
+                    )
+                ),
+            ],
+            outputs=[
+                Gate.Output(
+                    display_name="gate", tooltip="The selection, for Style Injection and other nodes that act by layer."
+                ),
+                io.Image.Output(display_name="layer map", tooltip="The selection at every noise level."),
+                io.String.Output(display_name="summary", tooltip="The selection in plain words."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, pin: str | None, exclude: str | None) -> bool | str:
+        problems = {"pin": _problem(pin), "exclude": _problem(exclude)}
+        return next((f"'{name}': {problem}" for name, problem in problems.items() if problem), True)
+
+    @classmethod
+    def execute(
+        cls,
+        profile: SensitivityProfile,
+        policy: str,
+        softness: float,
+        start_percent: float,
+        end_percent: float,
+        pin: str,
+        exclude: str,
+        seed: int,
+        **kwargs: float,
+    ) -> io.NodeOutput:
+        ranked = RankedGate(profile, kwargs["lambda"], policy, softness, seed)
+        chosen = pinned(ranked, parse(pin), parse(exclude))
+        gate = windowed(chosen, start_percent, end_percent)
+        return io.NodeOutput(gate, *_pictured(gate, chosen, profile))
+
+
+def _pictured(gate: LayerGate, chosen: LayerGate, profile: SensitivityProfile) -> tuple[torch.Tensor, str]:
+    """The layer map [1, H, W, 3] of a gate, and the words for what it chooses inside its window."""
+    sigmas = spread_sigmas(float(profile.sigmas[0]), float(profile.sigmas[-1]))
+    picture = draw(sampled(gate, profile.layers, sigmas), profile.layers, sigmas)
+    words = summary(sampled(chosen, profile.layers, sigmas), profile.layers)
+    if gate is not chosen:
+        words += f" Only from {gate.start:.0%} to {gate.end:.0%} of the schedule."
+    return _image(picture), words
+
+
+def _image(picture: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(picture, dtype=np.float32) / 255)[None]
+
+
+class WriteGate(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CBLayerGate",
+            display_name="Layer Gate",
+            category=CATEGORY,
+            description="Chooses attention layers by hand.",
+            inputs=[
+                io.String.Input(
+                    "layers",
+                    default="o1.4-9, o2",
+                    multiline=True,
+                    tooltip=f"The layers that take part. {GRAMMAR} For SDXL o1.4-9, o2 is where style lives; SD1.5 "
+                    f"has one "
+                    "transformer per block, so write o3-8.",
+                ),
+                *window_inputs(),
+            ],
+            outputs=[Gate.Output(display_name="gate", tooltip="The selection, for nodes that act by layer.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, layers: str | None) -> bool | str:
+        problem = _problem(layers)
+        return True if problem is None else f"'layers': {problem}"
+
+    @classmethod
+    def execute(cls, layers: str, start_percent: float, end_percent: float) -> io.NodeOutput:
+        return io.NodeOutput(windowed(WrittenGate(parse(layers)), start_percent, end_percent))
+
+
+class CombineGates(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CBCombineGates",
+            display_name="Combine Gates",
+            category=CATEGORY,
+            description="Makes one gate of two, or weakens one.",
+            inputs=[
+                Gate.Input("gate", tooltip="The gate to start from."),
+                io.Combo.Input(
+                    "operation",
+                    options=[*OPERATIONS, "scale"],
+                    default="and",
+                    tooltip="and: layers open in both gates. or: open in either. minus: open in the first and not "
+                    "in the "
+                    "second. scale: the first gate's weights times the factor.",
+                ),
+                io.Float.Input(
+                    "factor",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Used by scale only: 0.5 halves every weight, 0 closes the gate, 1 changes nothing.",
+                ),
+                Gate.Input("other", optional=True, tooltip="The second gate. Scale does not need one."),
+            ],
+            outputs=[Gate.Output(display_name="gate", tooltip="The combined gate.")],
+        )
+
+    @classmethod
+    def execute(cls, gate: LayerGate, operation: str, factor: float, other: LayerGate | None = None) -> io.NodeOutput:
+        if operation == "scale":
+            return io.NodeOutput(ScaledGate(gate, factor))
+        if other is None:
+            raise ValueError(f"'other' is empty, but '{operation}' needs two gates: connect one, or choose scale.")
+        return io.NodeOutput(CombinedGate(gate, other, operation))
+
+
+NODES = [SelectLayers, WriteGate, CombineGates]

@@ -1,0 +1,195 @@
+"""Nodes that take style from a reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP
+from comfy_api.latest import io
+
+from ..engine.gate import LayerGate, windowed
+from ..engine.style import StyleSettings
+from ..hooks.prompts import encode_rows
+from ..hooks.reference import FIRST_ROW, Conditioning, StyleReference
+from ..hooks.style_injection import StyleInjection, inject_style
+from .gate import Gate
+from .widgets import advanced, window_inputs
+
+CATEGORY = "conditional balance/style"
+Reference = io.Custom("STYLE_REFERENCE")
+FIRST, RENOISED = "first row of the batch", "renoised latent"
+
+
+class PromptBatch(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CBPromptBatch",
+            display_name="Prompt per Picture",
+            category=CATEGORY,
+            description="Gives every picture of a batch its own prompt. The first one is the style reference's.",
+            inputs=[
+                io.Clip.Input("clip", tooltip="The CLIP that came with the model."),
+                io.String.Input(
+                    "prompts",
+                    default="a painting, in the style of ukiyo-e\na sailing ship, in the style of ukiyo-e",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="One prompt per line; empty lines are skipped. Line 1 is the style reference, the "
+                    "others are the "
+                    "pictures that take its style. Name the style in every line. Set the latent's batch_size to the "
+                    "number of lines.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(
+                    display_name="conditioning",
+                    tooltip="Connect to the sampler's positive input; row i belongs to picture i.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, clip: CLIP, prompts: str) -> io.NodeOutput:
+        lines = [line.strip() for line in prompts.splitlines() if line.strip()]
+        if not lines:
+            raise ValueError("'prompts' is empty: write one prompt per line, the style reference's first.")
+        return io.NodeOutput(encode_rows(clip, lines))
+
+
+class MakeReference(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CBStyleReference",
+            display_name="Style Reference",
+            category=CATEGORY,
+            description="Says what style is taken from: the first picture of the batch, or a picture of your own.",
+            inputs=[
+                io.Combo.Input(
+                    "mode",
+                    options=[RENOISED, FIRST],
+                    default=RENOISED,
+                    tooltip=f"{RENOISED}: a picture, noised afresh at every step and run along unseen. {FIRST}: "
+                    f"the batch's "
+                    "first picture is the reference and appears in the result; it needs a batch of two or more.",
+                ),
+                io.Latent.Input(
+                    "latent",
+                    optional=True,
+                    tooltip="The reference picture, encoded with the model's VAE; the first of a batch is used. "
+                    "Encode it at "
+                    "the size you generate, or it is resized. Not used by the other mode.",
+                ),
+                io.Conditioning.Input(
+                    "prompt",
+                    optional=True,
+                    tooltip="A prompt that describes the reference picture, style included. Without one it runs "
+                    "under the "
+                    "sampler's positive prompt, which takes over less of its style.",
+                ),
+            ],
+            outputs=[Reference.Output(display_name="reference", tooltip="Connect to Style Injection.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, mode: str, latent: dict[str, torch.Tensor] | None = None, prompt: Conditioning | None = None
+    ) -> io.NodeOutput:
+        if mode == FIRST:
+            return io.NodeOutput(FIRST_ROW)
+        if latent is None:
+            raise ValueError(
+                f"'latent' is empty: encode a reference picture and connect it, or set 'mode' to '{FIRST}'."
+            )
+        return io.NodeOutput(StyleReference(latent["samples"][:1], prompt))
+
+
+class InjectStyle(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CBStyleInjection",
+            display_name="Style Injection",
+            category=CATEGORY,
+            description="Pictures take the style of a reference through the chosen attention layers only, so that the "
+            "prompt keeps the others. Works with any sampler, ControlNet and LoRA.",
+            inputs=[
+                io.Model.Input("model", tooltip="A UNet model: SD1.5, SDXL or a finetune of either."),
+                Gate.Input(
+                    "gate", tooltip="The layers that take style, from Select Layers by Sensitivity or Layer Gate."
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How much style the chosen layers take. 1 is the paper's method, 0 is off. To weaken "
+                    "style, "
+                    "first try fewer layers (lambda).",
+                ),
+                io.Boolean.Input(
+                    "adain_q",
+                    default=True,
+                    tooltip="Give the queries the reference's statistics. On, as in the paper; turn off only to "
+                    "experiment.",
+                ),
+                io.Boolean.Input(
+                    "adain_k",
+                    default=True,
+                    tooltip="Give the keys the reference's statistics. On, as in the paper; turn off only to "
+                    "experiment.",
+                ),
+                advanced(
+                    io.Boolean.Input(
+                        "adain_v",
+                        default=False,
+                        tooltip="Give the values the reference's statistics too: stronger colour transfer, more of "
+                        "the "
+                        "reference's content. The paper leaves it off for SDXL.",
+                    )
+                ),
+                io.Float.Input(
+                    "share",
+                    default=1.0,
+                    min=0.0,
+                    max=4.0,
+                    step=0.05,
+                    tooltip="Weight of the reference's tokens in attention beside the picture's own. 1 is the "
+                    "paper's method, "
+                    "2 suits faint references, 0 leaves statistics only. Lower it when the reference's content "
+                    "leaks in.",
+                ),
+                *window_inputs(),
+                Reference.Input(
+                    "reference",
+                    optional=True,
+                    tooltip="What style is taken from. Without one it is the first picture of the batch.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="Connect to the sampler. The input model stays as it is.")
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        gate: LayerGate,
+        strength: float,
+        share: float,
+        start_percent: float,
+        end_percent: float,
+        reference: StyleReference = FIRST_ROW,
+        **adain: Any,
+    ) -> io.NodeOutput:
+        gate = windowed(gate, start_percent, end_percent)
+        settings = StyleSettings(strength, share=share, **adain)
+        return io.NodeOutput(inject_style(model, StyleInjection(gate, reference, settings)))
+
+
+NODES = [PromptBatch, MakeReference, InjectStyle]

@@ -1,0 +1,35 @@
+"""Small things that node schemas share."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+
+def advanced(widget: io.Input) -> io.Input:
+    """Mark an input as rarely needed; front ends that know the word fold it away."""
+    widget.extra_dict = {**(widget.extra_dict or {}), "advanced": True}
+    return widget
+
+
+def window_inputs() -> list[io.Input]:
+    """The range of the schedule in which something acts, in percent as ControlNetApplyAdvanced counts it."""
+    return [
+        io.Float.Input(
+            "start_percent",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="Where in the schedule it starts to act: 0 is pure noise, 1 the finished picture. "
+            "0 is right unless you want the layout to form untouched; then try 0.1 to 0.2.",
+        ),
+        io.Float.Input(
+            "end_percent",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="Where in the schedule it stops acting. 1 is right unless fine detail looks overworked; then "
+            "try 0.8.",
+        ),
+    ]

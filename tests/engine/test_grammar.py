@@ -1,0 +1,113 @@
+"""The gate grammar: what it selects, and where its errors point."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conditional_balance.engine.grammar import GrammarError, parse
+from conditional_balance.engine.layers import LayerId, in_forward_order
+
+SDXL = (
+    *(LayerId("input", number, t) for number, depth in ((4, 2), (5, 2), (7, 10), (8, 10)) for t in range(depth)),
+    *(LayerId("middle", 0, t) for t in range(10)),
+    *(LayerId("output", number, t) for number in range(6) for t in range(10 if number < 3 else 2)),
+)
+
+
+def chosen(text: str, feature: int = 0) -> set[str]:
+    weights = parse(text).weights(SDXL)[feature]
+    return {str(layer) for layer, weight in zip(SDXL, weights.tolist(), strict=True) if weight}
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"),
+    [
+        ("o1.8", {"o1.8"}),
+        ("O1.8", {"o1.8"}),
+        ("u1.8, d4.0", {"o1.8", "i4.0"}),
+        ("o1.4-6", {"o1.4", "o1.5", "o1.6"}),
+        ("i5", {"i5.0", "i5.1"}),
+        ("o3-4", {"o3.0", "o3.1", "o4.0", "o4.1"}),
+        ("o3-5.1", {"o3.1", "o4.1", "o5.1"}),
+        ("m", {f"m0.{t}" for t in range(10)}),
+        ("m0", {f"m0.{t}" for t in range(10)}),
+        ("all", {str(layer) for layer in SDXL}),
+        ("i5, -i5.1", {"i5.0"}),
+        ("-i5.1, i5", {str(layer) for layer in SDXL}),
+        ("-i, -m, -o0-2", {"o3.0", "o3.1", "o4.0", "o4.1", "o5.0", "o5.1"}),
+        (" o3 . 0 ,\n o3.1 , ", {"o3.0", "o3.1"}),
+        ("i4.0\ni4.1", {"i4.0", "i4.1"}),
+        ("", set()),
+        ("  \n ", set()),
+    ],
+)
+def test_selects(text: str, layers: set[str]) -> None:
+    assert chosen(text) == layers
+
+
+def test_every_printed_layer_selects_itself() -> None:
+    assert all(chosen(str(layer)) == {str(layer)} for layer in SDXL)
+
+
+def test_features_and_weights() -> None:
+    weights = parse("q:o1.8, kv:o1.9:0.5, o2.0 : .25").weights(SDXL)
+    column = {str(layer): weights[:, index].tolist() for index, layer in enumerate(SDXL)}
+    assert column["o1.8"] == [1, 0, 0]
+    assert column["o1.9"] == [0, 0.5, 0.5]
+    assert column["o2.0"] == [0.25] * 3
+    assert weights.sum() == 1 + 1 + 0.75
+
+
+@pytest.mark.parametrize(
+    ("text", "at"),
+    [
+        ("x5", 0),
+        ("o1.4-9, i5, 7", 12),
+        ("o1.", 3),
+        ("o1 i5", 3),
+        ("o1, , i5", 4),
+        ("o9-3", 1),
+        ("o1:", 3),
+        ("o1:1.5", 2),
+        ("-o1:0.5", 3),
+        ("o1.4-9, -", 9),
+        ("o1.4_9", 4),
+    ],
+)
+def test_errors_point_at_the_character(text: str, at: int) -> None:
+    with pytest.raises(GrammarError) as caught:
+        parse(text)
+    message, line, caret = str(caught.value).split("\n")
+    assert caught.value.at == at
+    assert f"at character {at + 1};" in message
+    assert line == text.rstrip()
+    assert caret == " " * at + "^"
+
+
+@pytest.mark.parametrize(
+    ("text", "at"), [("o1.4-12", 0), ("i5, i3", 4), ("o0-7", 0), ("m3", 0), ("all, -o4.5", 5), ("o1,\no1.10", 4)]
+)
+def test_layers_the_model_lacks_are_errors(text: str, at: int) -> None:
+    with pytest.raises(GrammarError, match="no layer") as caught:
+        parse(text).weights(SDXL)
+    assert caught.value.at == at
+
+
+@given(st.sets(st.sampled_from(SDXL)))
+def test_a_written_set_is_read_back(layers: set[LayerId]) -> None:
+    written = ", ".join(map(str, in_forward_order(layers)))
+    assert chosen(written) == {str(layer) for layer in layers}
+    assert chosen(f"all, {', '.join(f'-{layer}' for layer in layers)}") == {str(layer) for layer in set(SDXL) - layers}
+
+
+@given(st.text(alphabet="imodukqv0123456789.-:, \nal", max_size=12))
+def test_any_text_is_read_or_refused_in_words(text: str) -> None:
+    try:
+        weights = parse(text).weights(SDXL)
+    except GrammarError as error:
+        assert 0 <= error.at <= len(text)
+    else:
+        assert torch.all((weights >= 0) & (weights <= 1))
