@@ -1,4 +1,4 @@
-"""Does it work? Style against content for ranked layers, random ones, evenly spaced ones, the least sensitive and all."""
+"""Does it work? Style against content: ranked layers, random, evenly spaced and least sensitive ones, and all."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import harness
 import torch
+from harness import Demo, draw, interval
+
 from conditional_balance.engine.gate import RankedGate, WrittenGate
 from conditional_balance.engine.grammar import parse
 from conditional_balance.engine.profile import SensitivityProfile, load
@@ -17,7 +19,6 @@ from conditional_balance.hooks.style_injection import StyleInjection, StyleSetti
 from demo import world
 from demo.judge import style_distance
 from devtools.bootstrap import ROOT
-from harness import Demo, draw, interval
 
 PROFILE = ROOT / "sensitivity_profiles" / "demo.style.safetensors"
 POLICIES = ("per-step", "static", "random", "evenly spaced", "reversed")

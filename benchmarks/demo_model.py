@@ -7,15 +7,16 @@ from typing import Any
 import comfy.samplers
 import harness
 import torch
-from conditional_balance.engine.grammar import parse
-from conditional_balance.engine.gate import WrittenGate
-from conditional_balance.hooks.reference import StyleReference
-from conditional_balance.hooks.style_injection import StyleInjection, StyleSettings, inject_style
-from conditional_balance.hooks.model_layers import attention_layers
-from demo import world
-from demo.judge import style_distance
 from harness import Demo, auc, draw
 from torch import Tensor
+
+from conditional_balance.engine.gate import WrittenGate
+from conditional_balance.engine.grammar import parse
+from conditional_balance.hooks.model_layers import attention_layers
+from conditional_balance.hooks.reference import StyleReference
+from conditional_balance.hooks.style_injection import StyleInjection, StyleSettings, inject_style
+from demo import world
+from demo.judge import style_distance
 
 
 def main() -> None:
@@ -58,8 +59,11 @@ def style_aucs(demo: Demo, dice: torch.Generator) -> dict[str, Any]:
         kinds = {
             "fresh": pictures,
             "autoencoded": [demo.autoencoded(part) for part in pictures],
-            "generated": [redrawn(demo, p, world.captions(s, families is world.KNOWN)) for p, s in zip(pictures, (first, second), strict=True)],
-        }  # fmt: skip
+            "generated": [
+                redrawn(demo, p, world.captions(s, families is world.KNOWN))
+                for p, s in zip(pictures, (first, second), strict=True)
+            ],
+        }
         result[name] = {kind: pair_auc(demo, pair) for kind, pair in kinds.items()}
     return result
 
@@ -76,21 +80,35 @@ def redrawn(demo: Demo, pictures: Tensor, prompts: list[str], denoise: float = 0
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
     return demo.decode(
         comfy.sample.sample(
-            demo.model, noise, 10, harness.CFG, "euler", "normal", demo.conditioning(prompts),
-            demo.conditioning([""]), latents, denoise=denoise, disable_pbar=True, seed=0,
+            demo.model,
+            noise,
+            10,
+            harness.CFG,
+            "euler",
+            "normal",
+            demo.conditioning(prompts),
+            demo.conditioning([""]),
+            latents,
+            denoise=denoise,
+            disable_pbar=True,
+            seed=0,
         )
-    )  # fmt: skip
+    )
 
 
 def captions(demo: Demo, dice: torch.Generator, chosen: Any) -> dict[str, float]:
     """How often fresh prompts get their subject, background and style family (five nearest of 1200 drawn pictures)."""
     specs = world.random_specs(chosen.prompts, dice)
     prompts = world.captions(specs)
-    parts = [demo.sample(demo.model, prompts[i : i + 50], chosen.seed + i, chosen.steps) for i in range(0, len(prompts), 50)]
+    parts = [
+        demo.sample(demo.model, prompts[i : i + 50], chosen.seed + i, chosen.steps) for i in range(0, len(prompts), 50)
+    ]
     pictures = demo.decode(torch.cat(parts))
     verdict = demo.verdict(pictures)
     bank = world.random_specs(1200, dice)
-    nearest = style_distance(verdict.style[:, None], demo.verdict(draw(bank)).style[None]).topk(5, largest=False).indices
+    nearest = (
+        style_distance(verdict.style[:, None], demo.verdict(draw(bank)).style[None]).topk(5, largest=False).indices
+    )
     family = bank.family[:, 0][nearest].mode(1).values
     if chosen.pictures:
         harness.sheet(pictures[:64], 8, chosen.pictures / "samples.png")
@@ -109,7 +127,9 @@ def attention_needed(demo: Demo, dice: torch.Generator) -> dict[str, dict[str, f
     result = {}
     for sigma in (0.3, 1.0, 3.0):
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
-        losses = {name: loss(model, latents, noise, sigma, prompts) for name, model in (("all", demo.model), *silent.items())}
+        losses = {
+            name: loss(model, latents, noise, sigma, prompts) for name, model in (("all", demo.model), *silent.items())
+        }
         result[f"sigma {sigma}"] = {
             "self-attention": round(losses["attn1"] / losses["all"], 3),
             "cross-attention": round(losses["attn2"] / losses["all"], 3),
@@ -132,7 +152,9 @@ def loss(model: Any, latents: Tensor, noise: Tensor, sigma: float, prompts: list
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(prompts, prompts)
     guider.set_cfg(1.0)
-    sampler = comfy.samplers.KSAMPLER(lambda predict, x, sigmas, extra_args, **_: predict(x, sigmas[:1].expand(len(x)), **extra_args))
+    sampler = comfy.samplers.KSAMPLER(
+        lambda predict, x, sigmas, extra_args, **_: predict(x, sigmas[:1].expand(len(x)), **extra_args)
+    )
     clean = guider.sample(noise, latents, sampler, torch.tensor([sigma, 0.0]), disable_pbar=True)
     return float(((noisy - clean) / sigma - noise).square().mean())
 
@@ -156,7 +178,9 @@ def sharing(demo: Demo, dice: torch.Generator, chosen: Any) -> dict[str, float]:
         ideal.append(style_distance(demo.verdict(demo.autoencoded(draw(scenes))).style, style))
     means = [float(torch.cat(part).mean()) for part in (none, full, ideal)]
     way = (means[0] - means[1]) / (means[0] - means[2])
-    return dict(zip(("none", "all layers", "same style", "share of the way"), (round(m, 4) for m in (*means, way)), strict=True))
+    return dict(
+        zip(("none", "all layers", "same style", "share of the way"), (round(m, 4) for m in (*means, way)), strict=True)
+    )
 
 
 if __name__ == "__main__":

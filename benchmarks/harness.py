@@ -1,4 +1,4 @@
-"""What the demo-world benchmarks share: the demo model through ComfyUI's own sampler, the judge, pictures, intervals."""
+"""What the demo-world benchmarks share: the demo model through ComfyUI's sampler, the judge, contact sheets, intervals."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ import comfy.sample
 import comfy.samplers
 import numpy as np
 import torch
-from conditional_balance.hooks.prompts import encode_rows
-from demo import judge, models, world
 from PIL import Image
 from torch import Tensor
+
+from conditional_balance.hooks.prompts import encode_rows
+from demo import judge, models, world
 
 CFG = 4.0
 BATCH = 64

@@ -4,7 +4,7 @@ As a custom node folder of its own it gives ComfyUI the demo nodes; `dev.py` lin
 """
 
 
-async def comfy_entrypoint():  # noqa: ANN201 - ComfyUI's entry point; imported late so that training needs no node API
+async def comfy_entrypoint():
     from .nodes import comfy_entrypoint as entry
 
     return await entry()

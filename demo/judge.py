@@ -7,6 +7,7 @@ from the known families, so that it also orders styles it never saw.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +34,7 @@ class ContentNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         widths = (3, 32, 64, 96, 128)
-        self.body = nn.Sequential(*(stage(a, b, 2) for a, b in zip(widths, widths[1:], strict=False)))
+        self.body = nn.Sequential(*(stage(a, b, 2) for a, b in pairwise(widths)))
         self.head = nn.Linear(128 * 16, len(SUBJECT_NAMES) + len(BACKGROUND_NAMES))
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,12 +43,12 @@ class ContentNet(nn.Module):
 
 
 class StyleNet(nn.Module):
-    """[B, 3, 128, 128] to unit vectors [B, 64], from the mean and spread of features at four scales, never their place."""
+    """[B, 3, 128, 128] to unit vectors [B, 64], from mean and spread of features at four scales."""
 
     def __init__(self) -> None:
         super().__init__()
         widths = (3, 32, 48, 64, 96)
-        self.stages = nn.ModuleList(stage(a, b, 2) for a, b in zip(widths, widths[1:], strict=False))
+        self.stages = nn.ModuleList(stage(a, b, 2) for a, b in pairwise(widths))
         self.head = nn.Sequential(nn.Linear(2 * sum(widths), 256), nn.ReLU(), nn.Linear(256, 64))
 
     def forward(self, pictures: Tensor) -> Tensor:

@@ -114,7 +114,9 @@ def patcher_of(model: nn.Module, device: torch.device, offload: torch.device) ->
     return kind(model, load_device=device, offload_device=offload)
 
 
-def load_unet(path: Path = WEIGHTS / "unet.safetensors", dtype: torch.dtype | None = None) -> comfy.model_patcher.ModelPatcher:
+def load_unet(
+    path: Path = WEIGHTS / "unet.safetensors", dtype: torch.dtype | None = None
+) -> comfy.model_patcher.ModelPatcher:
     """The demo UNet as a MODEL: SDXL conditioning, v-prediction, SD's noise schedule."""
     device = comfy.model_management.get_torch_device()
     dtype = dtype or (torch.float16 if comfy.model_management.should_use_fp16(device) else torch.float32)
@@ -136,7 +138,7 @@ def load_clip(path: Path = WEIGHTS / "text_encoder.safetensors") -> comfy.sd.CLI
 
 
 def load_vae(path: Path = WEIGHTS / "autoencoder.safetensors") -> comfy.sd.VAE:
-    """The demo autoencoder as a VAE. Core builds its wrapper around a network it knows; ours then takes that one's place."""
+    """The demo autoencoder as a VAE. Core wraps a network it knows; ours then takes that one's place."""
     vae = comfy.sd.VAE(sd=TAESD().state_dict())
     network = Autoencoder().eval()
     network.load_state_dict({k: v.float() for k, v in load_file(path).items()})

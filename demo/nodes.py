@@ -15,7 +15,7 @@ class CBLoadDemoModel(io.ComfyNode):
             node_id="CBLoadDemoModel",
             display_name="Load Demo Model",
             category="conditional balance/demo",
-            description="Loads the small SDXL-shaped model that this pack ships to show and test its nodes on any computer.",
+            description="Loads the small SDXL-shaped model that shows and tests this pack's nodes on any computer.",
             inputs=[],
             outputs=[
                 io.Model.Output(tooltip="The demo UNet; sample 128 x 128 pictures, 20 steps, cfg 4."),
@@ -37,19 +37,35 @@ class CBDemoPictures(io.ComfyNode):
             node_id="CBDemoPictures",
             display_name="Draw Demo Pictures",
             category="conditional balance/demo",
-            description="Draws pictures of the demo world: several scenes in one style whose hues, texture and line are fixed by the style seed.",
+            description="Draws scenes of the demo world in one style; the style seed fixes its hues, texture and line.",
             inputs=[
-                io.Combo.Input("style", options=list(world.FAMILY_NAMES), tooltip="Style family; the last three were never shown to the demo model."),
-                io.Int.Input("style_seed", default=0, min=0, max=2**31, tooltip="Fixes what the family leaves open: hues, texture size and angle, line width."),
+                io.Combo.Input(
+                    "style",
+                    options=list(world.FAMILY_NAMES),
+                    tooltip="Style family; the last three were never shown to the demo model.",
+                ),
+                io.Int.Input(
+                    "style_seed",
+                    default=0,
+                    min=0,
+                    max=2**31,
+                    tooltip="Fixes what the family leaves open: hues, texture size and angle, line width.",
+                ),
                 io.Int.Input("count", default=5, min=1, max=64, tooltip="How many pictures; five make a good cluster."),
-                io.Int.Input("scene_seed", default=0, min=0, max=2**31, tooltip="Fixes subjects and backgrounds. Give all clusters the same, so that only style tells them apart."),
+                io.Int.Input(
+                    "scene_seed",
+                    default=0,
+                    min=0,
+                    max=2**31,
+                    tooltip="Fixes subjects and backgrounds. Give all clusters the same, so that only style differs.",
+                ),
             ],
             outputs=[
                 io.Image.Output(tooltip="The pictures, 128 x 128."),
                 io.Mask.Output(tooltip="Where each picture's subject is."),
                 io.String.Output(tooltip="One caption per line."),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, style: str, style_seed: int, count: int, scene_seed: int) -> io.NodeOutput:

@@ -77,7 +77,12 @@ def house(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def tree(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    crown = union(*(polygon(x, y, [(-w, b), (0.0, t), (w, b)]) for w, t, b in ((0.45, -0.95, -0.35), (0.6, -0.6, 0.1), (0.75, -0.2, 0.55))))
+    crown = union(
+        *(
+            polygon(x, y, [(-w, b), (0.0, t), (w, b)])
+            for w, t, b in ((0.45, -0.95, -0.35), (0.6, -0.6, 0.1), (0.75, -0.2, 0.55))
+        )
+    )
     return crown, box(x, y, 0.0, 0.75, 0.13, 0.22)
 
 
@@ -98,7 +103,9 @@ def car(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     cabin = polygon(x, y, [(-0.52, -0.05), (-0.32, -0.5), (0.3, -0.5), (0.55, -0.05)])
     wheels = union(circle(x, y, -0.5, 0.42, 0.22), circle(x, y, 0.5, 0.42, 0.22))
     window = polygon(x, y, [(-0.36, -0.08), (-0.24, -0.38), (0.22, -0.38), (0.38, -0.08)])
-    return union(cabin, box(x, y, 0.0, 0.18, 0.93, 0.25), wheels), union(window, circle(x, y, -0.5, 0.42, 0.1), circle(x, y, 0.5, 0.42, 0.1))
+    return union(cabin, box(x, y, 0.0, 0.18, 0.93, 0.25), wheels), union(
+        window, circle(x, y, -0.5, 0.42, 0.1), circle(x, y, 0.5, 0.42, 0.1)
+    )
 
 
 def boat(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,10 +116,15 @@ def boat(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def cat(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    ears = union(polygon(x, y, [(-0.42, -0.35), (-0.4, -0.9), (-0.08, -0.58)]), polygon(x, y, [(0.42, -0.35), (0.4, -0.9), (0.08, -0.58)]))
+    ears = union(
+        polygon(x, y, [(-0.42, -0.35), (-0.4, -0.9), (-0.08, -0.58)]),
+        polygon(x, y, [(0.42, -0.35), (0.4, -0.9), (0.08, -0.58)]),
+    )
     body = union(circle(x, y, 0.0, -0.35, 0.4), ellipse(x, y, 0.0, 0.45, 0.5, 0.48), ears)
     tail = union(capsule(x, y, 0.4, 0.75, 0.85, 0.55, 0.09), capsule(x, y, 0.85, 0.55, 0.82, 0.1, 0.09))
-    return union(body, tail), union(circle(x, y, -0.16, -0.4, 0.085), circle(x, y, 0.16, -0.4, 0.085), ellipse(x, y, 0.0, 0.5, 0.22, 0.26))
+    return union(body, tail), union(
+        circle(x, y, -0.16, -0.4, 0.085), circle(x, y, 0.16, -0.4, 0.085), ellipse(x, y, 0.0, 0.5, 0.22, 0.26)
+    )
 
 
 SUBJECTS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
@@ -139,7 +151,10 @@ def city(x: Tensor, y: Tensor, u: Tensor) -> list[tuple[str, Tensor]]:
 
 def sea(x: Tensor, y: Tensor, u: Tensor) -> list[tuple[str, Tensor]]:
     horizon = 0.1 * (u[..., 0] - 0.5) - y
-    crests = (0.22 + 0.04 * torch.sin(14 * x + 6.3 * u[..., 1]) - y, 0.62 + 0.05 * torch.sin(11 * x + 6.3 * u[..., 2]) - y)
+    crests = (
+        0.22 + 0.04 * torch.sin(14 * x + 6.3 * u[..., 1]) - y,
+        0.62 + 0.05 * torch.sin(11 * x + 6.3 * u[..., 2]) - y,
+    )
     bands = union(*((c + 0.055).abs() - 0.05 for c in crests))
     return [("light", circle(x, y, 1.4 * u[..., 3] - 0.7, -0.32, 0.3)), ("far", horizon), ("near", 0.85 * bands)]
 

@@ -1,9 +1,9 @@
 """Train the demo world's models: `python dev.py train [autoencoder|judge|unet ...]`; all parts in order by default.
 
 Each part trains for `--samples` pictures or `--minutes`, whichever ends first, and writes its weights to `--out`. The
-learning rate falls to zero over that span. Under torchrun several processes share each step: on a CPU, one single-threaded
-process a core trains fastest. `unet` goes on from weights that are there unless `--fresh`. Pictures are
-drawn on the device as they are needed, so there is no data set to fetch.
+learning rate falls to zero over that span. `unet` goes on from weights that are there unless `--fresh`. Under torchrun
+several processes share each step: on a CPU, one single-threaded process per core trains fastest. Pictures are drawn by
+the world's own generator, so there is no data set to fetch.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("parts", nargs="*", metavar="part", help="autoencoder, judge, unet; all of them by default")
     parser.add_argument("--samples", type=float, help="pictures to train each part on")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop each part after this long")
-    parser.add_argument("--batch", type=int, default=64, help="pictures per step and process")
-    parser.add_argument("--pool", type=int, default=24_000, help="pictures drawn in advance")
+    parser.add_argument("--batch", type=int, default=32, help="pictures per step and process")
+    parser.add_argument("--pool", type=int, default=12_000, help="pictures drawn in advance")
     parser.add_argument("--rate", type=float, default=1e-3, help="the UNet's highest learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fresh", action="store_true", help="start the UNet anew")
@@ -80,16 +80,19 @@ def steps(options: argparse.Namespace, batch: int, samples: float, what: str) ->
         seen += batch
 
 
+AVERAGE_EVERY = 10  # steps; averaging every step would cost a CPU a tenth of its time
+
+
 class Trainer:
     """AdamW on fp32 master copies of the weights, with warm-up, cosine decay and a running average."""
 
-    def __init__(self, *modules: nn.Module, rate: float, average: float = 0.999) -> None:
+    def __init__(self, *modules: nn.Module, rate: float, average: float = 0.99) -> None:
         self.weights = [p for module in modules for p in module.parameters() if p.requires_grad]
         self.masters = [p.detach().float().clone() for p in self.weights]
         self.averages = [p.clone() for p in self.masters]
         for master in self.masters:
             master.grad = torch.zeros_like(master)
-        self.optimiser = torch.optim.AdamW(self.masters, lr=rate, betas=(0.9, 0.99), weight_decay=0.01, foreach=True)
+        self.optimiser = torch.optim.AdamW(self.masters, lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
         self.rate, self.average, self.count = rate, average, 0
 
     def step(self, loss: Tensor, progress: float) -> None:
@@ -107,7 +110,9 @@ class Trainer:
         self.count += 1
         with torch.no_grad():
             torch._foreach_copy_(self.weights, self.masters)
-            torch._foreach_lerp_(self.averages, self.masters, 1 - min(self.average, self.count / (self.count + 10)))
+            if self.count % AVERAGE_EVERY == 0:
+                done = self.count / AVERAGE_EVERY
+                torch._foreach_lerp_(self.averages, self.masters, 1 - min(self.average, done / (done + 10)))
 
     @torch.no_grad()
     def use_averages(self) -> None:
@@ -132,7 +137,7 @@ def share_gradients(grads: list[Tensor]) -> None:
 
 
 def train_autoencoder(options: argparse.Namespace) -> None:
-    """On pictures in every style, half of them remixed; latents are kept near unit spread and restored despite noise."""
+    """On every style, half of the pictures remixed; latents are kept near unit spread and restored despite noise."""
     vae = Autoencoder().to(options.device, options.dtype, memory_format=torch.channels_last)
     trainer = Trainer(vae, rate=2e-3)
     pictures = drawn_pool(options, options.pool // 2, world.FAMILY_NAMES)
@@ -292,7 +297,7 @@ ATTENTION = {"optimized_attention_override": plain_attention}
 class OutOfPlace(TorchFunctionMode):
     """Turns `x += y` into `x = x + y`: core's layers add in place, which backward forbids."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         return (torch.add if func in (Tensor.__iadd__, Tensor.add_) else func)(*args, **(kwargs or {}))
 
 
@@ -317,7 +322,9 @@ def caption_rows(specs: world.Specs) -> Tensor:
         return torch.where((gone < share) | silent, none, names)
 
     silent = torch.rand(len(specs), device=device) < 0.1
-    subjects, backgrounds, families = (len(n) for n in (world.SUBJECT_NAMES, world.BACKGROUND_NAMES, world.FAMILY_NAMES))
+    subjects, backgrounds, families = (
+        len(n) for n in (world.SUBJECT_NAMES, world.BACKGROUND_NAMES, world.FAMILY_NAMES)
+    )
     subject = dropped(specs.subject, subjects, 0.06)
     background = dropped(specs.background, backgrounds, 0.06)
     family = dropped(specs.family[:, 0], families, 0.2)

@@ -19,9 +19,13 @@ SIZE = 128
 SUBJECT_NAMES = tuple(SUBJECTS)
 BACKGROUND_NAMES = tuple(BACKGROUNDS)
 PLACES = dict(
-    hills="in the hills", city="in the city", sea="by the sea", mountains="in the mountains", forest="in the forest",
+    hills="in the hills",
+    city="in the city",
+    sea="by the sea",
+    mountains="in the mountains",
+    forest="in the forest",
     room="in a room",
-)  # fmt: skip
+)
 PARAMETERS = ("hue", "hue_gap", "spread", "chroma", "contrast", "key", "frequency", "angle", "line", "amount")
 
 
@@ -46,17 +50,48 @@ class Family(NamedTuple):
 FAMILIES: dict[str, Family] = {
     "comic": Family("dots", chroma=(0.13, 0.19), line=(0.03, 0.05), amount=(0.07, 0.12)),
     "engraving": Family("stripes", is_ink=True, chroma=(0.02, 0.1), line=(0.012, 0.022)),
-    "watercolor": Family("blobs", chroma=(0.05, 0.11), contrast=(0.5, 0.8), frequency=(2.0, 4.0), line=(0, 0), amount=(0.08, 0.14), hue_swing=0.05, wobble=0.03),
-    "stained glass": Family("cells", chroma=(0.12, 0.19), frequency=(1.8, 2.8), line=(0.025, 0.04), line_light=0.1, amount=(0.08, 0.15), hue_swing=0.04),
+    "watercolor": Family(
+        "blobs",
+        chroma=(0.05, 0.11),
+        contrast=(0.5, 0.8),
+        frequency=(2.0, 4.0),
+        line=(0, 0),
+        amount=(0.08, 0.14),
+        hue_swing=0.05,
+        wobble=0.03,
+    ),
+    "stained glass": Family(
+        "cells",
+        chroma=(0.12, 0.19),
+        frequency=(1.8, 2.8),
+        line=(0.025, 0.04),
+        line_light=0.1,
+        amount=(0.08, 0.15),
+        hue_swing=0.04,
+    ),
     "neon": Family("flat", glows=True, dark=True, chroma=(0.14, 0.2), line=(0.025, 0.045), amount=(0.1, 0.2)),
-    "mosaic": Family("tiles", chroma=(0.08, 0.16), frequency=(2.4, 3.8), line=(0, 0), amount=(0.08, 0.14), hue_swing=0.04),
+    "mosaic": Family(
+        "tiles", chroma=(0.08, 0.16), frequency=(2.4, 3.8), line=(0, 0), amount=(0.08, 0.14), hue_swing=0.04
+    ),
     "woodcut": Family("waves", is_ink=True, dark=True, chroma=(0.03, 0.12), line=(0.016, 0.028), line_light=0.95),
     "poster": Family("flat", chroma=(0.1, 0.18), contrast=(1.0, 1.3), line=(0.03, 0.055), line_light=0.97),
-    "knitted": Family("zigzag", chroma=(0.07, 0.14), frequency=(2.8, 4.2), angle=(0.4, 0.6), line=(0, 0), amount=(0.08, 0.14)),
+    "knitted": Family(
+        "zigzag", chroma=(0.07, 0.14), frequency=(2.8, 4.2), angle=(0.4, 0.6), line=(0, 0), amount=(0.08, 0.14)
+    ),
     "contour": Family("rings", chroma=(0.06, 0.14), frequency=(3.5, 5.5), line=(0.012, 0.022), amount=(0.08, 0.14)),
-    "chalk": Family("hatch", is_ink=True, dark=True, chroma=(0.02, 0.09), line=(0.016, 0.03), line_light=0.92, wobble=0.02),
-    "brick": Family("bricks", chroma=(0.06, 0.14), frequency=(1.8, 2.8), angle=(0.44, 0.56), line=(0, 0), amount=(0.08, 0.14), hue_swing=0.03),
-}  # fmt: skip
+    "chalk": Family(
+        "hatch", is_ink=True, dark=True, chroma=(0.02, 0.09), line=(0.016, 0.03), line_light=0.92, wobble=0.02
+    ),
+    "brick": Family(
+        "bricks",
+        chroma=(0.06, 0.14),
+        frequency=(1.8, 2.8),
+        angle=(0.44, 0.56),
+        line=(0, 0),
+        amount=(0.08, 0.14),
+        hue_swing=0.03,
+    ),
+}
 FAMILY_NAMES = tuple(FAMILIES)
 TEXTURE_TRAITS = ("texture", "is_ink", "glows", "frequency", "angle", "amount", "hue_swing")
 LINE_TRAITS = ("line", "line_light", "wobble")
@@ -104,15 +139,21 @@ def random_specs(
     allowed = torch.tensor([FAMILY_NAMES.index(name) for name in families], device=device)
     parts = [allowed[integers(len(families))] for _ in range(3)] if remixed else [allowed[integers(len(families))]] * 3
     return Specs(
-        subject=integers(len(SUBJECT_NAMES)), background=integers(len(BACKGROUND_NAMES)),
-        family=torch.stack(parts, 1), style=uniform(len(PARAMETERS)), pose=uniform(5), layout=uniform(6),
-    )  # fmt: skip
+        subject=integers(len(SUBJECT_NAMES)),
+        background=integers(len(BACKGROUND_NAMES)),
+        family=torch.stack(parts, 1),
+        style=uniform(len(PARAMETERS)),
+        pose=uniform(5),
+        layout=uniform(6),
+    )
 
 
 def captions(specs: Specs, named_style: bool = True) -> list[str]:
     """`a fish by the sea, comic style`, or without the style words."""
     rows = zip(specs.subject.tolist(), specs.background.tolist(), specs.family[:, 0].tolist(), strict=True)
-    return [caption(SUBJECT_NAMES[s], BACKGROUND_NAMES[b], FAMILY_NAMES[f] if named_style else None) for s, b, f in rows]
+    return [
+        caption(SUBJECT_NAMES[s], BACKGROUND_NAMES[b], FAMILY_NAMES[f] if named_style else None) for s, b, f in rows
+    ]
 
 
 def caption(subject: str | None, background: str | None, family: str | None = None) -> str:
@@ -272,7 +313,7 @@ def oklch(lightness: Tensor, chroma: Tensor, turn: Tensor) -> Tensor:
 
 
 def ink(light: Tensor, swing: Tensor, specs: Specs) -> Tensor:
-    """Two-tone lightness: marks cover blank, then part, then all of each texture period as the tone leaves the ground's."""
+    """Two-tone lightness: marks cover none, then part, then all of each texture period as the tone leaves the ground's."""
     dark = pick(specs, "dark") > 0
     ground, mark = torch.where(dark, 0.16, 0.93), torch.where(dark, 0.9, 0.25)
     away = torch.where(dark, light - 0.4, 0.62 - light)
@@ -365,5 +406,9 @@ TEXTURES = {
     "zigzag": lambda a, b, edge: half(wave(a + 0.9 * (torch.remainder(0.6 * b, 1) - 0.5).abs())),
     "rings": lambda a, b, edge: half(wave(edge)),
     "dots": lambda a, b, edge: half(torch.tanh(2.2 * (wave(a) * wave(b)))),
-    "hatch": hatch, "cells": cells, "tiles": tiles, "bricks": bricks, "blobs": blobs,
-}  # fmt: skip
+    "hatch": hatch,
+    "cells": cells,
+    "tiles": tiles,
+    "bricks": bricks,
+    "blobs": blobs,
+}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from . import gate, profile, style
+
 
 class ConditionalBalance(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return []
+        return [*profile.NODES, *gate.NODES, *style.NODES]
 
 
 async def comfy_entrypoint() -> ConditionalBalance:
