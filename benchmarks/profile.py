@@ -214,8 +214,8 @@ def _told(figures: dict[str, Any]) -> list[str]:
     for distance in DISTANCES:
         found = scoring[distance]
         lines.append(
-            f"  {distance}: {found['tensors_s']:.1f} s ({found['processor_s']:.1f} processor seconds); pair by pair {found['loop_s']:.0f} s (from {LOOPED_PAIRS} "
-            f"pairs), {found['ratio']:.0f} times as long"
+            f"  {distance}: {found['tensors_s']:.1f} s, {found['processor_s']:.1f} processor seconds; pair by pair "
+            f"{found['loop_s']:.0f} s (from {LOOPED_PAIRS} pairs), {found['ratio']:.0f} times as long"
         )
     return [*lines, f"  scores, interval and permutation test: {scoring['certainty_s']:.1f} s"]
 
