@@ -45,7 +45,8 @@ class Recorder:
     def before_unet(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         options = kwargs.get("transformer_options") or {}
         self._rows = list(options.get("uuids", []))
-        self.image_passes += len(args[0]) if self._rows else 0
+        x = args[0] if args else kwargs["x"]
+        self.image_passes += len(x) if self._rows else 0
 
     def after_unet(self, module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._rows = []

@@ -147,99 +147,8 @@ class CBProfileSensitivity(io.ComfyNode):
             description="Shows the model your images at several noise levels and measures which self-attention layers "
             "tell the clusters apart. Lower score = more sensitive. Needs one run for each model and question.",
             is_output_node=True,
-            inputs=[
-                io.Model.Input(
-                    "model",
-                    tooltip="The UNet model to measure (SD1.5, SDXL or a finetune), with the LoRAs that you will use.",
-                ),
-                ImageClusters.Input(
-                    "clusters",
-                    tooltip="Two or more clusters of two or more images; 5 clusters of 5 "
-                    "give a usable ranking, 10 of 5 a good one.",
-                ),
-                io.Vae.Input("vae", tooltip="The VAE of the same model."),
-                io.Conditioning.Input(
-                    "positive",
-                    tooltip="One prompt for all images. Keep it neutral, such as 'a "
-                    "picture', and do not name a style: the prompt would give it away.",
-                ),
-                io.Conditioning.Input(
-                    "negative",
-                    optional=True,
-                    tooltip="Measured beside the positive one, as in "
-                    "sampling with cfg. Connect an empty prompt; leave it open to halve the time.",
-                ),
-                io.String.Input(
-                    "measures",
-                    default="style",
-                    tooltip="What the clusters differ in. Shown in the heat "
-                    "map and kept in the file; changes nothing else.",
-                ),
-                io.Int.Input(
-                    "noise_levels",
-                    default=12,
-                    min=1,
-                    max=50,
-                    tooltip="Noise levels to measure at, spread "
-                    "evenly over the logarithm of sigma. 12 are enough: rankings between them are "
-                    "interpolated. Time grows with it.",
-                ),
-                io.Combo.Input(
-                    "features",
-                    options=list(FEATURES),
-                    default="q and k",
-                    tooltip="Which projections to measure. q and k are what style injection needs.",
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=False,
-                    tooltip="Draws the one noise that all "
-                    "images share, and the statistics. Another seed changes the ranking a little.",
-                ),
-                io.Combo.Input(
-                    "aspect",
-                    options=ASPECTS,
-                    default="from images",
-                    tooltip="Shape that images are cropped to. 'from images' takes the middle one of yours.",
-                ),
-                _advanced(
-                    io.Int.Input(
-                        "size",
-                        default=0,
-                        min=0,
-                        max=4096,
-                        step=64,
-                        tooltip="Side in pixels of a "
-                        "square of the same area. 0 is the model's own: 1024 for SDXL, 512 for others.",
-                    )
-                ),
-                _advanced(
-                    io.Combo.Input(
-                        "distance",
-                        options=list(DISTANCES),
-                        default="jensen_shannon",
-                        tooltip="How "
-                        "two images' features are compared. jensen_shannon is bounded and robust; "
-                        "bhattacharyya is what the paper's code computes.",
-                    )
-                ),
-            ],
-            outputs=[
-                Profile.Output(
-                    display_name="profile",
-                    tooltip="Scores by feature, noise level and layer: save it, or choose layers with it.",
-                ),
-                io.Image.Output(
-                    display_name="heat map", tooltip="Layers across, noise levels down, bright = sensitive."
-                ),
-                io.String.Output(
-                    display_name="report",
-                    tooltip="Top and bottom layers, how sure and stable the ranking is, and what it cost.",
-                ),
-            ],
+            inputs=[*_subjects(), *_settings(), *_rarely_changed()],
+            outputs=_shown_outputs(),
         )
 
     @classmethod
@@ -286,13 +195,7 @@ class CBLoadSensitivityProfile(io.ComfyNode):
                     tooltip="Connect your model to check that the profile fits its layers. Leave it open to look only.",
                 ),
             ],
-            outputs=[
-                Profile.Output(display_name="profile", tooltip="Scores by feature, noise level and layer."),
-                io.Image.Output(
-                    display_name="heat map", tooltip="Layers across, noise levels down, bright = sensitive."
-                ),
-                io.String.Output(display_name="report", tooltip="What the profile says, in words."),
-            ],
+            outputs=_shown_outputs(),
         )
 
     @classmethod
@@ -345,6 +248,113 @@ class CBSaveSensitivityProfile(io.ComfyNode):
         path = Path(folder_paths.get_folder_paths(FOLDER)[0]) / _file_name(name)
         save(profile, path)
         return io.NodeOutput(ui=ui.PreviewText(f"Saved as {path.name} in models/{FOLDER}."))
+
+
+def _subjects() -> list[io.Input]:
+    """What Profile Sensitivity looks at."""
+    return [
+        io.Model.Input(
+            "model",
+            tooltip="The UNet model to measure (SD1.5, SDXL or a finetune), with the LoRAs that you will use.",
+        ),
+        ImageClusters.Input(
+            "clusters",
+            tooltip="Two or more clusters of two or more images; 5 clusters of 5 give a usable ranking, 10 of 5 a "
+            "good one.",
+        ),
+        io.Vae.Input("vae", tooltip="The VAE of the same model."),
+        io.Conditioning.Input(
+            "positive",
+            tooltip="One prompt for all images. Keep it neutral, such as 'a picture', and do not name a style: the "
+            "prompt would give it away.",
+        ),
+        io.Conditioning.Input(
+            "negative",
+            optional=True,
+            tooltip="Measured beside the positive one, as in sampling with cfg. Connect an empty prompt; leave it "
+            "open to halve the time.",
+        ),
+    ]
+
+
+def _settings() -> list[io.Input]:
+    """How Profile Sensitivity looks."""
+    return [
+        io.String.Input(
+            "measures",
+            default="style",
+            tooltip="What the clusters differ in. Shown in the heat map and kept in the file; changes nothing else.",
+        ),
+        io.Int.Input(
+            "noise_levels",
+            default=12,
+            min=1,
+            max=50,
+            tooltip="Noise levels to measure at, spread evenly over the logarithm of sigma. 12 are enough: rankings "
+            "between them are interpolated. Time grows with it.",
+        ),
+        io.Combo.Input(
+            "features",
+            options=list(FEATURES),
+            default="q and k",
+            tooltip="Which projections to measure. q and k are what style injection needs.",
+        ),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=0xFFFFFFFFFFFFFFFF,
+            control_after_generate=False,
+            tooltip="Draws the one noise that all images share, and the statistics. Another seed changes the ranking "
+            "a little.",
+        ),
+    ]
+
+
+def _rarely_changed() -> list[io.Input]:
+    """How it looks, where the defaults nearly always do."""
+    return [
+        io.Combo.Input(
+            "aspect",
+            options=ASPECTS,
+            default="from images",
+            tooltip="Shape that images are cropped to. 'from images' takes the middle one of yours.",
+        ),
+        _advanced(
+            io.Int.Input(
+                "size",
+                default=0,
+                min=0,
+                max=4096,
+                step=64,
+                tooltip="Side in pixels of a square of the same area. 0 is the model's own: 1024 for SDXL, 512 for "
+                "others.",
+            )
+        ),
+        _advanced(
+            io.Combo.Input(
+                "distance",
+                options=list(DISTANCES),
+                default="jensen_shannon",
+                tooltip="How two images' features are compared. jensen_shannon is bounded and robust; bhattacharyya is "
+                "what the paper's code computes.",
+            )
+        ),
+    ]
+
+
+def _shown_outputs() -> list[io.Output]:
+    return [
+        Profile.Output(
+            display_name="profile",
+            tooltip="Scores by feature, noise level and layer: save it, or choose layers with it.",
+        ),
+        io.Image.Output(display_name="heat map", tooltip="Layers across, noise levels down, bright = sensitive."),
+        io.String.Output(
+            display_name="report",
+            tooltip="Top and bottom layers, how sure and stable the ranking is, and what it cost.",
+        ),
+    ]
 
 
 def _cluster_folders() -> list[str]:
