@@ -115,12 +115,13 @@ def with_hidden_rows(call: ModelCall, reference: HiddenReference, model: BaseMod
     extra_options = {} if sigmas is None else {"sigmas": torch.cat((sigmas, sigmas[-1:]))}
     x = repeat(reference.at(model, call), "1 ... -> chunk 1 ...", chunk=call.chunks)
     always, prompted = [True] * call.chunks, reference.conds
+    text, own_text = _same_tokens(call.c_crossattn, prompted.get("c_crossattn"))
     return replace(
         call,
         x=_append(call.x, x),
         sigma=_extend(call.sigma, call, None, own),
         c_concat=_extend(call.c_concat, call, prompted.get("c_concat"), always),
-        c_crossattn=_extend(*_same_tokens(call.c_crossattn, call, prompted.get("c_crossattn")), own),
+        c_crossattn=_extend(text, call, own_text, own),
         control=_without_control(call),
         options={**call.options, **extra_options},
         conds={name: _extend(value, call, prompted.get(name), own) for name, value in call.conds.items()},
@@ -161,8 +162,7 @@ def _append(value: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
 def _extend(value: Any, call: ModelCall, made: Any, own: list[bool]) -> Any:
     """One more row per chunk: `made` in the chunks marked in `own`, elsewhere (or without it) the chunk's last row."""
     if isinstance(value, list):
-        made = made if isinstance(made, list) else [None] * len(value)
-        return [_extend(item, call, item_made, own) for item, item_made in zip(value, made, strict=True)]
+        return [_extend(item, call, None, own) for item in value]
     if not isinstance(value, torch.Tensor) or value.ndim == 0 or value.shape[0] != call.x.shape[0]:
         return value
     last = rearrange(value, "(chunk row) ... -> chunk row ...", chunk=call.chunks)[:, -1:]
@@ -172,14 +172,14 @@ def _extend(value: Any, call: ModelCall, made: Any, own: list[bool]) -> Any:
     return _append(value, last)
 
 
-def _same_tokens(context: Any, call: ModelCall, made: Any) -> tuple[Any, ModelCall, Any]:
+def _same_tokens(context: Any, made: Any) -> tuple[Any, Any]:
     """Repeat the text of both to their least common number of tokens, as ComfyUI does when it batches prompts."""
     if not isinstance(context, torch.Tensor) or not isinstance(made, torch.Tensor):
-        return context, call, made
+        return context, made
     if context.shape[2] != made.shape[2]:
         raise ValueError(OTHER_PROMPT)
     tokens = math.lcm(context.shape[1], made.shape[1])
-    return context.repeat(1, tokens // context.shape[1], 1), call, made.repeat(1, tokens // made.shape[1], 1)
+    return context.repeat(1, tokens // context.shape[1], 1), made.repeat(1, tokens // made.shape[1], 1)
 
 
 def _without_control(call: ModelCall) -> dict[str, list[torch.Tensor | None]] | None:

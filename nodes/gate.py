@@ -21,10 +21,10 @@ from ..engine.gate import (
 from ..engine.gate_map import draw, sampled, spread_sigmas, summary
 from ..engine.grammar import GrammarError, parse
 from ..engine.profile import SensitivityProfile
+from .profile import Profile
 from .widgets import advanced, window_inputs
 
 CATEGORY = "conditional balance/gate"
-Profile = io.Custom("SENSITIVITY_PROFILE")
 Gate = io.Custom("LAYER_GATE")
 
 GRAMMAR = (
@@ -42,7 +42,62 @@ def _problem(text: str | None) -> str | None:
     return None
 
 
-class SelectLayers(io.ComfyNode):
+def _ranking_inputs() -> list[io.Input]:
+    """How the ranking is turned into a selection."""
+    return [
+        io.Float.Input(
+            "lambda",
+            default=0.43,
+            min=0.0,
+            max=200.0,
+            step=0.01,
+            tooltip="Share of the layers kept: 0.43 keeps 30 of SDXL's 70 and balances style with content. 0 keeps "
+            "none, 1 all. Above 1 it is a number of layers. Above 0.5 style starts to push the prompt aside.",
+        ),
+        io.Combo.Input(
+            "policy",
+            options=list(POLICIES),
+            default="per-step",
+            tooltip="per-step: the most sensitive layers at each noise level, as in the paper. static: one list for "
+            "all. budget: one threshold, so few layers early and many late. soft: per-step with a soft edge. "
+            "random, evenly spaced, reversed (least sensitive): for comparison only.",
+        ),
+        advanced(
+            io.Float.Input(
+                "softness",
+                default=0.1,
+                min=0.0,
+                max=1.0,
+                step=0.01,
+                tooltip="Width of the edge of the soft policy, in standard deviations of the scores. 0.1 is good; 0 "
+                "is per-step. Wider edges open more layers and cost more time. Other policies ignore it.",
+            )
+        ),
+    ]
+
+
+def _hand_inputs() -> list[io.Input]:
+    """What wins over the ranking, and the seed of the random baseline."""
+    return [
+        io.String.Input("pin", default="", tooltip=f"Layers that always take part, whatever their rank. {GRAMMAR}"),
+        io.String.Input(
+            "exclude",
+            default="",
+            tooltip=f"Layers that never take part, such as m for the middle block. {GRAMMAR}",
+        ),
+        advanced(
+            io.Int.Input(
+                "random_seed",  # not "seed", which front ends change by themselves after every run
+                default=0,
+                min=0,
+                max=0xFFFFFFFFFFFFFFFF,
+                tooltip="Draws the layers of the random policy. Other policies ignore it.",
+            )
+        ),
+    ]
+
+
+class CBSelectLayers(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -55,55 +110,9 @@ class SelectLayers(io.ComfyNode):
                     "profile",
                     tooltip="The ranking: load a shipped one or measure your own model's. Must fit the model.",
                 ),
-                io.Float.Input(
-                    "lambda",
-                    default=0.43,
-                    min=0.0,
-                    max=200.0,
-                    step=0.01,
-                    tooltip="Share of the layers kept: 0.43 keeps 30 of SDXL's 70 and balances style with content. "
-                    "0 keeps "
-                    "none, 1 all. Above 1 it is a number of layers. Above 0.5 style starts to push the prompt aside.",
-                ),
-                io.Combo.Input(
-                    "policy",
-                    options=list(POLICIES),
-                    default="per-step",
-                    tooltip="per-step: the most sensitive layers at each noise level, as in the paper. static: one "
-                    "list for "
-                    "all. budget: one threshold, so few layers early and many late. soft: per-step with a soft edge. "
-                    "random, evenly spaced, reversed (least sensitive): for comparison only.",
-                ),
-                advanced(
-                    io.Float.Input(
-                        "softness",
-                        default=0.1,
-                        min=0.0,
-                        max=1.0,
-                        step=0.01,
-                        tooltip="Width of the edge of the soft policy, in standard deviations of the scores. 0.1 "
-                        "is good; 0 "
-                        "is per-step. Wider edges open more layers and cost more time. Other policies ignore it.",
-                    )
-                ),
+                *_ranking_inputs(),
                 *window_inputs(),
-                io.String.Input(
-                    "pin", default="", tooltip=f"Layers that always take part, whatever their rank. {GRAMMAR}"
-                ),
-                io.String.Input(
-                    "exclude",
-                    default="",
-                    tooltip=f"Layers that never take part, such as m for the middle block. {GRAMMAR}",
-                ),
-                advanced(
-                    io.Int.Input(
-                        "seed",
-                        default=0,
-                        min=0,
-                        max=0xFFFFFFFFFFFFFFFF,
-                        tooltip="Draws the layers of the random policy. Other policies ignore it.",
-                    )
-                ),
+                *_hand_inputs(),
             ],
             outputs=[
                 Gate.Output(
@@ -129,10 +138,10 @@ class SelectLayers(io.ComfyNode):
         end_percent: float,
         pin: str,
         exclude: str,
-        seed: int,
+        random_seed: int,
         **kwargs: float,
     ) -> io.NodeOutput:
-        ranked = RankedGate(profile, kwargs["lambda"], policy, softness, seed)
+        ranked = RankedGate(profile, kwargs["lambda"], policy, softness, random_seed)
         chosen = pinned(ranked, parse(pin), parse(exclude))
         gate = windowed(chosen, start_percent, end_percent)
         return io.NodeOutput(gate, *_pictured(gate, chosen, profile))
@@ -152,7 +161,7 @@ def _image(picture: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(picture, dtype=np.float32) / 255)[None]
 
 
-class WriteGate(io.ComfyNode):
+class CBLayerGate(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -166,8 +175,7 @@ class WriteGate(io.ComfyNode):
                     default="o1.4-9, o2",
                     multiline=True,
                     tooltip=f"The layers that take part. {GRAMMAR} For SDXL o1.4-9, o2 is where style lives; SD1.5 "
-                    f"has one "
-                    "transformer per block, so write o3-8.",
+                    "has one transformer per block, so write o3-8.",
                 ),
                 *window_inputs(),
             ],
@@ -184,7 +192,7 @@ class WriteGate(io.ComfyNode):
         return io.NodeOutput(windowed(WrittenGate(parse(layers)), start_percent, end_percent))
 
 
-class CombineGates(io.ComfyNode):
+class CBCombineGates(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -199,8 +207,7 @@ class CombineGates(io.ComfyNode):
                     options=[*OPERATIONS, "scale"],
                     default="and",
                     tooltip="and: layers open in both gates. or: open in either. minus: open in the first and not "
-                    "in the "
-                    "second. scale: the first gate's weights times the factor.",
+                    "in the second. scale: the first gate's weights times the factor.",
                 ),
                 io.Float.Input(
                     "factor",
@@ -224,4 +231,4 @@ class CombineGates(io.ComfyNode):
         return io.NodeOutput(CombinedGate(gate, other, operation))
 
 
-NODES = [SelectLayers, WriteGate, CombineGates]
+NODES = [CBSelectLayers, CBLayerGate, CBCombineGates]

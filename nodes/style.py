@@ -22,7 +22,7 @@ Reference = io.Custom("STYLE_REFERENCE")
 FIRST, RENOISED = "first row of the batch", "renoised latent"
 
 
-class PromptBatch(io.ComfyNode):
+class CBPromptBatch(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -38,9 +38,8 @@ class PromptBatch(io.ComfyNode):
                     multiline=True,
                     dynamic_prompts=True,
                     tooltip="One prompt per line; empty lines are skipped. Line 1 is the style reference, the "
-                    "others are the "
-                    "pictures that take its style. Name the style in every line. Set the latent's batch_size to the "
-                    "number of lines.",
+                    "others are the pictures that take its style. Name the style in every line. Set the latent's "
+                    "batch_size to the number of lines.",
                 ),
             ],
             outputs=[
@@ -59,7 +58,7 @@ class PromptBatch(io.ComfyNode):
         return io.NodeOutput(encode_rows(clip, lines))
 
 
-class MakeReference(io.ComfyNode):
+class CBStyleReference(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -72,23 +71,21 @@ class MakeReference(io.ComfyNode):
                     "mode",
                     options=[RENOISED, FIRST],
                     default=RENOISED,
-                    tooltip=f"{RENOISED}: a picture, noised afresh at every step and run along unseen. {FIRST}: "
-                    f"the batch's "
-                    "first picture is the reference and appears in the result; it needs a batch of two or more.",
+                    tooltip=f"{RENOISED}: a picture, noised afresh at every step and run along unseen. {FIRST}: the "
+                    "batch's first picture is the reference and appears in the result; it needs a batch of two or "
+                    "more.",
                 ),
                 io.Latent.Input(
                     "latent",
                     optional=True,
                     tooltip="The reference picture, encoded with the model's VAE; the first of a batch is used. "
-                    "Encode it at "
-                    "the size you generate, or it is resized. Not used by the other mode.",
+                    "Encode it at the size you generate, or it is resized. Not used by the other mode.",
                 ),
                 io.Conditioning.Input(
                     "prompt",
                     optional=True,
                     tooltip="A prompt that describes the reference picture, style included. Without one it runs "
-                    "under the "
-                    "sampler's positive prompt, which takes over less of its style.",
+                    "under the sampler's positive prompt, which takes over less of its style.",
                 ),
             ],
             outputs=[Reference.Output(display_name="reference", tooltip="Connect to Style Injection.")],
@@ -107,62 +104,64 @@ class MakeReference(io.ComfyNode):
         return io.NodeOutput(StyleReference(latent["samples"][:1], prompt))
 
 
-class InjectStyle(io.ComfyNode):
+def _strength_inputs() -> list[io.Input]:
+    """How much of the reference the open layers take."""
+    return [
+        io.Float.Input(
+            "strength",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            tooltip="How much style the chosen layers take. 1 is the paper's method, 0 is off. To weaken style, "
+            "first try fewer layers (lambda).",
+        ),
+        io.Boolean.Input(
+            "adain_q",
+            default=True,
+            tooltip="Give the queries the reference's statistics. On, as in the paper; turn off only to experiment.",
+        ),
+        io.Boolean.Input(
+            "adain_k",
+            default=True,
+            tooltip="Give the keys the reference's statistics. On, as in the paper; turn off only to experiment.",
+        ),
+        advanced(
+            io.Boolean.Input(
+                "adain_v",
+                default=False,
+                tooltip="Give the values the reference's statistics too: stronger colour transfer, more of the "
+                "reference's content. The paper leaves it off for SDXL.",
+            )
+        ),
+        io.Float.Input(
+            "share",
+            default=1.0,
+            min=0.0,
+            max=4.0,
+            step=0.05,
+            tooltip="Weight of the reference's tokens in attention beside the picture's own. 1 is the paper's "
+            "method, 2 suits faint references, 0 leaves statistics only. Lower it when the reference's content "
+            "leaks in.",
+        ),
+    ]
+
+
+class CBStyleInjection(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="CBStyleInjection",
             display_name="Style Injection",
             category=CATEGORY,
-            description="Pictures take the style of a reference through the chosen attention layers only, so that the "
-            "prompt keeps the others. Works with any sampler, ControlNet and LoRA.",
+            description="Pictures take the style of a reference through the chosen attention layers only, so that "
+            "the prompt keeps the others. Works with any sampler, ControlNet and LoRA.",
             inputs=[
                 io.Model.Input("model", tooltip="A UNet model: SD1.5, SDXL or a finetune of either."),
                 Gate.Input(
                     "gate", tooltip="The layers that take style, from Select Layers by Sensitivity or Layer Gate."
                 ),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="How much style the chosen layers take. 1 is the paper's method, 0 is off. To weaken "
-                    "style, "
-                    "first try fewer layers (lambda).",
-                ),
-                io.Boolean.Input(
-                    "adain_q",
-                    default=True,
-                    tooltip="Give the queries the reference's statistics. On, as in the paper; turn off only to "
-                    "experiment.",
-                ),
-                io.Boolean.Input(
-                    "adain_k",
-                    default=True,
-                    tooltip="Give the keys the reference's statistics. On, as in the paper; turn off only to "
-                    "experiment.",
-                ),
-                advanced(
-                    io.Boolean.Input(
-                        "adain_v",
-                        default=False,
-                        tooltip="Give the values the reference's statistics too: stronger colour transfer, more of "
-                        "the "
-                        "reference's content. The paper leaves it off for SDXL.",
-                    )
-                ),
-                io.Float.Input(
-                    "share",
-                    default=1.0,
-                    min=0.0,
-                    max=4.0,
-                    step=0.05,
-                    tooltip="Weight of the reference's tokens in attention beside the picture's own. 1 is the "
-                    "paper's method, "
-                    "2 suits faint references, 0 leaves statistics only. Lower it when the reference's content "
-                    "leaks in.",
-                ),
+                *_strength_inputs(),
                 *window_inputs(),
                 Reference.Input(
                     "reference",
@@ -192,4 +191,4 @@ class InjectStyle(io.ComfyNode):
         return io.NodeOutput(inject_style(model, StyleInjection(gate, reference, settings)))
 
 
-NODES = [PromptBatch, MakeReference, InjectStyle]
+NODES = [CBPromptBatch, CBStyleReference, CBStyleInjection]

@@ -20,8 +20,8 @@ def window_inputs() -> list[io.Input]:
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip="Where in the schedule it starts to act: 0 is pure noise, 1 the finished picture. "
-            "0 is right unless you want the layout to form untouched; then try 0.1 to 0.2.",
+            tooltip="Where in the schedule it starts to act: 0 is pure noise, 1 the finished picture. 0 is right "
+            "unless you want the layout to form untouched; then try 0.1 to 0.2.",
         ),
         io.Float.Input(
             "end_percent",
