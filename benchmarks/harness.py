@@ -1,4 +1,4 @@
-"""What the demo-world benchmarks share: the demo model through ComfyUI's sampler, the judge, contact sheets, intervals."""
+"""What the demo-world benchmarks share: the demo model through ComfyUI's sampler, judge, contact sheets, intervals."""
 
 from __future__ import annotations
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
+import numpy as np
 import torch
 from comfy_api.latest import ComfyExtension, io
+from PIL import Image, ImageDraw, ImageFont
 
 from . import models, world
+
+SHEET_ROWS = 6
+GAP = 6  # pixels between pictures of a sheet
 
 
 class CBLoadDemoModel(io.ComfyNode):
@@ -81,9 +88,55 @@ def drawn_specs(style: str, style_seed: int, count: int, scene_seed: int) -> wor
     return scenes.in_style_of(painter[torch.zeros(count, dtype=torch.long)])
 
 
+class CBDemoSheet(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        rows = [
+            io.Image.Input(f"row_{i}", optional=i > 1, tooltip=f"Pictures of row {i}.")
+            for i in range(1, SHEET_ROWS + 1)
+        ]
+        return io.Schema(
+            node_id="CBDemoSheet",
+            display_name="Contact Sheet",
+            category="conditional balance/demo",
+            description="Puts batches of pictures under one another, each row beside its label and one picture on top.",
+            inputs=[
+                io.Image.Input("reference", tooltip="Shown at the top, labelled with the first line."),
+                io.String.Input(
+                    "labels",
+                    multiline=True,
+                    default="reference",
+                    tooltip="One label per line: the reference's, then the rows'.",
+                ),
+                *rows,
+            ],
+            outputs=[io.Image.Output(tooltip="The sheet at twice the pictures' size.")],
+        )
+
+    @classmethod
+    def execute(cls, reference: torch.Tensor, labels: str, **rows: torch.Tensor) -> io.NodeOutput:
+        batches = [reference[:1], *(rows[name] for name in sorted(rows) if rows[name] is not None)]
+        return io.NodeOutput(contact_sheet(batches, labels.splitlines()))
+
+
+def contact_sheet(batches: list[torch.Tensor], labels: list[str], scale: int = 2, margin: int = 150) -> torch.Tensor:
+    """[B, H, W, 3] pictures of equal size, a row for each batch, as one picture [1, H', W', 3]."""
+    height, width = (scale * side for side in batches[0].shape[1:3])
+    columns = max(len(batch) for batch in batches)
+    sheet = Image.new("RGB", (margin + columns * (width + GAP), len(batches) * (height + GAP)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(20)
+    for row, (batch, label) in enumerate(zip_longest(batches, labels[: len(batches)], fillvalue="")):
+        top = row * (height + GAP)
+        pen.multiline_text((8, top + height / 2), label.replace(", ", ",\n"), fill="black", font=font, anchor="lm")
+        for column, picture in enumerate(batch):
+            tile = Image.fromarray((255 * picture.clamp(0, 1)).round().byte().cpu().numpy())
+            sheet.paste(tile.resize((width, height), Image.Resampling.LANCZOS), (margin + column * (width + GAP), top))
+    return torch.from_numpy(np.asarray(sheet, dtype=np.float32) / 255)[None]
+
+
 class DemoExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [CBLoadDemoModel, CBDemoPictures]
+        return [CBLoadDemoModel, CBDemoPictures, CBDemoSheet]
 
 
 async def comfy_entrypoint() -> DemoExtension:

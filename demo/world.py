@@ -313,7 +313,7 @@ def oklch(lightness: Tensor, chroma: Tensor, turn: Tensor) -> Tensor:
 
 
 def ink(light: Tensor, swing: Tensor, specs: Specs) -> Tensor:
-    """Two-tone lightness: marks cover none, then part, then all of each texture period as the tone leaves the ground's."""
+    """Two-tone lightness: the further the tone from the ground, the more of each period is marked."""
     dark = pick(specs, "dark") > 0
     ground, mark = torch.where(dark, 0.16, 0.93), torch.where(dark, 0.9, 0.25)
     away = torch.where(dark, light - 0.4, 0.62 - light)

@@ -84,15 +84,15 @@ def _widget_names(node: Node, info: Mapping[str, Any]) -> Iterator[str | None]:
     for part in ("required", "optional"):
         specs = info["input"].get(part, {})
         for name in info["input_order"].get(part, []):
-            kind, options = _spec(specs[name])
+            kind, options = spec_of(specs[name])
             if _is_widget(kind, options, entries.get(name)):
                 yield name
-                yield from _companions(name, kind, options)
-        if any(_spec(spec)[1].get("image_upload") for spec in specs.values()):
+                yield from companions(name, kind, options)
+        if any(spec_of(spec)[1].get("image_upload") for spec in specs.values()):
             yield None  # the upload button
 
 
-def _spec(spec: list[Any]) -> tuple[str, Mapping[str, Any]]:
+def spec_of(spec: list[Any]) -> tuple[str, Mapping[str, Any]]:
     kind = "COMBO" if isinstance(spec[0], list) else spec[0]
     return kind, spec[1] if len(spec) > 1 else {}
 
@@ -104,7 +104,7 @@ def _is_widget(kind: str, options: Mapping[str, Any], entry: Mapping[str, Any] |
     return entry is None or "widget" in entry or (kind in WIDGET_TYPES and entry.get("link") is None)
 
 
-def _companions(name: str, kind: str, options: Mapping[str, Any]) -> list[None]:
+def companions(name: str, kind: str, options: Mapping[str, Any]) -> list[None]:
     """The front end adds 'control after generate' to seeds, and a filter besides to lists that have it."""
     if kind == "INT" and options.get("control_after_generate", name in ("seed", "noise_seed")):
         return [None]

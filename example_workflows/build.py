@@ -1,0 +1,251 @@
+"""Writes the example workflows in the front end's format: python example_workflows/build.py
+
+Node ids, slots and the order of widgets come from the node list of a running ComfyUI, so that a change of a schema
+needs no editing by hand: build again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from devtools import comfyui, environment, server, workflow
+
+WIDTH, GAP, TITLE, LINE = 330, 40, 60, 26
+
+
+class Sheet:
+    """A workflow under construction: nodes in columns, links by (node, output slot)."""
+
+    def __init__(self, known: Mapping[str, Any]) -> None:
+        self.known, self.nodes, self.links = known, [], []
+        self.column, self.top = 0, 0
+
+    def next_column(self) -> None:
+        self.column, self.top = self.column + 1, 0
+
+    def add(self, kind: str, title: str | None = None, height: int | None = None, **inputs: Any) -> int:
+        """Place a node under the last one; an input is a value for a widget or (node id, slot) for a socket."""
+        info, number = self.known[kind], len(self.nodes) + 1
+        sockets, values = self._inputs(kind, number, inputs)
+        lines = len(values) + max(len(sockets), len(info["output"]))
+        size = [WIDTH, height or TITLE + LINE * lines]
+        node = {
+            "id": number, "type": kind, "pos": [self.column * (WIDTH + GAP), self.top], "size": size, "flags": {},
+            "order": number - 1, "mode": 0, "inputs": sockets,
+            "outputs": [
+                {"name": name, "type": kind_of, "links": [], "slot_index": slot}
+                for slot, (name, kind_of) in enumerate(zip(info["output_name"], info["output"], strict=True))
+            ],
+            "properties": {"Node name for S&R": kind}, "widgets_values": values,
+        }  # fmt: skip
+        if title:
+            node["title"] = title
+        self.nodes.append(node)
+        self._connect(number, sockets)
+        self.top += size[1] + GAP + TITLE
+        return number
+
+    def _inputs(self, kind: str, number: int, given: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Any]]:
+        info, sockets, values, given = self.known[kind], [], [], dict(given)
+        for part in ("required", "optional"):
+            for name in info["input_order"].get(part, []):
+                spec, options = workflow.spec_of(info["input"][part][name])
+                if spec in workflow.WIDGET_TYPES and not isinstance(given.get(name), tuple):
+                    value = given.pop(name, options.get("default"))
+                    values.append(_first_choice(info["input"][part][name]) if value is None else value)
+                    values += ["fixed"] * len(workflow.companions(name, spec, options))
+                    values += ["image"] * bool(options.get("image_upload"))  # the upload button
+                else:
+                    sockets.append({"name": name, "type": spec, "link": None, "from": given.pop(name, None)})
+                    if spec in workflow.WIDGET_TYPES:
+                        sockets[-1]["widget"] = {"name": name}
+        if given:
+            raise KeyError(f"{kind} has no input {', '.join(given)}")
+        return sockets, values
+
+    def _connect(self, number: int, sockets: list[dict[str, Any]]) -> None:
+        for slot, socket in enumerate(sockets):
+            source = socket.pop("from")
+            if source is not None:
+                link = len(self.links) + 1
+                origin, origin_slot = source
+                socket["link"] = link
+                self.nodes[origin - 1]["outputs"][origin_slot]["links"].append(link)
+                self.links.append([link, origin, origin_slot, number, slot, socket["type"]])
+
+    def note(self, text: str, height: int = 260) -> None:
+        """A Markdown note for the reader."""
+        self.nodes.append(
+            {
+                "id": len(self.nodes) + 1, "type": "MarkdownNote", "pos": [self.column * (WIDTH + GAP), self.top],
+                "size": [WIDTH, height], "flags": {}, "order": len(self.nodes), "mode": 0, "inputs": [], "outputs": [],
+                "title": "Read me", "properties": {}, "widgets_values": [text], "color": "#432", "bgcolor": "#653",
+            }
+        )  # fmt: skip
+        self.top += height + GAP + TITLE
+
+    def save(self, name: str) -> None:
+        """Write the workflow; the file is replaced whole."""
+        graph = {
+            "last_node_id": len(self.nodes), "last_link_id": len(self.links), "nodes": self.nodes, "links": self.links,
+            "groups": [], "config": {}, "extra": {"ds": {"scale": 0.7, "offset": [60, 80]}}, "version": 0.4,
+        }  # fmt: skip
+        target = ROOT / "example_workflows" / f"{name}.json"
+        part = target.with_suffix(".part")
+        part.write_text(json.dumps(graph, indent=1) + "\n", encoding="utf-8")
+        os.replace(part, target)
+        print(target.relative_to(ROOT))
+
+
+def _first_choice(spec: list[Any]) -> Any:
+    choices = spec[0] if isinstance(spec[0], list) else spec[1].get("options", [None])
+    return choices[0] if choices else None
+
+
+STYLES = ("comic", "engraving", "stained glass", "neon", "mosaic", "poster")
+
+
+def profile_demo(sheet: Sheet) -> None:
+    """Measure the demo model on six styles that draw the same five scenes."""
+    sheet.note(
+        "## Where does this model keep style?\n\nSix clusters, each five pictures in one style, all of the same scenes."
+        " **Profile Sensitivity** noises them, runs the model and asks of every attention layer: do pictures of one style"
+        " look alike to you? Dark cells are the layers that answer yes.\n\nPress **Run**. Then use your own checkpoint and"
+        " your own folders of pictures.",
+    )
+    model = sheet.add("CBLoadDemoModel")
+    prompt = sheet.add("CLIPTextEncode", "Prompt for all pictures", clip=(model, 1), text="a picture")
+    empty = sheet.add("CLIPTextEncode", "Negative", clip=(model, 1), text="")
+    sheet.next_column()
+    clusters: tuple[int, int] | None = None
+    for number, style in enumerate(STYLES):
+        pictures = sheet.add("CBDemoPictures", style=style, style_seed=number, count=5, scene_seed=7)
+        if number % 3 == 2:
+            sheet.next_column()
+        previous = {"previous": clusters} if clusters else {}
+        clusters = (sheet.add("CBImageClusters", images=(pictures, 0), name=style, **previous), 0)
+    sheet.next_column()
+    measured = sheet.add(
+        "CBProfileSensitivity", model=(model, 0), clusters=clusters, vae=(model, 2), positive=(prompt, 0),
+        negative=(empty, 0), **{"size": 128},
+    )  # fmt: skip
+    sheet.add("CBSaveSensitivityProfile", profile=(measured, 0), name="demo.style.mine")
+    sheet.next_column()
+    sheet.add("SaveImage", "Heat map", height=420, images=(measured, 1), filename_prefix="demo_heat_map")
+    sheet.add("PreviewAny", "Report", height=420, source=(measured, 2))
+
+
+def style_demo(sheet: Sheet) -> None:
+    """One prompt batch, from no sharing over three lambdas to sharing on all layers."""
+    sheet.note(
+        "## Style, balanced\n\nEvery row paints the same four prompts with the same noise. The reference's style enters"
+        " through no layer (plain), through the 20, 43 and 70 % that the profile ranks most style-sensitive, and"
+        " through all.\n\nMove **lambda** on *Select Layers* and press **Run**.",
+    )
+    model = sheet.add("CBLoadDemoModel")
+    profile = sheet.add("CBLoadSensitivityProfile", profile="demo.style.safetensors", model=(model, 0))
+    picture = sheet.add(
+        "CBDemoPictures", "Reference picture", style="stained glass", style_seed=4, count=1, scene_seed=3
+    )
+    sheet.next_column()
+    prompts = "\n".join(
+        f"{thing}, stained glass style"
+        for thing in ("a house in the hills", "a cat in the city", "a boat by the sea", "a tree in the mountains")
+    )
+    positive = sheet.add("CBPromptBatch", height=200, clip=(model, 1), prompts=prompts)
+    negative = sheet.add("CLIPTextEncode", "Negative", clip=(model, 1), text="")
+    about = sheet.add(
+        "CLIPTextEncode", "What the reference shows", clip=(model, 1), text="a picture, stained glass style"
+    )
+    latent = sheet.add("VAEEncode", pixels=(picture, 0), vae=(model, 2))
+    reference = sheet.add("CBStyleReference", latent=(latent, 0), prompt=(about, 0))
+    canvas = sheet.add("EmptyLatentImage", width=128, height=128, batch_size=4)
+    sheet.next_column()
+    styled = {"plain": (model, 0)}
+    for share in (0.2, 0.43, 0.7, 1.0):
+        gate = sheet.add("CBSelectLayers", profile=(profile, 0), **{"lambda": share})
+        name = "all layers" if share == 1.0 else f"lambda {share}"
+        injected = sheet.add("CBStyleInjection", model=(model, 0), gate=(gate, 0), reference=(reference, 0))
+        styled[name] = (injected, 0)
+    sheet.next_column()
+    decoded = []
+    for name, source in styled.items():
+        sampled = sheet.add(
+            "KSampler", name, model=source, positive=(positive, 0), negative=(negative, 0), latent_image=(canvas, 0),
+            seed=5, steps=20, cfg=4.0, sampler_name="euler", scheduler="normal", denoise=1.0,
+        )  # fmt: skip
+        decoded.append((sheet.add("VAEDecode", samples=(sampled, 0), vae=(model, 2)), 0))
+    sheet.next_column()
+    rows = {f"row_{number}": source for number, source in enumerate(decoded, 1)}
+    table = sheet.add("CBDemoSheet", reference=(picture, 0), labels="\n".join(["reference", *styled]), **rows)
+    sheet.add("SaveImage", "Result", height=620, images=(table, 0), filename_prefix="demo_style_balanced")
+
+
+def style_sdxl(sheet: Sheet) -> None:
+    """The same for SDXL with the published ranking."""
+    sheet.note(
+        "## Style, balanced (SDXL)\n\n1. Choose an SDXL checkpoint.\n2. Load a reference picture, and say in its prompt"
+        " what it shows and in which style.\n3. End your own prompts with the same style words.\n4. Press **Run**.\n\n"
+        "More style: raise **lambda** towards 0.6. Prompt not followed: lower it towards 0.3. For a finetune, measure a"
+        " profile of its own with *Profile Sensitivity*.",
+        320,
+    )
+    model = sheet.add("CheckpointLoaderSimple", ckpt_name="sd_xl_base_1.0.safetensors")
+    profile = sheet.add(
+        "CBLoadSensitivityProfile", profile="sdxl-base-1.0.style.published.safetensors", model=(model, 0)
+    )
+    picture = sheet.add("LoadImage", "Reference picture", height=360, image="example.png")
+    sheet.next_column()
+    fitted = sheet.add(
+        "ImageScale", image=(picture, 0), upscale_method="lanczos", width=1024, height=1024, crop="center"
+    )
+    latent = sheet.add("VAEEncode", pixels=(fitted, 0), vae=(model, 2))
+    about = sheet.add(
+        "CLIPTextEncode",
+        "What the reference shows",
+        height=160,
+        clip=(model, 1),
+        text="a landscape, watercolor painting",
+    )
+    reference = sheet.add("CBStyleReference", latent=(latent, 0), prompt=(about, 0))
+    prompts = "a red fox in the snow, watercolor painting\na lighthouse at dusk, watercolor painting"
+    positive = sheet.add("CBPromptBatch", height=200, clip=(model, 1), prompts=prompts)
+    negative = sheet.add("CLIPTextEncode", "Negative", height=120, clip=(model, 1), text="")
+    sheet.next_column()
+    gate = sheet.add("CBSelectLayers", profile=(profile, 0))
+    sheet.add("PreviewImage", "Layer map", height=300, images=(gate, 1))
+    injected = sheet.add("CBStyleInjection", model=(model, 0), gate=(gate, 0), reference=(reference, 0))
+    sheet.next_column()
+    canvas = sheet.add("EmptyLatentImage", width=1024, height=1024, batch_size=2)
+    sampled = sheet.add(
+        "KSampler", model=(injected, 0), positive=(positive, 0), negative=(negative, 0), latent_image=(canvas, 0),
+        seed=10, steps=30, cfg=5.0, sampler_name="euler", scheduler="normal", denoise=1.0,
+    )  # fmt: skip
+    decoded = sheet.add("VAEDecode", samples=(sampled, 0), vae=(model, 2))
+    sheet.add("SaveImage", height=420, images=(decoded, 0), filename_prefix="style_balanced")
+
+
+WORKFLOWS = {"profile_demo": profile_demo, "style_balanced_demo": style_demo, "style_balanced_sdxl": style_sdxl}
+
+
+def main() -> None:
+    comfy = comfyui.find()
+    env = environment.prepare(comfy, [])
+    with server.started(env.python, comfy.path, comfyui.CACHE / "build", env.cpu) as running:
+        known = json.loads(running.get("/object_info"))
+    for name, describe in WORKFLOWS.items():
+        sheet = Sheet(known)
+        describe(sheet)
+        sheet.save(name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""The demo world's generator: what it says it draws is what it draws, and the same seed draws the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from demo import world
+
+
+def specs(count: int, seed: int = 0, families: tuple[str, ...] = world.FAMILY_NAMES) -> world.Specs:
+    return world.random_specs(count, torch.Generator().manual_seed(seed), families)
+
+
+@given(seed=st.integers(0, 2**31))
+def test_coverage_is_a_partition_and_pictures_are_pictures(seed: int) -> None:
+    drawn = specs(4, seed)
+    scene = world.draw_scene(drawn, 32)
+    torch.testing.assert_close(scene.coverage.sum(1), torch.ones(4, 32, 32), atol=1e-4, rtol=0)
+    assert bool((scene.edge >= 0).all())
+    picture = world.paint(scene, drawn)
+    assert picture.shape == (4, 3, 32, 32) and bool(torch.isfinite(picture).all())
+    assert float(picture.min()) >= -1e-3 and float(picture.max()) <= 1 + 1e-3
+
+
+def test_the_mask_is_where_the_subject_is_drawn() -> None:
+    scene = world.draw_scene(specs(16), 64)
+    subject = scene.coverage[:, [world.SLOTS.index("body"), world.SLOTS.index("detail")]].sum(1)
+    torch.testing.assert_close(scene.mask, subject, atol=0.51, rtol=0)  # anti-aliased seams between body and detail
+    assert float((scene.mask - subject).abs().mean()) < 0.01
+    assert bool((scene.mask.mean((1, 2)) > 0.03).all())
+
+
+def test_a_picture_does_not_depend_on_its_batch() -> None:
+    drawn = specs(12)
+    together, _ = world.render(drawn, 32)
+    torch.testing.assert_close(together[5:6], world.render(drawn[5:6], 32)[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", world.FAMILY_NAMES)
+def test_style_repaints_the_same_scene(family: str) -> None:
+    scenes, painter = specs(2), specs(1, 9, (family,))
+    repainted = scenes.in_style_of(painter[torch.zeros(2, dtype=torch.long)])
+    torch.testing.assert_close(world.draw_scene(repainted, 32).mask.mean(), world.draw_scene(scenes, 32).mask.mean(), atol=0.03, rtol=0)
+    assert world.captions(repainted) == [f"{text}, {family} style" for text in world.captions(scenes, False)]
+
+
+def test_held_out_styles_are_never_among_the_known() -> None:
+    held_out = {world.FAMILY_NAMES.index(name) for name in world.HELD_OUT}
+    drawn = world.random_specs(500, torch.Generator().manual_seed(0))
+    assert not held_out & set(drawn.family.flatten().tolist())
+    assert len(world.SUBJECT_NAMES) >= 8 and len(world.FAMILY_NAMES) >= 10 and len(world.BACKGROUND_NAMES) >= 6
+
+
+def test_remixed_styles_take_their_parts_from_several_families() -> None:
+    drawn = world.random_specs(50, torch.Generator().manual_seed(0), remixed=True)
+    assert bool((drawn.family[:, 0] != drawn.family[:, 2]).any())
+
+
+@pytest.mark.parametrize(
+    ("parts", "text"),
+    [
+        (("fish", "sea", "comic"), "a fish by the sea, comic style"),
+        (("house", None, None), "a house"),
+        ((None, "room", "neon"), "a picture in a room, neon style"),
+        ((None, None, None), ""),
+    ],
+)
+def test_captions_name_what_they_are_given(parts: tuple[str | None, ...], text: str) -> None:
+    assert world.caption(*parts) == text
