@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache, partial
 
 import numpy as np
@@ -16,9 +17,7 @@ from .moments import Moments
 
 Terms = Sequence[torch.Tensor]  # what a divergence needs of every image, each [images, channels]
 
-# Elements worked on at once. Below torch's grain of 2^15 an operation stays in the thread that asks for it, so that
-# pieces can be shared out whole: many small operations, each split over threads, would mostly wait for one another.
-CPU_PIECE, ACCELERATOR_PIECE = (1 << 15) - 1, 1 << 22
+CPU_PIECE, ACCELERATOR_PIECE = 1 << 17, 1 << 22  # elements worked on at once; on a CPU a few such must fit its cache
 
 # The Jensen-Shannon table: one cell for each combination of the top bits of two float32 numbers.
 BINS_PER_OCTAVE = 16
@@ -41,10 +40,23 @@ def pairwise(moments: Moments, distance: str) -> torch.Tensor:
         raise ValueError("The model's features are not finite numbers (NaN or infinite).")
     summed = moments.mean.new_zeros(groups, images // 2, images, dtype=torch.float64)
     pieces = [piece for group in range(groups) for piece in _pieces(moments, group)]
-    with ThreadPoolExecutor(torch.get_num_threads() if summed.device.type == "cpu" else 1) as pool:
+    with _workers(summed.device) as pool:
         for (group, _), found in zip(pieces, pool.map(partial(_meetings, distance=distance), pieces), strict=True):
             summed[group] += found
     return _as_matrix(summed) / channels
+
+
+@contextmanager
+def _workers(device: torch.device) -> Iterator[ThreadPoolExecutor]:
+    """Threads that take whole pieces: small operations, each split over all threads, mostly wait for one another."""
+    threads = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)  # of each operation
+    try:
+        with ThreadPoolExecutor(threads if device.type == "cpu" else 1) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _pieces(moments: Moments, group: int) -> Iterator[tuple[int, Moments]]:
