@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache, partial
 
 import numpy as np
@@ -16,9 +17,7 @@ from .moments import Moments
 
 Terms = Sequence[torch.Tensor]  # what a divergence needs of every image, each [images, channels]
 
-# Elements worked on at once. Below torch's grain of 2^15 an operation stays in the thread that asks for it, so that
-# pieces can be shared out whole: many small operations, each split over threads, would mostly wait for one another.
-CPU_PIECE, ACCELERATOR_PIECE = (1 << 15) - 1, 1 << 22
+CPU_PIECE, ACCELERATOR_PIECE = 1 << 17, 1 << 22  # elements worked on at once; on a CPU a few such must fit its cache
 
 # The Jensen-Shannon table: one cell for each combination of the top bits of two float32 numbers.
 BINS_PER_OCTAVE = 16
@@ -37,14 +36,30 @@ def pairwise(moments: Moments, distance: str) -> torch.Tensor:
     images, groups, channels = moments.mean.shape
     if images < 2:
         raise ValueError("A distance needs two images.")
-    if not bool(torch.isfinite(moments.mean.sum() + moments.std.sum())):  # one sum is cheaper than asking each
-        raise ValueError("The model's features are not finite numbers (NaN or infinite).")
-    summed = moments.mean.new_zeros(groups, images // 2, images, dtype=torch.float64)
-    pieces = [piece for group in range(groups) for piece in _pieces(moments, group)]
-    with ThreadPoolExecutor(torch.get_num_threads() if summed.device.type == "cpu" else 1) as pool:
+    with _workers() as pool:
+        if not bool(torch.isfinite(moments.mean.sum() + moments.std.sum())):  # one sum is cheaper than asking each
+            raise ValueError("The model's features are not finite numbers (NaN or infinite).")
+        summed = moments.mean.new_zeros(groups, images // 2, images, dtype=torch.float64)
+        pieces = [piece for group in range(groups) for piece in _pieces(moments, group)]
         for (group, _), found in zip(pieces, pool.map(partial(_meetings, distance=distance), pieces), strict=True):
             summed[group] += found
-    return _as_matrix(summed) / channels
+        return _as_matrix(summed) / channels
+
+
+@contextmanager
+def _workers() -> Iterator[ThreadPoolExecutor]:
+    """As many threads as torch has, each with operations of its own.
+
+    Torch's way, every operation split over all threads, makes so many small ones wait for one another: many times
+    slower when the machine has anything else to do.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _pieces(moments: Moments, group: int) -> Iterator[tuple[int, Moments]]:
