@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import harness
 import torch
-from harness import Demo, draw, interval
 
+from benchmarks import harness
+from benchmarks.harness import Demo, draw, interval
 from conditional_balance.engine.gate import RankedGate, WrittenGate
 from conditional_balance.engine.grammar import parse
 from conditional_balance.engine.profile import SensitivityProfile, load

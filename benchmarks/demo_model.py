@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import comfy.samplers
-import harness
 import torch
-from harness import Demo, auc, draw
 from torch import Tensor
 
+from benchmarks import harness
+from benchmarks.harness import Demo, auc, draw
 from conditional_balance.engine.gate import WrittenGate
 from conditional_balance.engine.grammar import parse
 from conditional_balance.hooks.model_layers import attention_layers

@@ -117,9 +117,9 @@ def profile_demo(sheet: Sheet) -> None:
     """Measure the demo model on six styles that draw the same five scenes."""
     sheet.note(
         "## Where does this model keep style?\n\nSix clusters, each five pictures in one style, all of the same scenes."
-        " **Profile Sensitivity** noises them, runs the model and asks of every attention layer: do pictures of one style"
-        " look alike to you? Dark cells are the layers that answer yes.\n\nPress **Run**. Then use your own checkpoint and"
-        " your own folders of pictures.",
+        " **Profile Sensitivity** noises them, runs the model and asks every attention layer: do pictures of one style"
+        " look alike to you? The layers that say yes are named.\n\nPress **Run**. Then use your own checkpoint and your"
+        " own folders of pictures.",
     )
     model = sheet.add("CBLoadDemoModel")
     prompt = sheet.add("CLIPTextEncode", "Prompt for all pictures", clip=(model, 1), text="a picture")

@@ -43,7 +43,8 @@ def test_a_picture_does_not_depend_on_its_batch() -> None:
 def test_style_repaints_the_same_scene(family: str) -> None:
     scenes, painter = specs(2), specs(1, 9, (family,))
     repainted = scenes.in_style_of(painter[torch.zeros(2, dtype=torch.long)])
-    torch.testing.assert_close(world.draw_scene(repainted, 32).mask.mean(), world.draw_scene(scenes, 32).mask.mean(), atol=0.03, rtol=0)
+    masks = [world.draw_scene(drawn, 32).mask.mean() for drawn in (repainted, scenes)]
+    torch.testing.assert_close(*masks, atol=0.03, rtol=0)
     assert world.captions(repainted) == [f"{text}, {family} style" for text in world.captions(scenes, False)]
 
 
