@@ -1,4 +1,4 @@
-"""Train the demo world's models: `python dev.py train [autoencoder|judge|unet ...]`; all parts in order by default.
+"""Train the demo models: `python dev.py train [autoencoder|judge|unet|profile ...]`; all parts in order by default.
 
 Each part trains for `--samples` pictures or `--minutes`, whichever ends first, and writes its weights to `--out`. The
 learning rate falls to zero over that span. `unet` goes on from weights that are there unless `--fresh`. Under torchrun
@@ -31,7 +31,7 @@ from demo.judge import Judge
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="part", help="autoencoder, judge, unet; all of them by default")
+    parser.add_argument("parts", nargs="*", metavar="part", help="autoencoder, judge, unet, profile; all by default")
     parser.add_argument("--samples", type=float, help="pictures to train each part on")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop each part after this long")
     parser.add_argument("--batch", type=int, default=32, help="pictures per step and process")
@@ -137,27 +137,44 @@ def share_gradients(grads: list[Tensor]) -> None:
 
 
 def train_autoencoder(options: argparse.Namespace) -> None:
-    """On every style, half of the pictures remixed; latents are kept near unit spread and restored despite noise."""
+    """On every style, half of the pictures remixed; latents are kept near unit spread and restored despite noise.
+
+    Latents halved in size or mirrored must give the picture halved or mirrored (EQ-VAE, arXiv 2502.09509): without that
+    they look like noise to the UNet, which then learns several times as slowly.
+    """
     vae = Autoencoder().to(options.device, options.dtype, memory_format=torch.channels_last)
     trainer = Trainer(vae, rate=2e-3)
-    pictures = drawn_pool(options, options.pool // 2, world.FAMILY_NAMES)
-    for progress, speak in steps(options, options.batch, 40_000, "autoencoder"):
+    pictures = drawn_pool(options, options.pool // options.processes, world.FAMILY_NAMES)
+    for progress, speak in steps(options, options.batch * options.processes, 80_000, "autoencoder"):
         clean = batch_of(pictures, options)
         latents = vae.encode(clean)
         mean, spread = latents.float().mean((0, 2, 3)), latents.float().std((0, 2, 3))
-        restored = vae.decode(latents + 0.05 * torch.randn_like(latents))
-        error = (restored - clean).float() / 2
-        loss = error.abs().mean() + 4 * error.square().mean() + 0.01 * (mean.square() + (spread - 1).square()).mean()
+        noisy, target = latents + 0.1 * torch.randn_like(latents), clean
+        if trainer.count % 2:
+            noisy, target = noisy.flip(3), clean.flip(3)
+        fine = difference(vae.decode(noisy), target)
+        coarse = difference(vae.decode(functional.avg_pool2d(noisy, 2)), functional.avg_pool2d(target, 2))
+        loss = misfit(fine) + 0.5 * misfit(coarse) + 0.01 * (mean.square() + (spread - 1).square()).mean()
         trainer.step(loss, progress)
         if speak:
-            print(f"PSNR {-10 * error.square().mean().log10():.2f} dB, spread {spread.mean():.2f}", flush=True)
+            print(f"PSNR {-10 * fine.square().mean().log10():.2f} dB, spread {spread.mean():.2f}", flush=True)
     trainer.use_averages()
-    save(vae.state_dict(), options.out / "autoencoder.safetensors")
+    if options.rank == 0:
+        save(vae.state_dict(), options.out / "autoencoder.safetensors")
+
+
+def difference(restored: Tensor, target: Tensor) -> Tensor:
+    """In units of the whole brightness range."""
+    return (restored - target).float() / 2
+
+
+def misfit(error: Tensor) -> Tensor:
+    return error.abs().mean() + 4 * error.square().mean()
 
 
 def drawn_pool(options: argparse.Namespace, count: int, families: tuple[str, ...]) -> Tensor:
     """Pictures [N, 3, H, W] as bytes, half of them in remixed styles."""
-    draw = torch.Generator(options.device).manual_seed(options.seed)
+    draw = torch.Generator(options.device).manual_seed(options.seed + options.rank)
     specs = joined(
         world.random_specs(count // 2, draw, families), world.random_specs(count - count // 2, draw, families, True)
     )
@@ -360,7 +377,30 @@ def size_embedding(device: str) -> Tensor:
     return Timestep(256)(torch.tensor([768.0, 768, 0, 0, 768, 768])).flatten()[None].to(device)
 
 
-PARTS = {"autoencoder": train_autoencoder, "judge": train_judge, "unet": train_unet}
+@torch.inference_mode()
+def measure_profile(options: argparse.Namespace) -> None:
+    """The UNet's style profile by the pack's own node: twelve known styles, each painting the same five scenes."""
+    from conditional_balance.engine.profile import save as save_profile
+    from conditional_balance.hooks.clusters import with_cluster
+    from conditional_balance.nodes.profile import CBProfileSensitivity
+
+    model, clip, vae = models.load_unet(), models.load_clip(), models.load_vae()
+    scenes = world.random_specs(5, torch.Generator().manual_seed(options.seed))
+    styles = world.random_specs(12, torch.Generator().manual_seed(options.seed + 1))
+    clusters = ()
+    for number in range(12):
+        painted = scenes.in_style_of(styles[torch.full((5,), number)])
+        name = f"{world.FAMILY_NAMES[int(painted.family[0, 0])]} {number + 1}"
+        clusters = with_cluster(clusters, name, list(world.render(painted)[0].movedim(1, -1)))
+    positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("a picture", ""))
+    result = CBProfileSensitivity.execute(
+        model, clusters, vae, positive, "style", 12, "q and k", 0, "from images", world.SIZE, "jensen_shannon", negative
+    ).result
+    save_profile(result[0], Path(__file__).parent.parent / "sensitivity_profiles" / "demo.style.safetensors")
+    print(result[2], flush=True)
+
+
+PARTS = {"autoencoder": train_autoencoder, "judge": train_judge, "unet": train_unet, "profile": measure_profile}
 
 if __name__ == "__main__":
     main()

@@ -20,6 +20,7 @@ from ..hooks.clusters import SUFFIXES, image_files, load_clusters, with_cluster
 from ..hooks.fingerprint import fingerprint_of
 from ..hooks.model_layers import attention_layers
 from ..hooks.profiling import Settings, profile_model, title_of
+from .widgets import advanced
 
 CATEGORY = "conditional balance/profile"
 FOLDER = "sensitivity_profiles"
@@ -40,12 +41,6 @@ def _register_folders() -> None:
 
 
 _register_folders()
-
-
-def _advanced(widget: io.Input) -> io.Input:
-    """Marks a rarely needed input where the running ComfyUI knows that word."""
-    widget.extra_dict = {**(widget.extra_dict or {}), "advanced": True}
-    return widget
 
 
 class CBImageClusters(io.ComfyNode):
@@ -102,7 +97,7 @@ class CBLoadImageClusters(io.ComfyNode):
                     tooltip="A folder in ComfyUI's input folder that "
                     "holds one subfolder of images for each cluster. Press R after adding one.",
                 ),
-                _advanced(
+                advanced(
                     io.Int.Input(
                         "limit",
                         default=12,
@@ -320,7 +315,7 @@ def _rarely_changed() -> list[io.Input]:
             default="from images",
             tooltip="Shape that images are cropped to. 'from images' takes the middle one of yours.",
         ),
-        _advanced(
+        advanced(
             io.Int.Input(
                 "size",
                 default=0,
@@ -331,7 +326,7 @@ def _rarely_changed() -> list[io.Input]:
                 "others.",
             )
         ),
-        _advanced(
+        advanced(
             io.Combo.Input(
                 "distance",
                 options=list(DISTANCES),
