@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -52,7 +53,7 @@ class Job:
 
 
 def main() -> None:
-    chosen = harness.options(__doc__, references=25, prompts=16, steps=12, workers=2)
+    chosen = harness.options(__doc__, references=25, prompts=16, steps=12, workers=2, chart="")
     torch.set_num_threads(1)
     demo, profile = Demo(), load(PROFILE)
     jobs = list(planned(chosen))
@@ -63,7 +64,10 @@ def main() -> None:
             if number % chosen.references == chosen.references - 1:
                 job = jobs[number]
                 print(f"{job.setting.name}: {job.policy} {job.share:g} done, {number + 1} of {len(jobs)}", flush=True)
-    harness.report(summarised(jobs, outcomes, chosen), chosen)
+    results = summarised(jobs, outcomes, chosen)
+    harness.report(results, chosen)
+    if chosen.chart:
+        plot(results, Path(chosen.chart))
 
 
 def planned(chosen: Any) -> Iterator[Job]:
@@ -129,6 +133,30 @@ def summarised(jobs: list[Job], outcomes: list[torch.Tensor], chosen: Any) -> di
         measured["content"] = described(values[:, 1] * values[:, 2], groups)
         rows.setdefault(job.setting.name, {})[f"{job.policy} {job.share:g}"] = measured
     return {"pairs": chosen.references * chosen.prompts, "steps": chosen.steps, "settings": rows}
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Content kept against style distance, one line a policy over lambda; up and left is better."""
+    from matplotlib import pyplot
+
+    setting = SETTINGS[0]
+    rows = results["settings"][setting.name]
+    figure, axes = pyplot.subplots(figsize=(7.2, 4.6), layout="constrained")
+    ends = [("none", 0.0), ("all layers", 1.0)]
+    for policy in setting.policies:
+        points = [
+            rows[f"{name} {share:g}"] for name, share in (ends[0], *((policy, s) for s in setting.sweep), ends[1])
+        ]
+        x, y = ([point[measure]["mean"] for point in points] for measure in ("style distance", "content"))
+        axes.plot(x, y, marker="o", label=policy, linewidth=2 if policy == "per-step" else 1)
+    for name, share in ends:
+        point = rows[f"{name} {share:g}"]
+        axes.annotate(
+            name, (point["style distance"]["mean"], point["content"]["mean"]), (6, 6), textcoords="offset points"
+        )
+    axes.set(xlabel="style distance to the reference", ylabel="subject and background as prompted", title=setting.name)
+    axes.legend(title="layers chosen")
+    figure.savefig(path, dpi=130)
 
 
 def described(values: torch.Tensor, groups: torch.Tensor) -> dict[str, Any]:

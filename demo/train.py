@@ -1,7 +1,7 @@
 """Train the demo models: `python dev.py train [autoencoder|judge|unet|profile ...]`; all parts in order by default.
 
 Each part trains for `--samples` pictures or `--minutes`, whichever ends first, and writes its weights to `--out`. The
-learning rate falls to zero over that span. `unet` goes on from weights that are there unless `--fresh`. Under torchrun
+learning rate falls to zero over that span. `autoencoder` and `unet` go on from weights that are there unless `--fresh`. Under torchrun
 several processes share each step: on a CPU, one single-threaded process per core trains fastest. Pictures are drawn by
 the world's own generator, so there is no data set to fetch.
 """
@@ -36,9 +36,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop each part after this long")
     parser.add_argument("--batch", type=int, default=32, help="pictures per step and process")
     parser.add_argument("--pool", type=int, default=12_000, help="pictures drawn in advance")
-    parser.add_argument("--rate", type=float, default=1e-3, help="the UNet's highest learning rate")
+    parser.add_argument("--rate", type=float, default=1e-3, help="the highest learning rate")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--fresh", action="store_true", help="start the UNet anew")
+    parser.add_argument("--fresh", action="store_true", help="start anew")
     parser.add_argument("--out", type=Path, default=models.WEIGHTS)
     options = parser.parse_args(argv)
     options.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -68,7 +68,7 @@ def steps(options: argparse.Namespace, batch: int, samples: float, what: str) ->
     start, spoken, seen = time.monotonic(), -10.0, 0
     while True:
         elapsed = time.monotonic() - start
-        progress = max(seen / (options.samples or samples), elapsed / 60 / options.minutes)
+        progress = agreed(max(seen / (options.samples or samples), elapsed / 60 / options.minutes))
         speak = elapsed - spoken > 10 or progress >= 1
         if speak:
             spoken = elapsed
@@ -78,6 +78,15 @@ def steps(options: argparse.Namespace, batch: int, samples: float, what: str) ->
             return
         yield progress, speak
         seen += batch
+
+
+def agreed(progress: float) -> float:
+    """The first process's clock counts for all, or they would not stop at the same step."""
+    if not torch.distributed.is_initialized():
+        return progress
+    message = torch.tensor(progress, dtype=torch.float64)
+    torch.distributed.broadcast(message, 0)
+    return float(message)
 
 
 AVERAGE_EVERY = 10  # steps; averaging every step would cost a CPU a tenth of its time
@@ -142,14 +151,19 @@ def train_autoencoder(options: argparse.Namespace) -> None:
     Latents halved in size or mirrored must give the picture halved or mirrored (EQ-VAE, arXiv 2502.09509): without that
     they look like noise to the UNet, which then learns several times as slowly.
     """
-    vae = Autoencoder().to(options.device, options.dtype, memory_format=torch.channels_last)
-    trainer = Trainer(vae, rate=2e-3)
+    path = options.out / "autoencoder.safetensors"
+    vae = Autoencoder()
+    if path.exists() and not options.fresh:
+        print(f"autoencoder: going on from {path.name}", flush=True)
+        vae.load_state_dict(load_file(path))
+    vae.to(options.device, options.dtype, memory_format=torch.channels_last)
+    trainer = Trainer(vae, rate=options.rate)
     pictures = drawn_pool(options, options.pool // options.processes, world.FAMILY_NAMES)
     for progress, speak in steps(options, options.batch * options.processes, 80_000, "autoencoder"):
         clean = batch_of(pictures, options)
         latents = vae.encode(clean)
         mean, spread = latents.float().mean((0, 2, 3)), latents.float().std((0, 2, 3))
-        noisy, target = latents + 0.1 * torch.randn_like(latents), clean
+        noisy, target = latents + 0.07 * torch.randn_like(latents), clean
         if trainer.count % 2:
             noisy, target = noisy.flip(3), clean.flip(3)
         fine = difference(vae.decode(noisy), target)
@@ -160,7 +174,7 @@ def train_autoencoder(options: argparse.Namespace) -> None:
             print(f"PSNR {-10 * fine.square().mean().log10():.2f} dB, spread {spread.mean():.2f}", flush=True)
     trainer.use_averages()
     if options.rank == 0:
-        save(vae.state_dict(), options.out / "autoencoder.safetensors")
+        save(vae.state_dict(), path)
 
 
 def difference(restored: Tensor, target: Tensor) -> Tensor:

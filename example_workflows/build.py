@@ -140,7 +140,6 @@ def profile_demo(sheet: Sheet) -> None:
     sheet.add("CBSaveSensitivityProfile", profile=(measured, 0), name="demo.style.mine")
     sheet.next_column()
     sheet.add("SaveImage", "Heat map", height=420, images=(measured, 1), filename_prefix="demo_heat_map")
-    sheet.add("PreviewAny", "Report", height=420, source=(measured, 2))
 
 
 def style_demo(sheet: Sheet) -> None:
