@@ -20,11 +20,11 @@ from demo.judge import style_distance
 
 
 def main() -> None:
-    chosen = harness.options(__doc__, prompts=500, steps=20)
+    chosen = harness.options(__doc__, prompts=500, steps=20, judged=500, references=12)
     demo, dice = Demo(), torch.Generator().manual_seed(chosen.seed)
     results = {
-        "autoencoder and judge": autoencoder_and_judge(demo, dice),
-        "style distance AUC": style_aucs(demo, dice),
+        "autoencoder and judge": autoencoder_and_judge(demo, dice, chosen.judged),
+        "style distance AUC": style_aucs(demo, dice, chosen.judged // 2),
         "captions": captions(demo, dice, chosen),
         "loss without attention": attention_needed(demo, dice),
         "style sharing on all layers": sharing(demo, dice, chosen),
@@ -36,9 +36,9 @@ def share(hits: Tensor) -> float:
     return round(float(hits.float().mean()), 4)
 
 
-def autoencoder_and_judge(demo: Demo, dice: torch.Generator) -> dict[str, Any]:
+def autoencoder_and_judge(demo: Demo, dice: torch.Generator, count: int) -> dict[str, Any]:
     """PSNR in dB over all pixels, and how often the judge names what is drawn."""
-    specs = world.random_specs(500, dice)
+    specs = world.random_specs(count, dice)
     fresh = draw(specs)
     restored = demo.autoencoded(fresh)
     result = {"PSNR": round(float(-10 * (restored - fresh).square().mean().log10()), 2)}
@@ -49,12 +49,12 @@ def autoencoder_and_judge(demo: Demo, dice: torch.Generator) -> dict[str, Any]:
     return result
 
 
-def style_aucs(demo: Demo, dice: torch.Generator) -> dict[str, Any]:
+def style_aucs(demo: Demo, dice: torch.Generator, count: int) -> dict[str, Any]:
     """Same style in two scenes against two styles; generated pictures are drawn ones half redrawn by the model."""
     result = {}
     for name, families in (("known styles", world.KNOWN), ("unseen styles", world.HELD_OUT)):
-        first = world.random_specs(200, dice, families)
-        second = world.random_specs(200, dice, families).in_style_of(first)
+        first = world.random_specs(count, dice, families)
+        second = world.random_specs(count, dice, families).in_style_of(first)
         pictures = [draw(first), draw(second)]
         kinds = {
             "fresh": pictures,
@@ -163,7 +163,7 @@ def sharing(demo: Demo, dice: torch.Generator, chosen: Any) -> dict[str, float]:
     """Mean style distance to the reference: no sharing, sharing on all layers, and drawn in that very style."""
     none, full, ideal = [], [], []
     everywhere = WrittenGate(parse("i, m, o"))
-    for index in range(12):
+    for index in range(chosen.references):
         reference = world.random_specs(1, dice)
         scenes = world.random_specs(8, dice).in_style_of(reference[torch.zeros(8, dtype=torch.long)])
         picture, prompts = draw(reference), world.captions(scenes)

@@ -1,7 +1,7 @@
 """Train the demo models: `python dev.py train [autoencoder|judge|unet|profile ...]`; all parts in order by default.
 
 Each part trains for `--samples` pictures or `--minutes`, whichever ends first, and writes its weights to `--out`. The
-learning rate falls to zero over that span. `autoencoder` and `unet` go on from weights that are there unless `--fresh`. Under torchrun
+learning rate falls to zero over that span. They go on from weights that are there unless `--fresh`. Under torchrun
 several processes share each step: on a CPU, one single-threaded process per core trains fastest. Pictures are drawn by
 the world's own generator, so there is no data set to fetch.
 """
@@ -217,8 +217,12 @@ def load_autoencoder(options: argparse.Namespace) -> Autoencoder:
 
 def train_judge(options: argparse.Namespace) -> None:
     """Both networks on pairs of scenes that share a style, drawn, autoencoded and spoilt as samplers spoil pictures."""
-    vae, judge = load_autoencoder(options), Judge().to(options.device, memory_format=torch.channels_last).train()
-    trainer = Trainer(judge, rate=2e-3)
+    vae, judge, path = load_autoencoder(options), Judge(), options.out / "judge.safetensors"
+    if path.exists() and not options.fresh:
+        print(f"judge: going on from {path.name}", flush=True)
+        judge.load_state_dict(load_file(path))
+    judge.to(options.device, memory_format=torch.channels_last).train()
+    trainer = Trainer(judge, rate=options.rate)
     draw = torch.Generator(options.device).manual_seed(options.seed + 1)
     pairs = options.pool // 4
     first = joined(world.random_specs(pairs // 2, draw), world.random_specs(pairs - pairs // 2, draw, remixed=True))
@@ -228,7 +232,7 @@ def train_judge(options: argparse.Namespace) -> None:
         rows = torch.randperm(pairs, device=options.device)[: options.batch]
         batch = torch.cat([part[rows] for part in pictures])
         truth = joined(first[rows], second[rows])
-        seen = spoilt(batch, vae, options.dtype)
+        seen = shifted(spoilt(batch, vae, options.dtype))
         with torch.autocast(options.device, torch.bfloat16):
             subject, background = judge.content(seen)
             style = judge.style(seen).float()
@@ -239,7 +243,7 @@ def train_judge(options: argparse.Namespace) -> None:
             shares = right(subject, truth.subject), right(background, truth.background)
             print(f"subject {shares[0]:.3f}, background {shares[1]:.3f}, style loss {contrast(style):.3f}", flush=True)
     trainer.use_averages()
-    save(judge.state_dict(), options.out / "judge.safetensors")
+    save(judge.state_dict(), path)
 
 
 def right(logits: Tensor, truth: Tensor) -> float:
@@ -248,6 +252,17 @@ def right(logits: Tensor, truth: Tensor) -> float:
 
 def joined(a: world.Specs, b: world.Specs) -> world.Specs:
     return world.Specs(*(torch.cat([getattr(a, f), getattr(b, f)]) for f in a.__dataclass_fields__))
+
+
+def shifted(pictures: Tensor, reach: float = 0.12) -> Tensor:
+    """Pairs (rows i and i + N) mirrored together, every picture moved by up to `reach` of half its side."""
+    count, device = len(pictures), pictures.device
+    mirror = torch.where(torch.rand(count // 2, device=device) < 0.5, -1.0, 1.0).repeat(2)
+    moves = torch.zeros(count, 2, 3, device=device)
+    moves[:, 0, 0], moves[:, 1, 1] = mirror, 1.0
+    moves[:, :, 2] = reach * (2 * torch.rand(count, 2, device=device) - 1)
+    grid = functional.affine_grid(moves, pictures.shape, align_corners=False)
+    return functional.grid_sample(pictures, grid, padding_mode="reflection", align_corners=False)
 
 
 @torch.no_grad()
