@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("parts", nargs="*", metavar="part", help="autoencoder, judge, unet, profile; all by default")
     parser.add_argument("--samples", type=float, help="pictures to train each part on")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop each part after this long")
-    parser.add_argument("--batch", type=int, default=32, help="pictures per step and process")
+    parser.add_argument("--batch", type=int, default=32, help="pictures per step and process; 512 suits a GPU")
     parser.add_argument("--pool", type=int, default=12_000, help="pictures drawn in advance")
     parser.add_argument("--rate", type=float, default=1e-3, help="the highest learning rate")
     parser.add_argument("--seed", type=int, default=0)
@@ -119,7 +119,7 @@ class Trainer:
         self.count += 1
         with torch.no_grad():
             torch._foreach_copy_(self.weights, self.masters)
-            if self.count % AVERAGE_EVERY == 0:
+            if self.count < AVERAGE_EVERY or self.count % AVERAGE_EVERY == 0:
                 done = self.count / AVERAGE_EVERY
                 torch._foreach_lerp_(self.averages, self.masters, 1 - min(self.average, done / (done + 10)))
 
@@ -270,6 +270,7 @@ def spoilt(pictures: Tensor, vae: Autoencoder, dtype: torch.dtype) -> Tensor:
     """Bytes to pictures in [0, 1]: half go through the autoencoder with noisy latents; all get some grain or blur."""
     count = len(pictures)
     kept = torch.rand(count, device=pictures.device) < 0.5
+    kept[-1] = False  # an empty batch does not pass through the autoencoder
     latents = encode_bytes(vae, pictures[~kept], dtype)
     noise = 0.3 * torch.rand(len(latents), 1, 1, 1, device=latents.device) * torch.randn_like(latents)
     seen = pictures.float() / 255
@@ -302,6 +303,7 @@ def train_unet(options: argparse.Namespace) -> None:
     pool, specs = encoded_pool(options, load_autoencoder(options))
     trainer = Trainer(unet, text, rate=options.rate)
     sizes, alphas = size_embedding(options.device), signal_shares().to(options.device)
+    attention = attention_options(options.device)
 
     def checkpoint() -> None:
         save(unet.state_dict(), paths[0])
@@ -317,7 +319,7 @@ def train_unet(options: argparse.Namespace) -> None:
         with OutOfPlace():
             context, _, pooled, _ = text(captions, dtype=options.dtype)
             y = torch.cat([pooled, sizes.expand(len(pooled), -1).to(pooled.dtype)], 1)
-            predicted = unet(noisy, time_index, context, y=y, transformer_options=ATTENTION).float()
+            predicted = unet(noisy, time_index, context, y=y, transformer_options=attention).float()
         loss = (predicted - (alpha * noise - sigma * clean)).square().mean()
         trainer.step(loss, progress)
         if speak:
@@ -331,13 +333,14 @@ def train_unet(options: argparse.Namespace) -> None:
 
 
 def plain_attention(func: object, q: Tensor, k: Tensor, v: Tensor, heads: int, *_: object, **__: object) -> Tensor:
-    """Softmax attention by matrix products; on a CPU its backward pass is four times as fast as the fused kernel's."""
+    """Softmax attention by matrix products: on a CPU its backward pass is four times as fast as the fused kernel's."""
     q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=heads) for x in (q, k, v))
     shares = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
     return rearrange(shares @ v, "b h n d -> b n (h d)")
 
 
-ATTENTION = {"optimized_attention_override": plain_attention}
+def attention_options(device: str) -> dict[str, object]:
+    return {"optimized_attention_override": plain_attention} if device == "cpu" else {}
 
 
 class OutOfPlace(TorchFunctionMode):
