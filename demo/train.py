@@ -1,9 +1,9 @@
 """Train the demo models: `python dev.py train [autoencoder|judge|unet|profile ...]`; all parts in order by default.
 
 Each part trains for `--samples` pictures or `--minutes`, whichever ends first, and writes its weights to `--out`. The
-learning rate falls to zero over that span. They go on from weights that are there unless `--fresh`. Under torchrun
-several processes share each step: on a CPU, one single-threaded process per core trains fastest. Pictures are drawn by
-the world's own generator, so there is no data set to fetch.
+learning rate falls to zero over that span. They go on from weights that are there unless `--fresh`. On a CPU one
+single-threaded process per core shares each step, which is faster than threads. Pictures are drawn by the world's own
+generator, so there is no data set to fetch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,17 +43,40 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fresh", action="store_true", help="start anew")
     parser.add_argument("--out", type=Path, default=models.WEIGHTS)
+    parser.add_argument("--processes", type=int, help="processes that share each step; a CPU's cores by default")
     options = parser.parse_args(argv)
     options.device = "cuda" if torch.cuda.is_available() else "cpu"
     options.dtype = torch.bfloat16
     options.out.mkdir(parents=True, exist_ok=True)
+    options.rank = int(os.environ.get("RANK", 0))
+    options.processes = int(os.environ.get("WORLD_SIZE", 0)) or options.processes or default_processes(options.device)
+    unknown = [part for part in options.parts if part not in PARTS]
+    if unknown:
+        parser.error(f"there is no part '{unknown[0]}'; choose from {', '.join(PARTS)}.")
+    if options.processes > 1 and "RANK" not in os.environ:
+        sys.exit(spread(options.processes))
+    train(options)
+
+
+def default_processes(device: str) -> int:
+    return 1 if device == "cuda" else os.cpu_count() or 1
+
+
+def spread(processes: int) -> int:
+    """Run this very command once per process, each told its rank; returns the worst exit status."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "OMP_NUM_THREADS": "1"}
+    ranks = ({"RANK": str(rank), "WORLD_SIZE": str(processes)} for rank in range(processes))
+    running = [subprocess.Popen(sys.orig_argv, env=os.environ | meeting | rank) for rank in ranks]
+    return max(abs(process.wait()) for process in running)
+
+
+def train(options: argparse.Namespace) -> None:
     torch.backends.cudnn.benchmark = True
-    options.rank, options.processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if options.processes > 1:
         torch.distributed.init_process_group("gloo")
     for part in options.parts or list(PARTS):
-        if part not in PARTS:
-            parser.error(f"there is no part '{part}'; choose from {', '.join(PARTS)}.")
         torch.manual_seed(options.seed + 1000 * options.rank)
         PARTS[part](options)
 
@@ -70,13 +96,13 @@ def steps(options: argparse.Namespace, batch: int, samples: float, what: str) ->
         elapsed = time.monotonic() - start
         progress = agreed(max(seen / (options.samples or samples), elapsed / 60 / options.minutes))
         speak = elapsed - spoken > 10 or progress >= 1
-        if speak:
+        if speak and options.rank == 0:
             spoken = elapsed
             print(f"{what}: {seen:,} pictures, {elapsed:.0f} s, {100 * progress:.0f} %", end=" ", flush=True)
         if progress >= 1:
-            print("done", flush=True)
+            print("done" * (options.rank == 0), flush=True)
             return
-        yield progress, speak
+        yield progress, speak and options.rank == 0
         seen += batch
 
 
@@ -210,8 +236,11 @@ def batch_of(pictures: Tensor, options: argparse.Namespace) -> Tensor:
 
 
 def load_autoencoder(options: argparse.Namespace) -> Autoencoder:
+    path = options.out / "autoencoder.safetensors"
+    if not path.exists():
+        sys.exit(f"There is no {path}: train the part 'autoencoder' first.")
     vae = Autoencoder()
-    vae.load_state_dict(load_file(options.out / "autoencoder.safetensors"))
+    vae.load_state_dict(load_file(path))
     return vae.to(options.device, options.dtype, memory_format=torch.channels_last).requires_grad_(False)
 
 
@@ -223,12 +252,12 @@ def train_judge(options: argparse.Namespace) -> None:
         judge.load_state_dict(load_file(path))
     judge.to(options.device, memory_format=torch.channels_last).train()
     trainer = Trainer(judge, rate=options.rate)
-    draw = torch.Generator(options.device).manual_seed(options.seed + 1)
-    pairs = options.pool // 4
+    draw = torch.Generator(options.device).manual_seed(options.seed + 1 + options.rank)
+    pairs = options.pool // 4 // options.processes
     first = joined(world.random_specs(pairs // 2, draw), world.random_specs(pairs - pairs // 2, draw, remixed=True))
     second = world.random_specs(pairs, draw).in_style_of(first)
     pictures = rendered(first), rendered(second)
-    for progress, speak in steps(options, 2 * options.batch, 100_000, "judge"):
+    for progress, speak in steps(options, 2 * options.batch * options.processes, 100_000, "judge"):
         rows = torch.randperm(pairs, device=options.device)[: options.batch]
         batch = torch.cat([part[rows] for part in pictures])
         truth = joined(first[rows], second[rows])
@@ -243,7 +272,8 @@ def train_judge(options: argparse.Namespace) -> None:
             shares = right(subject, truth.subject), right(background, truth.background)
             print(f"subject {shares[0]:.3f}, background {shares[1]:.3f}, style loss {contrast(style):.3f}", flush=True)
     trainer.use_averages()
-    save(judge.state_dict(), path)
+    if options.rank == 0:
+        save(judge.state_dict(), path)
 
 
 def right(logits: Tensor, truth: Tensor) -> float:
@@ -416,6 +446,8 @@ def measure_profile(options: argparse.Namespace) -> None:
     from conditional_balance.hooks.clusters import with_cluster
     from conditional_balance.nodes.profile import CBProfileSensitivity
 
+    if options.rank:
+        return
     model, clip, vae = models.load_unet(), models.load_clip(), models.load_vae()
     scenes = world.random_specs(5, torch.Generator().manual_seed(options.seed))
     styles = world.random_specs(12, torch.Generator().manual_seed(options.seed + 1))

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from demo import train
 
-SHORT = ["--samples", "8", "--batch", "4", "--pool", "8"]
+SHORT = ["--samples", "8", "--batch", "4", "--pool", "8", "--processes", "1"]
 
 
 @pytest.fixture(scope="module")
