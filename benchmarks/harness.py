@@ -105,7 +105,7 @@ def interval(values: Tensor, groups: Tensor, statistic: Callable[[Tensor], Tenso
 def auc(same: Tensor, different: Tensor) -> float:
     """Probability that a same-style distance is below a different-style one."""
     ordered = different.flatten().sort().values
-    return 1 - float(torch.searchsorted(ordered, same.flatten()).double().mean()) / len(ordered)
+    return 1 - float(torch.searchsorted(ordered, same.flatten().contiguous()).double().mean()) / len(ordered)
 
 
 def sheet(pictures: Tensor, columns: int, path: Path) -> None:
