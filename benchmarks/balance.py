@@ -156,6 +156,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
         )
     axes.set(xlabel="style distance to the reference", ylabel="subject and background as prompted", title=setting.name)
     axes.legend(title="layers chosen")
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
 
 
