@@ -179,7 +179,7 @@ def style_demo(sheet: Sheet) -> None:
     for name, source in styled.items():
         sampled = sheet.add(
             "KSampler", name, model=source, positive=(positive, 0), negative=(negative, 0), latent_image=(canvas, 0),
-            seed=5, steps=20, cfg=4.0, sampler_name="euler", scheduler="normal", denoise=1.0,
+            seed=5, steps=12, cfg=4.0, sampler_name="euler", scheduler="normal", denoise=1.0,
         )  # fmt: skip
         decoded.append((sheet.add("VAEDecode", samples=(sampled, 0), vae=(model, 2)), 0))
     sheet.next_column()
