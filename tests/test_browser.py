@@ -32,7 +32,7 @@ def visit(server: Server) -> dict:
         "workflows": [{"name": name, "path": str(path), "run": name in DEMOS} for name, path in WORKFLOWS.items()],
     }
     script = Path(__file__).parent / "browser" / "visit.mjs"
-    done = subprocess.run(["node", script, json.dumps(orders)], capture_output=True, text=True, timeout=900)
+    done = subprocess.run(["node", script, json.dumps(orders)], capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
