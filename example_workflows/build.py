@@ -31,12 +31,12 @@ class Sheet:
     def next_column(self) -> None:
         self.column, self.top = self.column + 1, 0
 
-    def add(self, kind: str, title: str | None = None, height: int | None = None, **inputs: Any) -> int:
+    def add(self, kind: str, title: str | None = None, tall: int | None = None, **inputs: Any) -> int:
         """Place a node under the last one; an input is a value for a widget or (node id, slot) for a socket."""
         info, number = self.known[kind], len(self.nodes) + 1
         sockets, values = self._inputs(kind, number, inputs)
         lines = len(values) + max(len(sockets), len(info["output"]))
-        size = [WIDTH, height or TITLE + LINE * lines]
+        size = [WIDTH, tall or TITLE + LINE * lines]
         node = {
             "id": number, "type": kind, "pos": [self.column * (WIDTH + GAP), self.top], "size": size, "flags": {},
             "order": number - 1, "mode": 0, "inputs": sockets,
@@ -139,7 +139,7 @@ def profile_demo(sheet: Sheet) -> None:
     )  # fmt: skip
     sheet.add("CBSaveSensitivityProfile", profile=(measured, 0), name="demo.style.mine")
     sheet.next_column()
-    sheet.add("SaveImage", "Heat map", height=420, images=(measured, 1), filename_prefix="demo_heat_map")
+    sheet.add("SaveImage", "Heat map", tall=420, images=(measured, 1), filename_prefix="demo_heat_map")
 
 
 def style_demo(sheet: Sheet) -> None:
@@ -159,7 +159,7 @@ def style_demo(sheet: Sheet) -> None:
         f"{thing}, stained glass style"
         for thing in ("a house in the hills", "a cat in the city", "a boat by the sea", "a tree in the mountains")
     )
-    positive = sheet.add("CBPromptBatch", height=200, clip=(model, 1), prompts=prompts)
+    positive = sheet.add("CBPromptBatch", tall=200, clip=(model, 1), prompts=prompts)
     negative = sheet.add("CLIPTextEncode", "Negative", clip=(model, 1), text="")
     about = sheet.add(
         "CLIPTextEncode", "What the reference shows", clip=(model, 1), text="a picture, stained glass style"
@@ -179,13 +179,13 @@ def style_demo(sheet: Sheet) -> None:
     for name, source in styled.items():
         sampled = sheet.add(
             "KSampler", name, model=source, positive=(positive, 0), negative=(negative, 0), latent_image=(canvas, 0),
-            seed=5, steps=12, cfg=4.0, sampler_name="euler", scheduler="normal", denoise=1.0,
+            seed=5, steps=20, cfg=4.0, sampler_name="euler", scheduler="normal", denoise=1.0,
         )  # fmt: skip
         decoded.append((sheet.add("VAEDecode", samples=(sampled, 0), vae=(model, 2)), 0))
     sheet.next_column()
     rows = {f"row_{number}": source for number, source in enumerate(decoded, 1)}
     table = sheet.add("CBDemoSheet", reference=(picture, 0), labels="\n".join(["reference", *styled]), **rows)
-    sheet.add("SaveImage", "Result", height=620, images=(table, 0), filename_prefix="demo_style_balanced")
+    sheet.add("SaveImage", "Result", tall=620, images=(table, 0), filename_prefix="demo_style_balanced")
 
 
 def style_sdxl(sheet: Sheet) -> None:
@@ -201,7 +201,7 @@ def style_sdxl(sheet: Sheet) -> None:
     profile = sheet.add(
         "CBLoadSensitivityProfile", profile="sdxl-base-1.0.style.published.safetensors", model=(model, 0)
     )
-    picture = sheet.add("LoadImage", "Reference picture", height=360, image="example.png")
+    picture = sheet.add("LoadImage", "Reference picture", tall=360, image="example.png")
     sheet.next_column()
     fitted = sheet.add(
         "ImageScale", image=(picture, 0), upscale_method="lanczos", width=1024, height=1024, crop="center"
@@ -210,17 +210,17 @@ def style_sdxl(sheet: Sheet) -> None:
     about = sheet.add(
         "CLIPTextEncode",
         "What the reference shows",
-        height=160,
+        tall=160,
         clip=(model, 1),
         text="a landscape, watercolor painting",
     )
     reference = sheet.add("CBStyleReference", latent=(latent, 0), prompt=(about, 0))
     prompts = "a red fox in the snow, watercolor painting\na lighthouse at dusk, watercolor painting"
-    positive = sheet.add("CBPromptBatch", height=200, clip=(model, 1), prompts=prompts)
-    negative = sheet.add("CLIPTextEncode", "Negative", height=120, clip=(model, 1), text="")
+    positive = sheet.add("CBPromptBatch", tall=200, clip=(model, 1), prompts=prompts)
+    negative = sheet.add("CLIPTextEncode", "Negative", tall=120, clip=(model, 1), text="")
     sheet.next_column()
     gate = sheet.add("CBSelectLayers", profile=(profile, 0))
-    sheet.add("PreviewImage", "Layer map", height=300, images=(gate, 1))
+    sheet.add("PreviewImage", "Layer map", tall=300, images=(gate, 1))
     injected = sheet.add("CBStyleInjection", model=(model, 0), gate=(gate, 0), reference=(reference, 0))
     sheet.next_column()
     canvas = sheet.add("EmptyLatentImage", width=1024, height=1024, batch_size=2)
@@ -229,7 +229,7 @@ def style_sdxl(sheet: Sheet) -> None:
         seed=10, steps=30, cfg=5.0, sampler_name="euler", scheduler="normal", denoise=1.0,
     )  # fmt: skip
     decoded = sheet.add("VAEDecode", samples=(sampled, 0), vae=(model, 2))
-    sheet.add("SaveImage", height=420, images=(decoded, 0), filename_prefix="style_balanced")
+    sheet.add("SaveImage", tall=420, images=(decoded, 0), filename_prefix="style_balanced")
 
 
 WORKFLOWS = {"profile_demo": profile_demo, "style_balanced_demo": style_demo, "style_balanced_sdxl": style_sdxl}
