@@ -70,12 +70,10 @@ def new_unet(device: str | torch.device, dtype: torch.dtype = torch.float32) -> 
 
 
 def new_text_model(device: str | torch.device, dtype: torch.dtype = torch.float32) -> CLIPTextModel:
-    """An untrained text encoder; embeddings of words that training never shows stay zero."""
+    """An untrained text encoder."""
     model = CLIPTextModel(TEXT_CONFIG, dtype, device, comfy.ops.disable_weight_init)
     initialise(model)
-    embeddings = model.text_model.embeddings
-    nn.init.normal_(embeddings.position_embedding.weight, std=0.02)
-    nn.init.zeros_(embeddings.token_embedding.weight)
+    nn.init.normal_(model.text_model.embeddings.position_embedding.weight, std=0.02)
     return model
 
 
@@ -87,19 +85,38 @@ def initialise(model: nn.Module) -> None:
                 kind.reset_parameters(module)
 
 
-def pack_text_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Keep only the word embeddings that were trained: 12 MB of zeros stay out of the file."""
-    key = "text_model.embeddings.token_embedding.weight"
-    table = weights[key]
-    rows = table.abs().sum(1).nonzero()[:, 0]
-    return {**{k: v for k, v in weights.items() if k != key}, "words": rows.int(), "word_embeddings": table[rows]}
+WORD_TABLE = "text_model.embeddings.token_embedding.weight"
 
 
-def unpack_text_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    rows, values = weights.pop("words").long(), weights.pop("word_embeddings")
+def with_vocabulary(model: CLIPTextModel, words: torch.Tensor) -> CLIPTextModel:
+    """The model on a small vocabulary: token i stands for `words[i]`, and training need not carry the other 49,000."""
+    embeddings = model.text_model.embeddings
+    width = embeddings.token_embedding.weight.shape[1]
+    embeddings.token_embedding = comfy.ops.disable_weight_init.Embedding(len(words), width, device=words.device)
+    nn.init.normal_(embeddings.token_embedding.weight, std=0.02)
+    model.text_model.eos_token_id = int(torch.searchsorted(words, TEXT_CONFIG["eos_token_id"]))
+    return model
+
+
+def pack_text_weights(weights: dict[str, torch.Tensor], words: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A small-vocabulary model's weights with the words they belong to, so that 12 MB of zeros stay out of the file."""
+    rest = {name: weight for name, weight in weights.items() if name != WORD_TABLE}
+    return {**rest, "words": words.int(), "word_embeddings": weights[WORD_TABLE]}
+
+
+def load_packed_text_weights(model: CLIPTextModel, packed: dict[str, torch.Tensor], words: torch.Tensor) -> None:
+    """Into a model of `with_vocabulary(words)`."""
+    weights = unpack_text_weights(packed)
+    model.load_state_dict({**weights, WORD_TABLE: weights[WORD_TABLE][words.cpu()]})
+
+
+def unpack_text_weights(packed: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """For the whole vocabulary; embeddings of words that training never showed are zero."""
+    weights = dict(packed)
+    words, values = weights.pop("words").long(), weights.pop("word_embeddings")
     table = torch.zeros(49408, values.shape[1], dtype=values.dtype)
-    table[rows] = values
-    return {**weights, "text_model.embeddings.token_embedding.weight": table}
+    table[words] = values
+    return {**weights, WORD_TABLE: table}
 
 
 class DemoLatent(comfy.latent_formats.LatentFormat):

@@ -133,55 +133,55 @@ SUBJECTS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
 
 
 def hills(x: Tensor, y: Tensor, u: Tensor) -> list[tuple[str, Tensor]]:
-    far = 0.05 + 0.22 * torch.sin(3.2 * x + 6.3 * u[..., 0]) - y
-    near = 0.5 + 0.18 * torch.sin(2.4 * x + 6.3 * u[..., 1]) - y
-    return [("light", circle(x, y, 1.4 * u[..., 2] - 0.7, -0.68, 0.17)), ("far", 0.7 * far), ("near", 0.8 * near)]
+    far = 0.02 + 0.2 * torch.sin(2.8 * x + 6.3 * u[..., 0]) - y
+    near = 0.5 + 0.16 * torch.sin(2.2 * x + 6.3 * u[..., 1]) - y
+    return [("light", circle(x, y, 1.4 * u[..., 2] - 0.7, -0.62, 0.24)), ("far", 0.75 * far), ("near", 0.85 * near)]
 
 
 def city(x: Tensor, y: Tensor, u: Tensor) -> list[tuple[str, Tensor]]:
     towers, windows = torch.full_like(x, 9.0), torch.full_like(x, 9.0)
-    for i in range(6):
-        cx = -0.92 + 0.37 * i + 0.1 * (u[..., i % 6] - 0.5)
-        top = -0.15 - 0.6 * torch.frac(u[..., i % 6] * 7.3 + 0.37 * i)
-        towers = torch.minimum(towers, box(x, y, cx, 1.0, 0.15, 1.0 - top))
-        rows = torch.remainder(y - top, 0.24) - 0.12
-        windows = torch.minimum(windows, torch.maximum(box(x, rows, cx, 0.0, 0.075, 0.05), top + 0.06 - y))
+    for i in range(4):
+        cx = -0.78 + 0.52 * i + 0.06 * (u[..., i] - 0.5)
+        top = -0.3 - 0.5 * torch.frac(u[..., i] * 7.3 + 0.37 * i)
+        towers = torch.minimum(towers, box(x, y, cx, 1.0, 0.2, 1.0 - top))
+        rows = torch.remainder(y - top - 0.04, 0.36) - 0.18
+        windows = torch.minimum(windows, torch.maximum(box(x, rows, cx, 0.0, 0.1, 0.09), top + 0.06 - y))
     return [("far", towers), ("light", windows), ("near", 0.62 + 0 * x - y)]
 
 
 def sea(x: Tensor, y: Tensor, u: Tensor) -> list[tuple[str, Tensor]]:
-    horizon = 0.1 * (u[..., 0] - 0.5) - y
+    horizon = 0.1 * (u[..., 0] - 0.5) - 0.05 - y
     crests = (
-        0.22 + 0.04 * torch.sin(14 * x + 6.3 * u[..., 1]) - y,
-        0.62 + 0.05 * torch.sin(11 * x + 6.3 * u[..., 2]) - y,
+        0.3 + 0.07 * torch.sin(9 * x + 6.3 * u[..., 1]) - y,
+        0.72 + 0.07 * torch.sin(9 * x + 6.3 * u[..., 2]) - y,
     )
-    bands = union(*((c + 0.055).abs() - 0.05 for c in crests))
-    return [("light", circle(x, y, 1.4 * u[..., 3] - 0.7, -0.32, 0.3)), ("far", horizon), ("near", 0.85 * bands)]
+    bands = union(*((c + 0.08).abs() - 0.07 for c in crests))
+    return [("light", circle(x, y, 1.4 * u[..., 3] - 0.7, -0.3, 0.34)), ("far", horizon), ("near", 0.85 * bands)]
 
 
 def mountains(x: Tensor, y: Tensor, u: Tensor) -> list[tuple[str, Tensor]]:
     def ridge(period: float, shift: Tensor, top: float, height: float) -> Tensor:
         return top + height * 2 * (torch.remainder(x / period + shift, 1.0) - 0.5).abs() - y
 
-    far = ridge(0.9, u[..., 0], -0.6, 0.75)
-    snow = torch.maximum(far, y + 0.33)
-    return [("far", -0.62 * -far), ("light", 0.62 * snow), ("near", 0.7 * ridge(1.4, u[..., 1], 0.25, 0.6))]
+    far = ridge(1.1, u[..., 0], -0.75, 0.8)
+    snow = torch.maximum(far, y + 0.42)
+    return [("far", -0.62 * -far), ("light", 0.62 * snow), ("near", 0.7 * ridge(1.6, u[..., 1], 0.2, 0.6))]
 
 
 def forest(x: Tensor, y: Tensor, u: Tensor) -> list[tuple[str, Tensor]]:
     trunks = torch.full_like(x, 9.0)
-    for i in range(6):
-        cx = -0.9 + 0.36 * i + 0.14 * (u[..., i] - 0.5)
-        trunks = torch.minimum(trunks, (x - cx - 0.05 * torch.sin(3 * y + i)).abs() - 0.075)
-    leaves = y + 0.55 + 0.09 * torch.sin(9 * x + 6.3 * u[..., 0]).abs()
-    return [("far", trunks), ("light", 0.75 * leaves), ("near", 0.7 + 0.05 * torch.sin(7 * x + 6.3 * u[..., 1]) - y)]
+    for i in range(4):
+        cx = -0.78 + 0.52 * i + 0.12 * (u[..., i] - 0.5)
+        trunks = torch.minimum(trunks, (x - cx).abs() - 0.1)
+    leaves = y + 0.45 + 0.16 * torch.sin(5 * x + 6.3 * u[..., 4]).abs()
+    return [("far", trunks), ("light", 0.75 * leaves), ("near", 0.68 + 0.05 * torch.sin(5 * x + 6.3 * u[..., 5]) - y)]
 
 
 def room(x: Tensor, y: Tensor, u: Tensor) -> list[tuple[str, Tensor]]:
     cx = 0.9 * u[..., 0] - 0.45
-    frame = box(x, y, cx, -0.4, 0.42, 0.36)
-    pane = union(*(box(x, y, cx + dx, -0.4 + dy, 0.155, 0.125) for dx in (-0.19, 0.19) for dy in (-0.16, 0.16)))
-    return [("far", frame), ("light", pane), ("near", 0.42 + 0 * x - y), ("far", box(x, y, 0.0, 0.42, 2.0, 0.045))]
+    frame = box(x, y, cx, -0.42, 0.5, 0.42)
+    pane = union(*(box(x, y, cx + dx, -0.42 + dy, 0.18, 0.15) for dx in (-0.23, 0.23) for dy in (-0.19, 0.19)))
+    return [("far", frame), ("light", pane), ("near", 0.42 + 0 * x - y)]
 
 
 BACKGROUNDS: dict[str, Callable[[Tensor, Tensor, Tensor], list[tuple[str, Tensor]]]] = {

@@ -18,8 +18,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import Upsample
 from comfy.sd1_clip import SDTokenizer
 from einops import rearrange
 from safetensors.torch import load_file, save_file
@@ -28,8 +30,9 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from demo import models, world
-from demo.autoencoder import Autoencoder
+from demo.autoencoder import SHRINK, Autoencoder
 from demo.judge import Judge
+from demo.muon import Muon
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -46,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, help="processes that share each step; a CPU's cores by default")
     options = parser.parse_args(argv)
     options.device = "cuda" if torch.cuda.is_available() else "cpu"
-    options.dtype = torch.bfloat16
+    options.dtype = training_dtype(options.device)
     options.out.mkdir(parents=True, exist_ok=True)
     options.rank = int(os.environ.get("RANK", 0))
     options.processes = int(os.environ.get("WORLD_SIZE", 0)) or options.processes or default_processes(options.device)
@@ -56,6 +59,12 @@ def main(argv: list[str] | None = None) -> None:
     if options.processes > 1 and "RANK" not in os.environ:
         sys.exit(spread(options.processes))
     train(options)
+
+
+def training_dtype(device: str) -> torch.dtype:
+    """bfloat16 where the machine multiplies it; processors that only emulate it take ten times as long as in fp32."""
+    has_bfloat16 = device == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
 def default_processes(device: str) -> int:
@@ -119,16 +128,23 @@ AVERAGE_EVERY = 10  # steps; averaging every step would cost a CPU a tenth of it
 
 
 class Trainer:
-    """AdamW on fp32 master copies of the weights, with warm-up, cosine decay and a running average."""
+    """Steps on fp32 master copies of the weights, with warm-up, cosine decay and a running average.
 
-    def __init__(self, *modules: nn.Module, rate: float, average: float = 0.99) -> None:
+    AdamW; with a `muon_rate`, Muon for the layers' matrices.
+    """
+
+    def __init__(self, *modules: nn.Module, rate: float, muon_rate: float | None = None, average: float = 0.99) -> None:
         self.weights = [p for module in modules for p in module.parameters() if p.requires_grad]
         self.masters = [p.detach().float().clone() for p in self.weights]
         self.averages = [p.clone() for p in self.masters]
         for master in self.masters:
             master.grad = torch.zeros_like(master)
-        self.optimiser = torch.optim.AdamW(self.masters, lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-        self.rate, self.average, self.count = rate, average, 0
+        orthogonal = layer_matrices(modules) if muon_rate else set()
+        of_muon = [id(weight) in orthogonal for weight in self.weights]
+        self.muon = Muon([m for m, chosen in zip(self.masters, of_muon, strict=True) if chosen])
+        rest = [m for m, chosen in zip(self.masters, of_muon, strict=True) if not chosen]
+        self.adamw = torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+        self.rate, self.muon_rate, self.average, self.count = rate, muon_rate or 0.0, average, 0
 
     def step(self, loss: Tensor, progress: float) -> None:
         loss.backward()
@@ -140,8 +156,9 @@ class Trainer:
             weight.grad = None
         nn.utils.clip_grad_norm_(self.masters, 1.0, foreach=True)
         warmth, decay = min(1.0, (progress + 1e-3) / 0.03), 0.5 + 0.5 * math.cos(math.pi * progress)
-        self.optimiser.param_groups[0]["lr"] = self.rate * warmth * decay
-        self.optimiser.step()
+        self.adamw.param_groups[0]["lr"] = self.rate * warmth * decay
+        self.adamw.step()
+        self.muon.step(self.muon_rate * warmth * decay)
         self.count += 1
         with torch.no_grad():
             torch._foreach_copy_(self.weights, self.masters)
@@ -161,6 +178,12 @@ class Trainer:
         finally:
             with torch.no_grad():
                 torch._foreach_copy_(self.weights, self.masters)
+
+
+def layer_matrices(modules: tuple[nn.Module, ...]) -> set[int]:
+    """Identities of the weights that Muon suits: of linear and convolution layers with at least 32 outputs."""
+    layers = (layer for module in modules for layer in module.modules() if isinstance(layer, (nn.Linear, nn.Conv2d)))
+    return {id(layer.weight) for layer in layers if len(layer.weight) >= 32}
 
 
 def share_gradients(grads: list[Tensor]) -> None:
@@ -320,46 +343,80 @@ def contrast(style: Tensor, temperature: float = 0.07) -> Tensor:
 
 
 def train_unet(options: argparse.Namespace) -> None:
-    """UNet and text encoder together, v-prediction on SD's schedule (arXiv 2202.00512), levels drawn evenly in time."""
+    """UNet and text encoder together, v-prediction on SD's schedule (arXiv 2202.00512), levels drawn evenly in time.
+
+    Two aids, since a CPU sees few pictures. The subject's latents count three times. And a linear head on the features
+    before the finest blocks must tell which part of the scene is where, in whatever style: a true version of the
+    representations that REPA aligns with (arXiv 2410.06940). The head is dropped afterwards.
+    """
     unet = models.new_unet(options.device).to(options.dtype, memory_format=torch.channels_last)
-    text, tokens = models.new_text_model(options.device).to(options.dtype), caption_tokens().to(options.device)
-    words = text.text_model.embeddings.token_embedding.weight.data
-    words[tokens.unique()] = 0.02 * torch.randn(len(tokens.unique()), words.shape[1]).to(words)
+    tokens = caption_tokens().to(options.device)
+    words = tokens.unique()
+    text = models.with_vocabulary(models.new_text_model(options.device), words).to(options.dtype)
     paths = options.out / "unet.safetensors", options.out / "text_encoder.safetensors"
     if paths[0].exists() and not options.fresh:
         print(f"unet: going on from {paths[0].name}", flush=True)
         unet.load_state_dict(load_file(paths[0]))
-        text.load_state_dict(models.unpack_text_weights(load_file(paths[1])))
-    pool, specs = encoded_pool(options, load_autoencoder(options))
-    trainer = Trainer(unet, text, rate=options.rate)
+        models.load_packed_text_weights(text, load_file(paths[1]), words)
+    pool = encoded_pool(options, load_autoencoder(options))
+    head, features = structure_head(unet, options)
+    trainer = Trainer(unet, text, head, rate=options.rate, muon_rate=10 * options.rate)
+    word_rows = torch.searchsorted(words, tokens)
     sizes, alphas = size_embedding(options.device), signal_shares().to(options.device)
     attention = attention_options(options.device)
 
     def checkpoint() -> None:
         save(unet.state_dict(), paths[0])
-        save(models.pack_text_weights(text.state_dict()), paths[1])
+        save(models.pack_text_weights(text.state_dict(), words), paths[1])
 
     for progress, speak in steps(options, options.batch * options.processes, 1e6, "unet"):
-        rows = torch.randint(len(pool), (options.batch,), device=options.device)
-        captions = tokens[caption_rows(specs[rows % len(specs)])]
-        time_index = torch.randint(1000, (options.batch,), device=options.device)
+        rows = torch.randint(len(pool.latents), (options.batch,), device=options.device)
+        captions = word_rows[caption_rows(pool.specs[rows])]
+        time_index = even_times(options.batch, options.device)
         alpha, sigma = (share[time_index][:, None, None, None] for share in (alphas, (1 - alphas**2).sqrt()))
-        clean, noise = pool[rows].float(), torch.randn_like(pool[rows], dtype=torch.float32)
+        clean = pool.latents[rows].float()
+        noise = torch.randn_like(clean)
         noisy = (alpha * clean + sigma * noise).to(options.dtype, memory_format=torch.channels_last)
         with OutOfPlace():
             context, _, pooled, _ = text(captions, dtype=options.dtype)
             y = torch.cat([pooled, sizes.expand(len(pooled), -1).to(pooled.dtype)], 1)
             predicted = unet(noisy, time_index, context, y=y, transformer_options=attention).float()
-        loss = (predicted - (alpha * noise - sigma * clean)).square().mean()
-        trainer.step(loss, progress)
+        roles = pool.coverage[rows].float()
+        error = (predicted - (alpha * noise - sigma * clean)).square().mean(1)
+        weight = 1 + 2 * roles[:, SUBJECT_ROLES].sum(1)
+        loss = (weight * error).mean() / weight.mean()
+        structure = -(roles * functional.log_softmax(head(features[0]).float(), 1)).sum(1).mean()
+        trainer.step(loss + 0.3 * structure, progress)
         if speak:
-            print(f"loss {loss.item():.4f}", flush=True)
+            print(f"loss {error.mean().item():.4f}, structure {structure.item():.3f}", flush=True)
         if trainer.count % 500 == 0 and options.rank == 0:
             with trainer.averaged():
                 checkpoint()
     trainer.use_averages()
     if options.rank == 0:
         checkpoint()
+
+
+SUBJECT_ROLES = [world.SLOTS.index(name) for name in ("body", "detail")]
+
+
+def structure_head(unet: nn.Module, options: argparse.Namespace) -> tuple[nn.Module, list[Tensor]]:
+    """A head from features [B, C, 16, 16] to logits of the scene's roles, and where the features are put."""
+    last_upsample = [module for module in unet.output_blocks.modules() if isinstance(module, Upsample)][-1]
+    features: list[Tensor] = [torch.empty(0)]
+
+    def keep(_module: nn.Module, _inputs: tuple[object, ...], output: Tensor) -> None:
+        features[0] = output
+
+    last_upsample.register_forward_hook(keep)
+    head = nn.Conv2d(last_upsample.out_channels, len(world.SLOTS), 1)
+    return head.to(options.device, options.dtype), features
+
+
+def even_times(count: int, device: str) -> Tensor:
+    """`count` time indices, one from each equal part of the schedule: less chance in every step's loss."""
+    parts = (torch.arange(count, device=device) + torch.rand(1, device=device)) / count
+    return (1000 * parts).long()[torch.randperm(count, device=device)]
 
 
 def plain_attention(func: object, q: Tensor, k: Tensor, v: Tensor, heads: int, *_: object, **__: object) -> Tensor:
@@ -410,16 +467,26 @@ def caption_rows(specs: world.Specs) -> Tensor:
     return (subject * (backgrounds + 1) + background) * (families + 1) + family
 
 
+class Pool(NamedTuple):
+    latents: Tensor  # [N, 8, 16, 16]
+    coverage: Tensor  # [N, 6, 16, 16]: the share of each role of the scene
+    specs: world.Specs
+
+
 @torch.no_grad()
-def encoded_pool(options: argparse.Namespace, vae: Autoencoder) -> tuple[Tensor, world.Specs]:
-    """Latents [2N, 8, 16, 16] of known-style pictures, then of the same mirrored, and what the N show."""
+def encoded_pool(options: argparse.Namespace, vae: Autoencoder) -> Pool:
+    """Pictures in known styles as latents, and what they show; drawn a few at a time so that they stay in cache."""
     draw = torch.Generator(options.device).manual_seed(options.seed + 2 + options.rank)
     specs = world.random_specs(options.pool // options.processes, draw)
-    pictures = rendered(specs)
-    latents = [encode_bytes(vae, part, options.dtype) for part in (*pictures.split(64), *pictures.flip(3).split(64))]
-    pool = torch.cat(latents)
-    print(f"unet: {len(pool):,} latents, spread {pool.float().std():.3f}", flush=True)
-    return pool, specs
+    latents, coverage = [], []
+    for part in torch.arange(len(specs), device=options.device).split(32):
+        scene = world.draw_scene(specs[part], world.SIZE)
+        pictures = (255 * world.paint(scene, specs[part])).round().byte()
+        latents.append(encode_bytes(vae, pictures, options.dtype))
+        coverage.append(functional.avg_pool2d(scene.coverage, SHRINK).to(options.dtype))
+    pool = Pool(torch.cat(latents), torch.cat(coverage), specs)
+    print(f"unet: {len(specs):,} latents, spread {pool.latents.float().std():.3f}", flush=True)
+    return pool
 
 
 def encode_bytes(vae: Autoencoder, pictures: Tensor, dtype: torch.dtype) -> Tensor:

@@ -37,7 +37,7 @@ class Family(NamedTuple):
     dark: bool = False  # dark ground, light figures
     chroma: tuple[float, float] = (0.08, 0.15)
     contrast: tuple[float, float] = (0.8, 1.15)
-    frequency: tuple[float, float] = (2.8, 4.6)  # texture cycles per unit; the picture is two units wide
+    frequency: tuple[float, float] = (2.0, 3.2)  # texture cycles per unit; the picture is two units wide
     angle: tuple[float, float] = (0.0, 1.0)  # half turns
     line: tuple[float, float] = (0.02, 0.04)  # half width of outlines; 0 draws none
     line_light: float = 0.18  # lightness of outlines
@@ -54,7 +54,7 @@ FAMILIES: dict[str, Family] = {
         "blobs",
         chroma=(0.05, 0.11),
         contrast=(0.5, 0.8),
-        frequency=(2.0, 4.0),
+        frequency=(1.6, 3.0),
         line=(0, 0),
         amount=(0.08, 0.14),
         hue_swing=0.05,
@@ -71,14 +71,14 @@ FAMILIES: dict[str, Family] = {
     ),
     "neon": Family("flat", glows=True, dark=True, chroma=(0.14, 0.2), line=(0.025, 0.045), amount=(0.1, 0.2)),
     "mosaic": Family(
-        "tiles", chroma=(0.08, 0.16), frequency=(2.4, 3.8), line=(0, 0), amount=(0.08, 0.14), hue_swing=0.04
+        "tiles", chroma=(0.08, 0.16), frequency=(1.6, 2.6), line=(0, 0), amount=(0.08, 0.14), hue_swing=0.04
     ),
     "woodcut": Family("waves", is_ink=True, dark=True, chroma=(0.03, 0.12), line=(0.016, 0.028), line_light=0.95),
     "poster": Family("flat", chroma=(0.1, 0.18), contrast=(1.0, 1.3), line=(0.03, 0.055), line_light=0.97),
     "knitted": Family(
-        "zigzag", chroma=(0.07, 0.14), frequency=(2.8, 4.2), angle=(0.4, 0.6), line=(0, 0), amount=(0.08, 0.14)
+        "zigzag", chroma=(0.07, 0.14), frequency=(1.8, 2.8), angle=(0.4, 0.6), line=(0, 0), amount=(0.08, 0.14)
     ),
-    "contour": Family("rings", chroma=(0.06, 0.14), frequency=(3.5, 5.5), line=(0.012, 0.022), amount=(0.08, 0.14)),
+    "contour": Family("rings", chroma=(0.06, 0.14), frequency=(2.4, 3.6), line=(0.012, 0.022), amount=(0.08, 0.14)),
     "chalk": Family(
         "hatch", is_ink=True, dark=True, chroma=(0.02, 0.09), line=(0.016, 0.03), line_light=0.92, wobble=0.02
     ),
@@ -226,9 +226,9 @@ def lay(coverage: Tensor, edge: Tensor, rows: Tensor, slot: int, distance: Tenso
 def posed(x: Tensor, y: Tensor, pose: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Picture coordinates to the subject's own, and the subject's size."""
     cx, cy, size, tilt, mirrored = (p[:, None, None] for p in pose.unbind(1))
-    scale = 0.5 + 0.12 * size
-    angle = 0.3 * (tilt - 0.5)
-    dx, dy = x - 0.5 * (cx - 0.5), y - 0.15 - 0.3 * (cy - 0.5)
+    scale = 0.62 + 0.1 * size
+    angle = 0.2 * (tilt - 0.5)
+    dx, dy = x - 0.3 * (cx - 0.5), y - 0.15 - 0.2 * (cy - 0.5)
     px, py = dx * angle.cos() + dy * angle.sin(), dy * angle.cos() - dx * angle.sin()
     return torch.where(mirrored < 0.5, px, -px) / scale, py / scale, scale
 
@@ -285,8 +285,8 @@ def hue_of(coverage: Tensor, hue: Tensor) -> Tensor:
 def palette(specs: Specs) -> tuple[Tensor, Tensor, Tensor]:
     """Lightness [B, 6], chroma [B, 1, 1] and hue [B, 6] in turns, one entry per colour role."""
     device = specs.family.device
-    bright = torch.tensor([0.9, 0.74, 0.6, 0.95, 0.47, 0.86], device=device)
-    dim = torch.tensor([0.2, 0.33, 0.26, 0.6, 0.72, 0.45], device=device)
+    bright = torch.tensor([0.9, 0.76, 0.64, 0.96, 0.4, 0.84], device=device)
+    dim = torch.tensor([0.2, 0.33, 0.26, 0.52, 0.78, 0.42], device=device)
     dark = pick(specs, "dark")[:, :, 0]
     levels = torch.where(dark > 0, dim, bright)
     middle = levels.mean(1, keepdim=True)

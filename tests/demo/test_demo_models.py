@@ -67,9 +67,19 @@ def test_judge_names_what_is_drawn_and_orders_styles(vae, pictures) -> None:
 
 
 def test_words_outside_the_captions_stay_out_of_the_file() -> None:
-    table = torch.zeros(49408, 4)
-    table[[5, 77]] = 1.0
-    key = "text_model.embeddings.token_embedding.weight"
-    packed = models.pack_text_weights({key: table, "other": torch.ones(1)})
-    assert key not in packed and len(packed["word_embeddings"]) == 2
-    torch.testing.assert_close(models.unpack_text_weights(dict(packed))[key], table)
+    words = torch.tensor([5, 77, 49406, 49407])
+    text = models.with_vocabulary(models.new_text_model("cpu"), words)
+    packed = models.pack_text_weights(text.state_dict(), words)
+    assert models.WORD_TABLE not in packed and len(packed["word_embeddings"]) == 4
+    table = models.unpack_text_weights(packed)[models.WORD_TABLE]
+    assert table.abs().sum(1).nonzero()[:, 0].tolist() == words.tolist()
+
+
+def test_a_small_vocabulary_reads_as_the_whole_one() -> None:
+    tokens = torch.tensor([[49406, 5, 77, 49407, 49407]]).repeat(1, 16)[:, :77]
+    words = tokens.unique()
+    small = models.with_vocabulary(models.new_text_model("cpu"), words)
+    whole = models.new_text_model("cpu")
+    whole.load_state_dict(models.unpack_text_weights(models.pack_text_weights(small.state_dict(), words)))
+    for ours, full in zip(small(torch.searchsorted(words, tokens)), whole(tokens), strict=True):
+        torch.testing.assert_close(ours, full)
