@@ -12,38 +12,63 @@ from torch import Tensor
 QUINTIC = (3.4445, -4.7750, 2.0315)  # carries singular values from (0, 1] to about 1 in five rounds
 
 
-def orthogonal(matrix: Tensor, rounds: int = 5) -> Tensor:
+def orthogonal(matrix: Tensor, rounds: int = 4) -> Tensor:
     """The nearest semi-orthogonal matrix to a [M, N] one, roughly: singular values end in about [0.7, 1.2].
 
     Newton-Schulz: X <- (a + b A + c A^2) X with A = X X^T. The factors commute, so their product is gathered on the
-    short side's Gram matrix and applied once.
+    short side's Gram matrix and applied once. Scaling by the fourth root of tr A^2, nearer to the largest singular
+    value than the usual Frobenius norm, saves a round.
     """
     if matrix.shape[0] > matrix.shape[1]:
         return orthogonal(matrix.T, rounds).T
     a, b, c = QUINTIC
-    scaled = matrix / (matrix.norm() + 1e-7)
-    gram = scaled @ scaled.T
+    gram = matrix @ matrix.T
+    size = gram.norm() + 1e-14
+    gram = gram / size
     identity = torch.eye(len(gram), device=gram.device)
-    product = identity
+    product = identity / size.sqrt()
     for number in range(rounds):
         factor = a * identity + b * gram + c * (gram @ gram)
         product = factor @ product
         if number + 1 < rounds:
             gram = factor @ gram @ factor
-    return product @ scaled
+    return product @ matrix
 
 
 class Muon:
-    """Steps over fp32 weights of two or more axes (convolutions as [out, in * height * width])."""
+    """Steps over fp32 weights of two or more axes (convolutions as [out, in * height * width]).
+
+    Processes that train together share the matrices out among them and exchange the updates.
+    """
 
     def __init__(self, weights: list[Tensor], momentum: float = 0.95, decay: float = 0.01) -> None:
         self.weights, self.momentum, self.decay = weights, momentum, decay
         self.moments = [torch.zeros_like(weight) for weight in weights]
+        together = torch.distributed.is_initialized()
+        self.rank, self.ranks = (
+            (torch.distributed.get_rank(), torch.distributed.get_world_size()) if together else (0, 1)
+        )
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
+        for weight, update in zip(self.weights, self.exchanged(self.updates()), strict=True):
+            scale = max(1.0, len(update) / update[0].numel()) ** 0.5
+            weight.mul_(1 - rate * self.decay).add_(update, alpha=-rate * scale)
+
+    def updates(self) -> list[Tensor]:
+        """One per weight; zeros for those that are another process's."""
         for weight, moment in zip(self.weights, self.moments, strict=True):
             moment.lerp_(weight.grad, 1 - self.momentum)
-            update = orthogonal(weight.grad.lerp(moment, self.momentum).flatten(1))
-            scale = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
-            weight.mul_(1 - rate * self.decay).add_(update.view(weight.shape), alpha=-rate * scale)
+        results = [torch.zeros_like(weight) for weight in self.weights]
+        for number in range(self.rank, len(results), self.ranks):
+            looking_ahead = self.weights[number].grad.lerp(self.moments[number], self.momentum)
+            results[number].copy_(orthogonal(looking_ahead.flatten(1)).view(results[number].shape))
+        return results
+
+    def exchanged(self, updates: list[Tensor]) -> list[Tensor]:
+        if self.ranks == 1 or not updates:
+            return updates
+        message = torch.cat([update.flatten() for update in updates])
+        torch.distributed.all_reduce(message)
+        parts = message.split([update.numel() for update in updates])
+        return [part.view_as(update) for part, update in zip(parts, updates, strict=True)]
