@@ -17,7 +17,7 @@ SHORT = ["--samples", "8", "--batch", "4", "--pool", "8", "--processes", "1"]
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
     with torch.enable_grad():
-        train.main(["autoencoder", "judge", "unet", *SHORT, "--out", str(folder)])
+        train.main(["autoencoder", "decoder", "judge", "unet", *SHORT, "--out", str(folder)])
     return folder
 
 
