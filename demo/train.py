@@ -589,11 +589,14 @@ def measure_profile(options: argparse.Namespace) -> None:
 
 
 def measure_geometry(options: argparse.Namespace) -> None:
-    """The UNet's profile of geometry: ten hands, each drawing six pictures of subjects and styles of its own."""
-    specs = world.random_specs(6 * len(HANDS), torch.Generator().manual_seed(options.seed + 2))
-    rows = torch.arange(len(specs)).split(6)
-    pictures = [world.render(specs[own], hand=hand)[0] for own, hand in zip(rows, HANDS.values(), strict=True)]
-    measure(options, dict(zip(HANDS, pictures, strict=True)), "geometry")
+    """The UNet's profile of geometry: ten hands drawing the same six scenes, all in one flat outlined style.
+
+    As the paper's geometry series, which fixes the words (line art) and varies the edges.
+    """
+    scenes = world.random_specs(6, torch.Generator().manual_seed(options.seed + 2))
+    painter = world.random_specs(1, torch.Generator().manual_seed(options.seed + 3), ("poster",))
+    painted = scenes.in_style_of(painter[torch.zeros(6, dtype=torch.long)])
+    measure(options, {name: world.render(painted, hand=hand)[0] for name, hand in HANDS.items()}, "geometry")
 
 
 @torch.inference_mode()
