@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import comfy.controlnet
 import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
@@ -17,6 +18,7 @@ import comfy.sd1_clip
 import comfy.supported_models
 import comfy.supported_models_base
 import torch
+from comfy.cldm.cldm import ControlNet
 from comfy.clip_model import CLIPTextModel
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.taesd.taesd import TAESD
@@ -48,6 +50,12 @@ UNET_CONFIG = {
     "use_temporal_attention": False,
     "legacy": False,
 }
+CONTROL_CONFIG = {
+    **{name: value for name, value in UNET_CONFIG.items() if name not in ("out_channels", "transformer_depth_output")},
+    "hint_channels": 3,
+    "transformer_depth": [1, 1, 1],  # one where the UNet has two: 8 MB instead of 10
+    "transformer_depth_middle": 1,
+}
 TEXT_CONFIG = {
     "hidden_size": TEXT_WIDTH,
     "intermediate_size": 4 * TEXT_WIDTH,
@@ -59,6 +67,13 @@ TEXT_CONFIG = {
 }
 
 
+def fast_dtype(device: str | torch.device) -> torch.dtype:
+    """bfloat16 where the machine multiplies it; processors that only emulate it take ten times as long as in fp32."""
+    on_gpu = torch.device(device).type == "cuda"
+    has_bfloat16 = on_gpu or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
 def new_unet(device: str | torch.device, dtype: torch.dtype = torch.float32) -> UNetModel:
     """An untrained UNet with torch's usual initial weights."""
     unet = UNetModel(**UNET_CONFIG, dtype=dtype, device=device, operations=comfy.ops.disable_weight_init)
@@ -67,6 +82,21 @@ def new_unet(device: str | torch.device, dtype: torch.dtype = torch.float32) -> 
         if name.endswith(("out_layers.3.weight", "proj_out.weight", "out.2.weight")):
             nn.init.zeros_(weight)
     return unet
+
+
+def new_control_net(
+    device: str | torch.device, dtype: torch.dtype = torch.float32, unet: UNetModel | None = None
+) -> ControlNet:
+    """A ControlNet that does nothing yet, its encoder the UNet's own where one is given (arXiv 2302.05543, 3.1)."""
+    net = ControlNet(**CONTROL_CONFIG, dtype=dtype, device=device, operations=comfy.ops.disable_weight_init)
+    initialise(net)
+    if unet is not None:
+        shared = net.state_dict().keys() & unet.state_dict().keys()
+        net.load_state_dict({name: unet.state_dict()[name] for name in shared}, strict=False)
+    for module in (net.zero_convs, net.middle_block_out, net.input_hint_block[-1]):
+        for weight in module.parameters():
+            nn.init.zeros_(weight)
+    return net
 
 
 def new_text_model(device: str | torch.device, dtype: torch.dtype = torch.float32) -> CLIPTextModel:
@@ -143,6 +173,19 @@ def load_unet(
     model = comfy.model_base.SDXL(config, comfy.model_base.ModelType.V_PREDICTION)
     model.diffusion_model.load_state_dict({k: v.to(dtype) for k, v in load_file(path).items()})
     return patcher_of(model, device, comfy.model_management.unet_offload_device())
+
+
+def load_control_net(
+    path: Path = WEIGHTS / "controlnet.safetensors", dtype: torch.dtype | None = None
+) -> comfy.controlnet.ControlNet:
+    """The demo ControlNet for edge maps as a CONTROL_NET. Raises ValueError when it has not been trained yet."""
+    if not path.exists():
+        raise ValueError(f"There is no {path.name} in demo/weights: run `python dev.py train controlnet` first.")
+    device = comfy.model_management.get_torch_device()
+    dtype = dtype or (torch.float16 if comfy.model_management.should_use_fp16(device) else torch.float32)
+    net = new_control_net(comfy.model_management.unet_offload_device(), dtype)
+    net.load_state_dict({k: v.to(dtype) for k, v in load_file(path).items()})
+    return comfy.controlnet.ControlNet(net.requires_grad_(False), load_device=device)
 
 
 def load_clip(path: Path = WEIGHTS / "text_encoder.safetensors") -> comfy.sd.CLIP:

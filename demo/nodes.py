@@ -10,6 +10,7 @@ from comfy_api.latest import ComfyExtension, io
 from PIL import Image, ImageDraw, ImageFont
 
 from . import models, world
+from .hands import HANDS
 
 SHEET_ROWS = 6
 GAP = 6  # pixels between pictures of a sheet
@@ -35,6 +36,24 @@ class CBLoadDemoModel(io.ComfyNode):
     def execute(cls) -> io.NodeOutput:
         with torch.inference_mode(False):  # weights made in inference mode could not be attributed by gradients later
             return io.NodeOutput(models.load_unet(), models.load_clip(), models.load_vae())
+
+
+class CBLoadDemoControlNet(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CBLoadDemoControlNet",
+            display_name="Load Demo ControlNet",
+            category="conditional balance/demo",
+            description="Loads the ControlNet of the demo model. It follows edge maps, white lines on black.",
+            inputs=[],
+            outputs=[io.ControlNet.Output(tooltip="Give Apply ControlNet an edge map from Draw Demo Pictures.")],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        with torch.inference_mode(False):
+            return io.NodeOutput(models.load_control_net())
 
 
 class CBDemoPictures(io.ComfyNode):
@@ -66,19 +85,29 @@ class CBDemoPictures(io.ComfyNode):
                     max=2**31,
                     tooltip="Fixes subjects and backgrounds. Give all clusters the same, so that only style differs.",
                 ),
+                io.Combo.Input(
+                    "hand",
+                    options=list(HANDS),
+                    default="plain",
+                    optional=True,
+                    tooltip="How shapes are drawn: the same scene in another geometry. plain is the demo model's own.",
+                ),
             ],
             outputs=[
                 io.Image.Output(tooltip="The pictures, 128 x 128."),
                 io.Mask.Output(tooltip="Where each picture's subject is."),
                 io.String.Output(tooltip="One caption per line."),
+                io.Image.Output(display_name="edges", tooltip="The scenes' true contours, white on black."),
             ],
         )
 
     @classmethod
-    def execute(cls, style: str, style_seed: int, count: int, scene_seed: int) -> io.NodeOutput:
+    def execute(cls, style: str, style_seed: int, count: int, scene_seed: int, hand: str = "plain") -> io.NodeOutput:
         specs = drawn_specs(style, style_seed, count, scene_seed)
-        pictures, masks = world.render(specs)
-        return io.NodeOutput(pictures.movedim(1, -1), masks, "\n".join(world.captions(specs)))
+        scene = world.draw_scene(specs, world.SIZE, HANDS[hand])
+        pictures, edges = world.paint(scene, specs).movedim(1, -1), world.contours(scene)
+        captions = "\n".join(world.captions(specs))
+        return io.NodeOutput(pictures, scene.mask, captions, edges[..., None].repeat(1, 1, 1, 3))
 
 
 def drawn_specs(style: str, style_seed: int, count: int, scene_seed: int) -> world.Specs:
@@ -136,7 +165,7 @@ def contact_sheet(batches: list[torch.Tensor], labels: list[str], scale: int = 2
 
 class DemoExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [CBLoadDemoModel, CBDemoPictures, CBDemoSheet]
+        return [CBLoadDemoModel, CBLoadDemoControlNet, CBDemoPictures, CBDemoSheet]
 
 
 async def comfy_entrypoint() -> DemoExtension:

@@ -1,6 +1,7 @@
 """Train the demo models: `python dev.py train [PART ...]`; all parts in order by default.
 
-Each part trains for `--samples` pictures or `--minutes`, whichever ends first, and writes its weights to `--out`. The
+Parts are autoencoder, decoder, judge, unet, profile, controlnet and geometry. Each trains for `--samples` pictures or
+`--minutes`, whichever ends first, and writes its weights to `--out`; profile and geometry measure the shipped UNet. The
 learning rate falls to zero over that span. They go on from weights that are there unless `--fresh`. On a CPU one
 single-threaded process per core shares each step, which is faster than threads. Pictures are drawn by the world's own
 generator, so there is no data set to fetch.
@@ -31,6 +32,7 @@ from torch.overrides import TorchFunctionMode
 
 from demo import models, world
 from demo.autoencoder import SHRINK, Autoencoder
+from demo.hands import HANDS
 from demo.judge import Judge
 from demo.muon import Muon
 
@@ -49,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, help="processes that share each step; a CPU's cores by default")
     options = parser.parse_args(argv)
     options.device = "cuda" if torch.cuda.is_available() else "cpu"
-    options.dtype = training_dtype(options.device)
+    options.dtype = models.fast_dtype(options.device)
     options.out.mkdir(parents=True, exist_ok=True)
     options.rank = int(os.environ.get("RANK", 0))
     options.processes = int(os.environ.get("WORLD_SIZE", 0)) or options.processes or default_processes(options.device)
@@ -59,12 +61,6 @@ def main(argv: list[str] | None = None) -> None:
     if options.processes > 1 and "RANK" not in os.environ:
         sys.exit(spread(options.processes))
     train(options)
-
-
-def training_dtype(device: str) -> torch.dtype:
-    """bfloat16 where the machine multiplies it; processors that only emulate it take ten times as long as in fp32."""
-    has_bfloat16 = device == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
 def default_processes(device: str) -> int:
@@ -304,7 +300,7 @@ def train_judge(options: argparse.Namespace) -> None:
         batch = torch.cat([part[rows] for part in pictures])
         truth = joined(first[rows], second[rows])
         seen = shifted(spoilt(batch, vae, options.dtype))
-        with torch.autocast(options.device, torch.bfloat16):
+        with torch.autocast(options.device, torch.bfloat16, enabled=options.dtype == torch.bfloat16):
             subject, background = judge.content(seen)
             style = judge.style(seen).float()
         content = functional.cross_entropy(subject.float(), truth.subject)
@@ -391,19 +387,14 @@ def train_unet(options: argparse.Namespace) -> None:
     for progress, speak in steps(options, options.batch * options.processes, 1e6, "unet"):
         rows = torch.randint(len(pool.latents), (options.batch,), device=options.device)
         captions = word_rows[caption_rows(pool.specs[rows])]
-        time_index = even_times(options.batch, options.device)
-        alpha, sigma = (share[time_index][:, None, None, None] for share in (alphas, (1 - alphas**2).sqrt()))
-        clean = pool.latents[rows].float()
-        noise = torch.randn_like(clean)
-        noisy = (alpha * clean + sigma * noise).to(options.dtype, memory_format=torch.channels_last)
+        noisy, time_index, target = noised(pool.latents[rows], alphas, options.dtype)
         with OutOfPlace():
             context, _, pooled, _ = text(captions, dtype=options.dtype)
             y = torch.cat([pooled, sizes.expand(len(pooled), -1).to(pooled.dtype)], 1)
             predicted = unet(noisy, time_index, context, y=y, transformer_options=attention).float()
         roles = pool.coverage[rows].float()
-        error = (predicted - (alpha * noise - sigma * clean)).square().mean(1)
-        weight = 1 + 2 * roles[:, SUBJECT_ROLES].sum(1)
-        loss = (weight * error).mean() / weight.mean()
+        error = (predicted - target).square().mean(1)
+        loss = subject_weighted(error, roles)
         structure = -(roles * functional.log_softmax(head(features[0]).float(), 1)).sum(1).mean()
         trainer.step(loss + 0.3 * structure, progress)
         if speak:
@@ -419,6 +410,22 @@ def train_unet(options: argparse.Namespace) -> None:
 SUBJECT_ROLES = [world.SLOTS.index(name) for name in ("body", "detail")]
 
 
+def noised(latents: Tensor, alphas: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents with noise, their time indices, and what to predict: v = alpha * noise - sigma * clean."""
+    time_index = even_times(len(latents), latents.device)
+    alpha, sigma = (share[time_index][:, None, None, None] for share in (alphas, (1 - alphas**2).sqrt()))
+    clean = latents.float()
+    noise = torch.randn_like(clean)
+    noisy = (alpha * clean + sigma * noise).to(dtype, memory_format=torch.channels_last)
+    return noisy, time_index, alpha * noise - sigma * clean
+
+
+def subject_weighted(error: Tensor, roles: Tensor) -> Tensor:
+    """Mean of an error [B, 16, 16] in which the subject counts three times."""
+    weight = 1 + 2 * roles[:, SUBJECT_ROLES].sum(1)
+    return (weight * error).mean() / weight.mean()
+
+
 def structure_head(unet: nn.Module, options: argparse.Namespace) -> tuple[nn.Module, list[Tensor]]:
     """A head from features [B, C, 16, 16] to logits of the scene's roles, and where the features are put."""
     last_upsample = [module for module in unet.output_blocks.modules() if isinstance(module, Upsample)][-1]
@@ -432,7 +439,7 @@ def structure_head(unet: nn.Module, options: argparse.Namespace) -> tuple[nn.Mod
     return head.to(options.device, options.dtype), features
 
 
-def even_times(count: int, device: str) -> Tensor:
+def even_times(count: int, device: str | torch.device) -> Tensor:
     """`count` time indices, one from each equal part of the schedule: less chance in every step's loss."""
     parts = (torch.arange(count, device=device) + torch.rand(1, device=device)) / count
     return (1000 * parts).long()[torch.randperm(count, device=device)]
@@ -525,9 +532,89 @@ def size_embedding(device: str) -> Tensor:
     return Timestep(256)(torch.tensor([768.0, 768, 0, 0, 768, 768])).flatten()[None].to(device)
 
 
-@torch.inference_mode()
+def train_controlnet(options: argparse.Namespace) -> None:
+    """A ControlNet on the scenes' true contours, beside a frozen UNet with the UNet's own loss (arXiv 2302.05543)."""
+    path = options.out / "controlnet.safetensors"
+    unet, text, word_rows = frozen_models(options)
+    control = models.new_control_net(options.device, unet=unet)
+    if path.exists() and not options.fresh:
+        print(f"controlnet: going on from {path.name}", flush=True)
+        control.load_state_dict(load_file(path))
+    control.to(options.dtype, memory_format=torch.channels_last)
+    pool = encoded_pool(options, load_autoencoder(options))
+    maps = contour_pool(pool.specs)
+    trainer = Trainer(control, rate=options.rate, muon_rate=10 * options.rate)
+    sizes, alphas = size_embedding(options.device), signal_shares().to(options.device)
+    attention = attention_options(options.device)
+
+    for progress, speak in steps(options, options.batch * options.processes, 3e5, "controlnet"):
+        rows = torch.randint(len(pool.latents), (options.batch,), device=options.device)
+        noisy, time_index, target = noised(pool.latents[rows], alphas, options.dtype)
+        hint = (maps[rows, None].to(options.dtype) / 255).expand(-1, 3, -1, -1)
+        with torch.no_grad():
+            context, _, pooled, _ = text(word_rows[caption_rows(pool.specs[rows])], dtype=options.dtype)
+        y = torch.cat([pooled, sizes.expand(len(pooled), -1).to(pooled.dtype)], 1)
+        with OutOfPlace():
+            residuals = control(noisy, hint, time_index, context, y=y)
+            predicted = unet(noisy, time_index, context, y=y, control=residuals, transformer_options=attention)
+        error = (predicted.float() - target).square().mean(1)
+        trainer.step(subject_weighted(error, pool.coverage[rows].float()), progress)
+        if speak:
+            print(f"loss {error.mean().item():.4f}", flush=True)
+        if trainer.count % 500 == 0 and options.rank == 0:
+            with trainer.averaged():
+                save(control.state_dict(), path)
+    trainer.use_averages()
+    if options.rank == 0:
+        save(control.state_dict(), path)
+
+
+def frozen_models(options: argparse.Namespace) -> tuple[nn.Module, nn.Module, Tensor]:
+    """The trained UNet and text encoder, which learn no more, and the captions in its small vocabulary."""
+    paths = options.out / "unet.safetensors", options.out / "text_encoder.safetensors"
+    if not all(path.exists() for path in paths):
+        sys.exit(f"There is no {paths[0]} with its text encoder: train the part 'unet' first.")
+    unet = models.new_unet(options.device).to(options.dtype, memory_format=torch.channels_last)
+    unet.load_state_dict(load_file(paths[0]))
+    tokens = caption_tokens().to(options.device)
+    words = tokens.unique()
+    text = models.with_vocabulary(models.new_text_model(options.device), words).to(options.dtype)
+    models.load_packed_text_weights(text, load_file(paths[1]), words)
+    return unet.requires_grad_(False), text.requires_grad_(False), torch.searchsorted(words, tokens)
+
+
+def contour_pool(specs: world.Specs) -> Tensor:
+    """Edge maps [N, 128, 128] as bytes, drawn a few at a time so that they stay in cache."""
+    rows = torch.arange(len(specs), device=specs.subject.device)
+    drawn = (world.contours(world.draw_scene(specs[part], world.SIZE)) for part in rows.split(32))
+    return torch.cat([(255 * part).round().byte() for part in drawn])
+
+
 def measure_profile(options: argparse.Namespace) -> None:
-    """The UNet's style profile by the pack's own node: twelve known styles, each painting the same five scenes."""
+    """The UNet's style profile: twelve known styles, each painting the same five scenes."""
+    scenes = world.random_specs(5, torch.Generator().manual_seed(options.seed))
+    styles = world.random_specs(12, torch.Generator().manual_seed(options.seed + 1))
+    clusters = {}
+    for number in range(12):
+        painted = scenes.in_style_of(styles[torch.full((5,), number)])
+        clusters[f"{world.FAMILY_NAMES[int(painted.family[0, 0])]} {number + 1}"] = world.render(painted)[0]
+    measure(options, clusters, "style")
+
+
+def measure_geometry(options: argparse.Namespace) -> None:
+    """The UNet's profile of geometry: ten hands drawing the same six scenes, all in one flat outlined style.
+
+    As the paper's geometry series, which fixes the words (line art) and varies the edges.
+    """
+    scenes = world.random_specs(6, torch.Generator().manual_seed(options.seed + 2))
+    painter = world.random_specs(1, torch.Generator().manual_seed(options.seed + 3), ("poster",))
+    painted = scenes.in_style_of(painter[torch.zeros(6, dtype=torch.long)])
+    measure(options, {name: world.render(painted, hand=hand)[0] for name, hand in HANDS.items()}, "geometry")
+
+
+@torch.inference_mode()
+def measure(options: argparse.Namespace, clusters: dict[str, Tensor], what: str) -> None:
+    """A shipped profile by the pack's own node, from named clusters of pictures [B, 3, 128, 128]."""
     from conditional_balance.engine.profile import save as save_profile
     from conditional_balance.hooks.clusters import with_cluster
     from conditional_balance.nodes.profile import CBProfileSensitivity
@@ -535,18 +622,14 @@ def measure_profile(options: argparse.Namespace) -> None:
     if options.rank:
         return
     model, clip, vae = models.load_unet(), models.load_clip(), models.load_vae()
-    scenes = world.random_specs(5, torch.Generator().manual_seed(options.seed))
-    styles = world.random_specs(12, torch.Generator().manual_seed(options.seed + 1))
-    clusters = ()
-    for number in range(12):
-        painted = scenes.in_style_of(styles[torch.full((5,), number)])
-        name = f"{world.FAMILY_NAMES[int(painted.family[0, 0])]} {number + 1}"
-        clusters = with_cluster(clusters, name, list(world.render(painted)[0].movedim(1, -1)))
+    chained = ()
+    for name, pictures in clusters.items():
+        chained = with_cluster(chained, name, list(pictures.movedim(1, -1)))
     positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("a picture", ""))
     result = CBProfileSensitivity.execute(
-        model, clusters, vae, positive, "style", 12, "q and k", 0, "from images", world.SIZE, "jensen_shannon", negative
+        model, chained, vae, positive, what, 12, "q and k", 0, "from images", world.SIZE, "jensen_shannon", negative
     ).result
-    save_profile(result[0], Path(__file__).parent.parent / "sensitivity_profiles" / "demo.style.safetensors")
+    save_profile(result[0], Path(__file__).parent.parent / "sensitivity_profiles" / f"demo.{what}.safetensors")
     print(result[2], flush=True)
 
 
@@ -556,6 +639,8 @@ PARTS = {
     "judge": train_judge,
     "unet": train_unet,
     "profile": measure_profile,
+    "controlnet": train_controlnet,
+    "geometry": measure_geometry,
 }
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .hands import PLAIN, Hand
 from .shapes import BACKGROUNDS, SLOTS, SUBJECTS
 
 SIZE = 128
@@ -172,10 +173,16 @@ class Scene(NamedTuple):
     mask: Tensor  # [B, H, W] the subject, in [0, 1]
 
 
-def render(specs: Specs, size: int = SIZE) -> tuple[Tensor, Tensor]:
+def render(specs: Specs, size: int = SIZE, hand: Hand = PLAIN) -> tuple[Tensor, Tensor]:
     """Pictures [B, 3, size, size] in [0, 1] and their subject masks [B, size, size]."""
-    scene = draw_scene(specs, size)
+    scene = draw_scene(specs, size, hand)
     return paint(scene, specs), scene.mask
+
+
+def contours(scene: Scene) -> Tensor:
+    """Edge maps [B, H, W] in [0, 1]: the scene's true contours as lines about two pixels wide, white on black."""
+    pixel = 2.0 / scene.edge.shape[-1]
+    return soft(scene.edge - pixel, pixel)
 
 
 def grid(count: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -184,10 +191,11 @@ def grid(count: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return x.expand(count, -1, -1), y.expand(count, -1, -1)
 
 
-def draw_scene(specs: Specs, size: int) -> Scene:
+def draw_scene(specs: Specs, size: int, hand: Hand = PLAIN) -> Scene:
+    """What is where, drawn by a hand; the plain one is the world's own."""
     count, device = len(specs), specs.subject.device
     x, y = grid(count, size, device)
-    x, y = unsteady(x, y, specs)
+    x, y = hand.warp(*unsteady(x, y, specs), 6.28 * specs.layout[:, :, None, None])
     pixel = 2.0 / size
     coverage = torch.zeros(count, len(SLOTS), size, size, device=device)
     coverage[:, 0] = 1
@@ -198,16 +206,16 @@ def draw_scene(specs: Specs, size: int) -> Scene:
         if len(rows):
             u = specs.layout[rows][:, None, None, :]
             for slot, distance in BACKGROUNDS[name](x[rows], y[rows], u):
-                lay(coverage, edge, rows, SLOTS.index(slot), distance, pixel)
+                lay(coverage, edge, rows, SLOTS.index(slot), hand.shape(distance), pixel)
     for index, name in enumerate(SUBJECT_NAMES):
         rows = (specs.subject == index).nonzero()[:, 0]
         if len(rows):
             px, py, scale = posed(x[rows], y[rows], specs.pose[rows])
-            body, detail = (part * scale for part in SUBJECTS[name](px, py))
+            body, detail = (hand.shape(part * scale) for part in SUBJECTS[name](px, py))
             mask[rows] = soft(torch.minimum(body, detail), pixel)
             lay(coverage, edge, rows, SLOTS.index("body"), body, pixel)
             lay(coverage, edge, rows, SLOTS.index("detail"), detail, pixel)
-    return Scene(coverage, edge, mask)
+    return Scene(coverage, hand.trace(edge), mask)
 
 
 def soft(distance: Tensor, pixel: float) -> Tensor:

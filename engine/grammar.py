@@ -16,11 +16,11 @@ _EXAMPLE = "write for instance o1.4-9, i5, -m0"
 
 
 class GrammarError(ValueError):
-    """A text that is no selection of layers; the message quotes it and points at the character."""
+    """A text outside its grammar; the message quotes it and points at the character."""
 
-    def __init__(self, text: str, at: int, problem: str) -> None:
+    def __init__(self, text: str, at: int, problem: str, example: str = _EXAMPLE) -> None:
         line = text.replace("\n", " ").rstrip()
-        super().__init__(f"{problem} at character {at + 1}; {_EXAMPLE}.\n{line}\n{' ' * at}^")
+        super().__init__(f"{problem} at character {at + 1}; {example}.\n{line}\n{' ' * at}^")
         self.at = at
 
 

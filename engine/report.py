@@ -57,8 +57,8 @@ def _stability(profile: SensitivityProfile, index: int) -> str:
     scores = profile.scores[index]
     if len(scores) < 2:
         return "  one noise level only: nothing to compare over noise levels."
-    adjacent = [_spearman(one, other) for one, other in pairwise(scores)]
-    with_mean = torch.tensor([_spearman(level, scores.mean(0)) for level in scores])
+    adjacent = [spearman(one, other) for one, other in pairwise(scores)]
+    with_mean = torch.tensor([spearman(level, scores.mean(0)) for level in scores])
     worst = int(with_mean.argmin())
     return (
         f"  ranking over noise levels: neighbours agree at {sum(adjacent) / len(adjacent):.2f} (Spearman); with the "
@@ -75,7 +75,7 @@ def _agreement(profile: SensitivityProfile) -> str | None:
     said = []
     for one, other in pairs:
         levels = zip(profile.scores[one], profile.scores[other], strict=True)
-        mean = sum(_spearman(*level) for level in levels) / len(profile.sigmas)
+        mean = sum(spearman(*level) for level in levels) / len(profile.sigmas)
         said.append(f"{profile.features[one]} and {profile.features[other]} {mean:.2f}")
     return f"Features agree (Spearman): {', '.join(said)}."
 
@@ -98,7 +98,8 @@ def _cost(profile: SensitivityProfile) -> str | None:
     return f"Cost: {cost['forward_passes']} image passes through the UNet, {cost['seconds']:.1f} s."
 
 
-def _spearman(one: torch.Tensor, other: torch.Tensor) -> float:
+def spearman(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Rank correlation of two sets of scores [L]; 0 where one of them does not rank at all."""
     if len(one) < 2 or float(one.std()) == 0 or float(other.std()) == 0:
         return 0.0  # a ranking of equals agrees with nothing
     return float(spearmanr(one.numpy(), other.numpy()).statistic)

@@ -31,13 +31,14 @@ def attention_layers(model: ModelPatcher, what: str = "model") -> dict[LayerId, 
 
     Raises ValueError when the model is no UNet or has no attention.
     """
-    layers = dict(_transformer_blocks(unet_of(model, what)))
+    layers = dict(transformer_blocks(unet_of(model, what)))
     if not layers:
         raise ValueError(f"'{what}' has no attention layers: connect a UNet with attention, such as SD1.5 or SDXL.")
     return layers
 
 
-def _transformer_blocks(unet: UNetModel) -> Iterator[tuple[LayerId, BasicTransformerBlock]]:
+def transformer_blocks(unet: UNetModel) -> Iterator[tuple[LayerId, BasicTransformerBlock]]:
+    """Layers and transformer blocks of a bare UNet, in forward order."""
     for block, number, modules in _parts(unet):
         for module in modules:
             if isinstance(module, SpatialTransformer):

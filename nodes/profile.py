@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
+from ..engine.combining import contrast, trimmed_mean
 from ..engine.divergence import DISTANCES
 from ..engine.heatmap import draw
 from ..engine.profile import SensitivityProfile, check_layers, load, note_on_model, save
@@ -27,6 +28,9 @@ FOLDER = "sensitivity_profiles"
 SUFFIX = ".safetensors"
 FEATURES = {"q and k": ("q", "k"), "q, k and v": ("q", "k", "v"), "q": ("q",), "k": ("k",), "v": ("v",)}
 ASPECTS = ["from images", "1:1", "4:3", "3:4", "3:2", "2:3", "16:9", "9:16"]
+
+TRIMMED_MEAN, CONTRAST = "trimmed mean", "contrast (first minus second)"
+COMBINED = 6  # profiles that one node takes; the paper merges five
 
 ImageClusters = io.Custom("IMAGE_CLUSTERS")
 Profile = io.Custom("SENSITIVITY_PROFILE")
@@ -245,6 +249,48 @@ class CBSaveSensitivityProfile(io.ComfyNode):
         return io.NodeOutput(ui=ui.PreviewText(f"Saved as {path.name} in models/{FOLDER}."))
 
 
+class CBCombineProfiles(io.ComfyNode):
+    """Several series made one, or one question held against another."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CBCombineProfiles",
+            display_name="Combine Sensitivity Profiles",
+            category=CATEGORY,
+            description="Merges profiles of one question that were measured on different subjects, or ranks layers by "
+            "one question and against another.",
+            is_output_node=True,
+            inputs=[
+                io.Combo.Input(
+                    "operation",
+                    options=[TRIMMED_MEAN, CONTRAST],
+                    default=TRIMMED_MEAN,
+                    tooltip="trimmed mean: for every score, the lowest and the highest are dropped and the rest is "
+                    "averaged, as the paper's authors do with five series. contrast: layers sensitive to the first "
+                    "profile and not to the second, such as style minus geometry.",
+                ),
+                *(
+                    Profile.Input(
+                        f"profile_{number}",
+                        optional=number > 2,
+                        tooltip=f"Profile {number}, of the same architecture. "
+                        + ("Contrast uses these two." if number <= 2 else "For the trimmed mean; leave it open."),
+                    )
+                    for number in range(1, COMBINED + 1)
+                ),
+            ],
+            outputs=_shown_outputs(),
+        )
+
+    @classmethod
+    def execute(cls, operation: str, **profiles: SensitivityProfile | None) -> io.NodeOutput:
+        given = [profiles[name] for name in sorted(profiles) if profiles[name] is not None]
+        if operation == CONTRAST and len(given) != 2:
+            raise ValueError(f"'operation' contrast takes two profiles and {len(given)} are connected: leave two.")
+        return _shown(cls, contrast(*given) if operation == CONTRAST else trimmed_mean(given))
+
+
 def _subjects() -> list[io.Input]:
     """What Profile Sensitivity looks at."""
     return [
@@ -398,4 +444,5 @@ NODES = [
     CBProfileSensitivity,
     CBLoadSensitivityProfile,
     CBSaveSensitivityProfile,
+    CBCombineProfiles,
 ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import comfy.controlnet
 import comfy.sample
 import pytest
 import torch
+from nodes import ControlNetApplyAdvanced
 
 from conditional_balance.hooks.model_layers import attention_layers
 from demo import models, world
@@ -64,6 +66,38 @@ def test_judge_names_what_is_drawn_and_orders_styles(vae, pictures) -> None:
     distance = style_distance(first.style[:, None], second.style[None])
     same, other = distance.diagonal(), distance[~torch.eye(64, dtype=torch.bool)]
     assert float((same[:, None] < other[None]).float().mean()) > 0.95
+
+
+def test_a_new_controlnet_begins_as_the_unets_encoder_and_changes_nothing(vae) -> None:
+    """On the core apply node; half a minute of training is tested beside the other parts."""
+    model, clip = models.load_unet(), models.load_clip()
+    net = models.new_control_net("cpu", unet=model.model.diffusion_model)
+    own = model.model.diffusion_model.state_dict()
+    assert torch.equal(net.input_blocks[1][0].in_layers[2].weight, own["input_blocks.1.0.in_layers.2.weight"])
+    conds = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("a fish by the sea", "")]
+    edges = world.contours(world.draw_scene(world.random_specs(1, torch.Generator().manual_seed(0)), 128))
+    assert torch.equal(sampled(model, conds), sampled(model, applied(conds, net, edges)))
+    for module in net.zero_convs:
+        torch.nn.init.eye_(module[0].weight[:, :, 0, 0])
+    assert not torch.equal(sampled(model, conds), sampled(model, applied(conds, net, edges)))
+
+
+def applied(conds, net, edges: torch.Tensor):
+    control = comfy.controlnet.ControlNet(net.requires_grad_(False), load_device=torch.device("cpu"))
+    hint = edges[..., None].repeat(1, 1, 1, 3)
+    return ControlNetApplyAdvanced().apply_controlnet(*conds, control, hint, 1.0, 0.0, 1.0)
+
+
+def sampled(model, conds) -> torch.Tensor:
+    latent = torch.zeros(1, 8, 16, 16)
+    noise = comfy.sample.prepare_noise(latent, 0)
+    with torch.inference_mode():
+        return comfy.sample.sample(model, noise, 2, 4.0, "euler", "normal", *conds, latent, disable_pbar=True, seed=0)
+
+
+def test_a_controlnet_that_is_not_there_says_how_to_make_it(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"run `python dev.py train controlnet` first"):
+        models.load_control_net(tmp_path / "controlnet.safetensors")
 
 
 def test_words_outside_the_captions_stay_out_of_the_file() -> None:

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from demo import train
+from demo import train, world
 
 SHORT = ["--samples", "8", "--batch", "4", "--pool", "8", "--processes", "1"]
+PARTS = ("autoencoder", "judge", "unet", "text_encoder", "controlnet")
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
     with torch.enable_grad():
-        train.main(["autoencoder", "decoder", "judge", "unet", *SHORT, "--out", str(folder)])
+        train.main(["autoencoder", "decoder", "judge", "unet", "controlnet", *SHORT, "--out", str(folder)])
     return folder
 
 
 def test_every_part_writes_its_weights(trained: Path) -> None:
     names = {path.name for path in trained.iterdir()}
-    assert names == {f"{part}.safetensors" for part in ("autoencoder", "judge", "unet", "text_encoder")}
+    assert names == {f"{part}.safetensors" for part in PARTS}
     for name in names:
         assert all(bool(torch.isfinite(tensor).all()) for tensor in load_file(trained / name).values())
 
@@ -36,6 +38,41 @@ def test_it_goes_on_from_weights_that_are_there(trained: Path, capsys: pytest.Ca
     after = load_file(trained / "unet.safetensors")
     change = max(float((after[name].float() - weight.float()).abs().max()) for name, weight in before.items())
     assert 0 < change < 0.02  # a step or two of Adam, not a new start
+
+
+def test_the_controlnet_learns_beside_a_unet_that_does_not(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A step opens the zero convolutions, a second run goes on from there, and the UNet's file stays as it is."""
+    folder = shutil.copytree(trained, tmp_path / "weights")
+    (folder / "controlnet.safetensors").unlink()
+    unet = (folder / "unet.safetensors").read_bytes()
+    with torch.enable_grad():
+        train.main(["controlnet", *SHORT, "--out", str(folder)])
+        first = load_file(folder / "controlnet.safetensors")
+        train.main(["controlnet", *SHORT, "--out", str(folder)])
+    second = load_file(folder / "controlnet.safetensors")
+    assert all(float(first[f"zero_convs.{slot}.0.weight"].abs().max()) > 0 for slot in range(6))
+    assert float(first["middle_block_out.0.weight"].abs().max()) > 0
+    assert "going on from controlnet.safetensors" in capsys.readouterr().out
+    change = max(float((second[name].float() - weight.float()).abs().max()) for name, weight in first.items())
+    assert 0 < change < 0.02
+    assert (folder / "unet.safetensors").read_bytes() == unet
+    assert (folder / "controlnet.safetensors").stat().st_size < 9e6
+
+
+def test_without_a_unet_there_is_no_controlnet(trained: Path, tmp_path: Path) -> None:
+    shutil.copy(trained / "autoencoder.safetensors", tmp_path)
+    with pytest.raises(SystemExit, match="train the part 'unet' first"):
+        train.main(["controlnet", *SHORT, "--out", str(tmp_path)])
+
+
+def test_edge_maps_are_pooled_in_the_order_of_their_scenes() -> None:
+    specs = world.random_specs(40, torch.Generator().manual_seed(0))
+    pool = train.contour_pool(specs)
+    assert pool.shape == (40, 128, 128) and pool.dtype == torch.uint8
+    own = world.contours(world.draw_scene(specs[35:36], 128))
+    assert float((pool[35:36].float() / 255 - own).abs().max()) < 0.01
 
 
 def test_an_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

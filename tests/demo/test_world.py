@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from demo import world
+from demo.hands import HANDS, PLAIN
 
 
 def specs(count: int, seed: int = 0, families: tuple[str, ...] = world.FAMILY_NAMES) -> world.Specs:
@@ -46,6 +47,38 @@ def test_style_repaints_the_same_scene(family: str) -> None:
     masks = [world.draw_scene(drawn, 32).mask.mean() for drawn in (repainted, scenes)]
     torch.testing.assert_close(*masks, atol=0.03, rtol=0)
     assert world.captions(repainted) == [f"{text}, {family} style" for text in world.captions(scenes, False)]
+
+
+@pytest.mark.parametrize("name", HANDS)
+def test_a_hand_changes_the_drawing_and_nothing_else(name: str) -> None:
+    """Roles still cover the picture and the subject is still about as large; contours move in every hand but plain."""
+    drawn = specs(6)
+    plain, scene = world.draw_scene(drawn, 64), world.draw_scene(drawn, 64, HANDS[name])
+    torch.testing.assert_close(scene.coverage.sum(1), torch.ones(6, 64, 64), atol=1e-4, rtol=0)
+    assert bool((scene.edge >= 0).all())
+    assert 0.6 < float(scene.mask.mean() / plain.mask.mean()) < 1.3
+    moved = (world.contours(scene) - world.contours(plain)).abs().mean((1, 2))
+    assert bool((moved == 0).all()) if name == "plain" else bool((moved > 0.01).all())
+
+
+@pytest.mark.parametrize("name", HANDS)
+def test_a_hand_draws_alike_alone_and_in_a_batch(name: str) -> None:
+    drawn = specs(5)
+    together, _ = world.render(drawn, 32, HANDS[name])
+    torch.testing.assert_close(together[3:4], world.render(drawn[3:4], 32, HANDS[name])[0], atol=1e-5, rtol=0)
+
+
+def test_the_plain_hand_is_the_world_as_it_was() -> None:
+    drawn = specs(3)
+    for one, other in zip(world.draw_scene(drawn, 32), world.draw_scene(drawn, 32, PLAIN), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_edge_maps_are_white_on_the_contours_and_black_away_from_them() -> None:
+    scene = world.draw_scene(specs(4), 128)
+    lines = world.contours(scene)
+    assert bool((lines[scene.edge < 0.004] > 0.85).all()) and bool((lines[scene.edge > 0.04] == 0).all())
+    assert 0.02 < float(lines.mean()) < 0.25
 
 
 def test_held_out_styles_are_never_among_the_known() -> None:

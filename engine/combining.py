@@ -1,0 +1,88 @@
+"""Profiles made of profiles: the authors' trimmed mean of several series, and the contrast of two questions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any
+
+import torch
+
+from .profile import SensitivityProfile
+
+
+def trimmed_mean(profiles: Sequence[SensitivityProfile]) -> SensitivityProfile:
+    """For every feature, noise level and layer: without the lowest and the highest score, the mean of the rest.
+
+    How the paper's authors merge their series (conditional-balance.md 1.6); of two profiles the plain mean. Read at the
+    first one's noise levels, with the features that all have.
+    Raises ValueError for fewer than two profiles, or for profiles of different layers or without a common feature.
+    """
+    if len(profiles) < 2:
+        raise ValueError("There is one profile to combine: connect two or more.")
+    scores = _aligned(profiles).sort(0).values
+    kept = scores[1:-1] if len(profiles) > 2 else scores
+    return _made(profiles, kept.mean(0), " and ", f"trimmed mean of {len(profiles)} profiles")
+
+
+def contrast(wanted: SensitivityProfile, unwanted: SensitivityProfile) -> SensitivityProfile:
+    """Low where a layer is sensitive to the first question and not to the second, such as style minus structure.
+
+    Both are standardised over the layers of each feature and noise level before they are subtracted: two series spread
+    their scores differently, and a ranking knows no unit.
+    """
+    first, second = _aligned([wanted, unwanted])
+    difference = _standardised(first) - _standardised(second)
+    return _made([wanted, unwanted], difference, " minus ", "contrast of standardised scores")
+
+
+def _aligned(profiles: Sequence[SensitivityProfile]) -> torch.Tensor:
+    """Scores [profiles, F, T, L] on the first one's layers and noise levels, over the common features."""
+    first, features = profiles[0], _common_features(profiles)
+    for number, other in enumerate(profiles[1:], 2):
+        if set(other.layers) != set(first.layers):
+            raise ValueError(
+                f"Profile {number} was measured on {len(other.layers)} layers and profile 1 on {len(first.layers)} of "
+                "another architecture: combine profiles of one architecture only."
+            )
+    return torch.stack([_read_like(first, other, features) for other in profiles])
+
+
+def _common_features(profiles: Sequence[SensitivityProfile]) -> tuple[str, ...]:
+    shared = reduce(set.intersection, (set(profile.features) for profile in profiles))
+    if not shared:
+        raise ValueError("The profiles have no feature in common: measure them with the same 'features' (q and k).")
+    return tuple(feature for feature in profiles[0].features if feature in shared)
+
+
+def _read_like(first: SensitivityProfile, other: SensitivityProfile, features: Sequence[str]) -> torch.Tensor:
+    places = {layer: place for place, layer in enumerate(other.layers)}
+    order = [places[layer] for layer in first.layers]
+    read = [[other.at(float(sigma), feature)[order] for sigma in first.sigmas] for feature in features]
+    return torch.stack([torch.stack(levels) for levels in read]).double()
+
+
+def _standardised(scores: torch.Tensor) -> torch.Tensor:
+    """Zero mean and unit spread over the last axis; all zeros where every layer scores the same."""
+    centred = scores - scores.mean(-1, keepdim=True)
+    spread = centred.std(-1, correction=0, keepdim=True)
+    return torch.where(spread > 1e-12, centred / spread.clamp_min(1e-12), 0.0)
+
+
+def _made(
+    profiles: Sequence[SensitivityProfile], scores: torch.Tensor, joined: str, estimator: str
+) -> SensitivityProfile:
+    """The combined profile; it names its parts, and their model where all were measured on the same."""
+    facts = [profile.provenance for profile in profiles]
+    questions = [str(fact.get("what", "unknown")) for fact in facts]
+    parts = [f"{what} ({fact.get('estimator', 'origin unknown')})" for what, fact in zip(questions, facts, strict=True)]
+    provenance: dict[str, Any] = {
+        "what": joined.join(dict.fromkeys(questions)),
+        "estimator": estimator,
+        "source": f"Made of {'; '.join(parts)}.",
+    }
+    models = [fact.get("model") or {} for fact in facts]
+    if models[0] and all(model.get("weights") == models[0].get("weights") for model in models):
+        provenance["model"] = models[0]
+    features = _common_features(profiles)
+    return SensitivityProfile(profiles[0].layers, features, profiles[0].sigmas, scores, provenance=provenance)

@@ -1,0 +1,224 @@
+"""Structure gates: how much of a ControlNet's residuals enters the UNet, by slot and noise level.
+
+A residual slot is an input block of the UNet: its ControlNet residual is added to the skip connection that the block
+opens, which the output block at the other end consumes (slot i of N goes to output block N - 1 - i). The middle block's
+residual is a slot of its own. SD1.5 has 12 slots and the middle, SDXL 9 and the middle.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from .gate import ToSigma, layer_count, lowest, soft_weights
+from .grammar import GrammarError
+from .layers import LayerId
+from .profile import SensitivityProfile, check_layers
+
+Residuals = dict[str, list[torch.Tensor | None]]
+"""What a ControlNet returns: "output" (to skips), "middle" and "input" (T2I adapters: to the block's own output)."""
+
+PARTS = ("input", "middle", "output")
+HIGHEST = 10.0  # weight; the same as ComfyUI's apply nodes allow
+_EXAMPLE = "write for instance 1x3 0.5x3 0x3 m1"
+
+
+class SlotLayout(NamedTuple):
+    """The slots of one UNet: its self-attention `layers`, and in `feeds[i]` those that slot i reaches first."""
+
+    layers: tuple[LayerId, ...]
+    feeds: tuple[tuple[LayerId, ...], ...]
+
+    @property
+    def slots(self) -> int:
+        """Slots without the middle one."""
+        return len(self.feeds)
+
+
+class SlotWeights(NamedTuple):
+    """A factor for the residual of every slot, and for the middle one."""
+
+    skips: tuple[float, ...]
+    middle: float
+
+    def times(self, factor: float) -> SlotWeights:
+        return SlotWeights(tuple(weight * factor for weight in self.skips), self.middle * factor)
+
+
+def slot_layout(slots: int, layers: Sequence[LayerId]) -> SlotLayout:
+    """The layout of a UNet with as many input blocks as `slots` and these self-attention layers.
+
+    An output block without attention passes its skip on, so such a slot counts for the next output block that has some,
+    and behind the last of those for that one.
+    """
+    listening = sorted({layer.number for layer in layers if layer.block == "output"})
+    feeds = []
+    for slot in range(slots):
+        consumer = slots - 1 - slot
+        reached = next((number for number in listening if number >= consumer), max(listening, default=None))
+        feeds.append(tuple(layer for layer in layers if layer[:2] == ("output", reached)))
+    return SlotLayout(tuple(layers), tuple(feeds))
+
+
+def slot_scores(profile: SensitivityProfile, sigma: float, layout: SlotLayout) -> torch.Tensor:
+    """Scores [slots] at a noise level: the mean over the layers each slot feeds and over the measured features.
+
+    Lower = the slot speaks to layers that are more sensitive to what the profile measures.
+    Raises ValueError when the profile belongs to another architecture or the output blocks have no attention.
+    """
+    check_layers(profile, layout.layers)
+    if not all(layout.feeds):
+        raise ValueError("'policy' ranked needs attention in the UNet's output blocks: choose paper or weights.")
+    by_layer = torch.stack([profile.at(sigma, feature) for feature in profile.features]).double().mean(0)
+    places = {layer: place for place, layer in enumerate(profile.layers)}
+    return torch.stack([by_layer[[places[layer] for layer in fed]].mean() for fed in layout.feeds])
+
+
+class StructureGate(ABC):
+    """Weights of residuals by slot and noise level. Immutable, so that branches of a graph can share one."""
+
+    @abstractmethod
+    def weights(self, sigma: float, layout: SlotLayout, to_sigma: ToSigma) -> SlotWeights:
+        """Raises ValueError when the gate was made for a model with other slots or layers."""
+
+
+@dataclass(frozen=True)
+class PaperSchedule(StructureGate):
+    """Every residual for the first share `kept` of the schedule, then the middle one alone, times `middle`.
+
+    Conditional Balance's structure control: the official code's lambda_t is 1 - kept (conditional-balance.md 1.8).
+    """
+
+    kept: float
+    middle: float = 1.0
+
+    def weights(self, sigma: float, layout: SlotLayout, to_sigma: ToSigma) -> SlotWeights:
+        if sigma >= to_sigma(self.kept):
+            return SlotWeights((1.0,) * layout.slots, 1.0)
+        return SlotWeights((0.0,) * layout.slots, self.middle)
+
+
+@dataclass(frozen=True)
+class RankedSlots(StructureGate):
+    """At each noise level the share `kept` of the slots that speak to the least sensitive layers.
+
+    `softness` is the width of the edge in standard deviations of the slots' scores; 0 keeps slots whole or not at all.
+    Of equal slots the deeper one stays: it holds the coarser structure. The middle residual is not ranked.
+    """
+
+    profile: SensitivityProfile
+    kept: float
+    softness: float = 0.0
+    middle: float = 1.0
+
+    def weights(self, sigma: float, layout: SlotLayout, to_sigma: ToSigma) -> SlotWeights:
+        sensitivity = -slot_scores(self.profile, sigma, layout).flip(0)  # deepest first
+        count = layer_count(self.kept, layout.slots)
+        if self.softness > 0:
+            chosen = soft_weights(sensitivity, count, self.softness)
+        else:
+            chosen = lowest(sensitivity, count)
+        return SlotWeights(tuple(chosen.flip(0).tolist()), self.middle)
+
+
+@dataclass(frozen=True)
+class WrittenSlots(StructureGate):
+    """Weights by hand, the same at every noise level; `text` is what they were read from."""
+
+    written: SlotWeights
+    text: str
+
+    def weights(self, sigma: float, layout: SlotLayout, to_sigma: ToSigma) -> SlotWeights:
+        found, slots = len(self.written.skips), layout.slots
+        if found != slots:
+            raise ValueError(
+                f"'weights' has {found} numbers besides the middle one and this model has {slots} residual slots: "
+                f"write {slots}, such as 1x{slots} ('{self.text.strip()}')."
+            )
+        return self.written
+
+
+@dataclass(frozen=True)
+class ScaledStructure(StructureGate):
+    """Another gate's weights times `strength`."""
+
+    gate: StructureGate
+    strength: float
+
+    def weights(self, sigma: float, layout: SlotLayout, to_sigma: ToSigma) -> SlotWeights:
+        return self.gate.weights(sigma, layout, to_sigma).times(self.strength)
+
+
+def scaled(gate: StructureGate, strength: float) -> StructureGate:
+    """`gate` times `strength`; 1 changes nothing."""
+    return gate if strength == 1 else ScaledStructure(gate, strength)
+
+
+def parse_weights(text: str) -> WrittenSlots:
+    """Read weights by hand: one number per slot from the first input block on, `m1` for the middle.
+
+    `0.5x3` stands for three of 0.5. Blanks or commas part the numbers; the middle is 1 unless it is named. `1x9 m1` is
+    all of SDXL, `1x12 m1` of SD1.5. Raises GrammarError where the text leaves the grammar.
+    """
+    skips: list[float] = []
+    middle, at = None, _after_gap(text, 0)
+    while at < len(text):
+        term = _TERM.match(text, at)
+        if term is None:
+            raise GrammarError(text, at, "Expected a weight", _EXAMPLE)
+        weight = _weight(text, term)
+        if term["middle"] is None:
+            skips += [weight] * int(term["times"] or 1)
+        elif middle is None and term["times"] is None:
+            middle = weight
+        else:
+            raise GrammarError(text, at, "The middle has one weight", _EXAMPLE)
+        at = _after_gap(text, term.end())
+    if not skips:
+        raise GrammarError(text, 0, "Expected a weight for each slot", _EXAMPLE)
+    return WrittenSlots(SlotWeights(tuple(skips), 1.0 if middle is None else middle), text)
+
+
+_TERM = re.compile(r"(?P<middle>m\s*)?(?P<weight>\d*\.\d+|\d+\.?)(?:\s*[x*]\s*(?P<times>\d{1,3}))?(?![\w.])", re.I)
+
+
+def _after_gap(text: str, at: int) -> int:
+    return re.compile(r"[\s,]*").match(text, at).end()
+
+
+def _weight(text: str, term: re.Match[str]) -> float:
+    weight = float(term["weight"])
+    if weight > HIGHEST:
+        raise GrammarError(text, term.start("weight"), f"A weight is at most {HIGHEST:g}", _EXAMPLE)
+    return weight
+
+
+def gate_residuals(residuals: Residuals, weights: SlotWeights) -> Residuals:
+    """The residuals under their slots' weights, in fresh lists; the tensors themselves are not written to.
+
+    A residual of weight 1 is the very same tensor, one of weight 0 is None. The UNet takes from the end of a list: the
+    last of "output" belongs to the last input block, the last of "input" to the first.
+    """
+    gated = dict(residuals)
+    for part in PARTS:
+        slots = residuals.get(part, ())
+        gated[part] = [_times(one, _weight_of(part, place, len(slots), weights)) for place, one in enumerate(slots)]
+    return gated
+
+
+def _weight_of(part: str, place: int, length: int, weights: SlotWeights) -> float:
+    if part == "middle":
+        return weights.middle
+    slot = place + len(weights.skips) - length if part == "output" else length - 1 - place
+    return weights.skips[slot] if 0 <= slot < len(weights.skips) else 1.0  # nothing reads beyond the UNet's blocks
+
+
+def _times(residual: torch.Tensor | None, weight: float) -> torch.Tensor | None:
+    if residual is None or weight == 0:
+        return None
+    return residual if weight == 1 else residual * weight
