@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 import torch
 
+ROUNDING = 1 + 1e-4
+"""Samplers and schedulers reach a noise level only to within single precision."""
+
 _WINDOW = re.compile(r"(\d*\.?\d+)(?:\s*-\s*(\d*\.?\d+))?")
 
 
@@ -30,8 +33,8 @@ class Span(NamedTuple):
     low: float
 
     def holds(self, sigma: float) -> bool:
-        """Whether a model call at this sigma falls in, allowing for how samplers round."""
-        return self.low * (1 + 1e-4) < sigma <= self.high * (1 + 1e-4)
+        """Whether a model call at this sigma falls in."""
+        return self.low * ROUNDING < sigma <= self.high * ROUNDING
 
 
 def parse_windows(text: str) -> tuple[Window, ...]:
@@ -68,10 +71,11 @@ def spans(windows: Sequence[Window], sigmas: torch.Tensor, to_sigma: Callable[[f
 
 def _span(window: Window, levels: Sequence[float], to_sigma: Callable[[float], float]) -> Span | None:
     high = to_sigma(window.start)
-    step = next((index for index, level in enumerate(levels[:-1]) if level <= high * (1 + 1e-4)), None)
+    step = next((index for index, level in enumerate(levels[:-1]) if level <= high * ROUNDING), None)
     low = None if window.end is None else to_sigma(window.end)
     if step is None or (low is not None and low >= levels[0]):
         return None
-    one_step = levels[step + 1]
+    if low is None or low * ROUNDING >= levels[step]:
+        low = levels[step + 1]
     top = torch.inf if step == 0 else levels[step]  # samplers that add noise before a step call above its level
-    return Span(window, step, top, one_step if low is None or low >= levels[step] else low)
+    return Span(window, step, top, low)

@@ -97,6 +97,8 @@ def _around_run(blend: Blend, layers: Layers, attribution: Attribution) -> Calla
     ) -> torch.Tensor:
         attribution.windows.clear()
         found = spans(blend.windows, sigmas, guider.inner_model.model_sampling.percent_to_sigma)
+        if blend.mode == PAPER:
+            _check_sampler(executor.class_obj)
         if not found:
             return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
         texts = texts_of(positive_prompts(guider), blend.subject, blend.attribution.method)
@@ -113,6 +115,12 @@ def _around_run(blend: Blend, layers: Layers, attribution: Attribution) -> Calla
         return run.finished(samples, at_end, denoise_mask) if blend.mode == X0 else samples
 
     return wrapper
+
+
+def _check_sampler(sampler: Any) -> None:
+    name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
+    if name.startswith("sample_unipc"):
+        raise ValueError("'mode' paper stops the sampler between steps, which uni_pc cannot do: choose euler, or x0.")
 
 
 def _post_cfg(options: dict[str, Any]) -> Sequence[Callable[..., torch.Tensor]]:
