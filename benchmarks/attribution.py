@@ -73,7 +73,7 @@ class Case(NamedTuple):
 
 
 def main() -> None:
-    chosen = harness.options(__doc__, count=192, steps=12, only="")  # --only: rows whose name holds this text
+    chosen = harness.options(__doc__, count=96, steps=12, only="")  # --only: rows whose name holds this text
     demo, dice = Demo(), torch.Generator().manual_seed(chosen.seed)
     specs = world.random_specs(chosen.count, dice)
     real, generated, kept = cases(demo, specs, chosen)
@@ -146,13 +146,15 @@ def redraw(demo: Demo, latents: Tensor, captions: list[str], chosen: Any) -> tup
 
 def scored(demo: Demo, case: Case, row: Row) -> dict[str, Any]:
     """Measures at every level and for the mean of the levels' maps."""
-    maps = {level: maps_at(demo, case, row, level) for level in LEVELS}
+    notes: set[str] = set()
+    maps = {level: maps_at(demo, case, row, level, notes) for level in LEVELS}
     found = {f"percent {level:g}": measures(part, case.masks) for level, part in maps.items()}
-    return {"all levels": measures(torch.stack(list(maps.values())).mean(0), case.masks)} | found
+    found["all levels"] = measures(torch.stack(list(maps.values())).mean(0), case.masks)
+    return found | ({"notes": sorted(notes)} if notes else {})
 
 
-def maps_at(demo: Demo, case: Case, row: Row, level: float) -> Tensor:
-    """Maps [pictures, 128, 128] of one noise level."""
+def maps_at(demo: Demo, case: Case, row: Row, level: float, notes: set[str]) -> Tensor:
+    """Maps [pictures, 128, 128] of one noise level; `notes` gathers what a method had to say, such as a fallback."""
     maps = torch.zeros_like(case.masks)
     for part, subject in case.subjects:
         if row.shift:
@@ -161,6 +163,7 @@ def maps_at(demo: Demo, case: Case, row: Row, level: float) -> Tensor:
         found = find_subject(demo.model, case.latents[level][part], subject, Look((level,), case.noised), row.settings)
         enlarged = torch.nn.functional.interpolate(found.maps.float(), size=maps.shape[1:], mode="bicubic")
         maps[part] = enlarged[0]
+        notes.update([found.note] if found.note else [])
     return maps
 
 

@@ -1,11 +1,11 @@
-"""Does the blend keep the subject and take the background? Against img2img, inpainting with the true mask, and attention.
+"""Does the blend keep the subject and take the background? Against img2img, inpainting and attention's mask alone.
 
 Each pair has a picture whose subject is kept and a reference in the same style with another subject and background. The
-prompt names the kept subject before the reference's background. Blends start from the first picture redrawn from 20 % of
-the schedule on, so that its drawn mask says where the subject is. img2img starts from the reference; inpainting too, and
-is told the true mask: it is the upper bound. Outside both subjects the background should be the reference's; `seam` is
-how much steeper the picture is along the subject's outline than the drawn composition. The Frechet distance of pooled
-judge features to as many references needs a thousand pictures to mean anything.
+prompt names the kept subject before the reference's background. Blends start from the first picture, redrawn from 20 %
+of the schedule on, so that its drawn mask says where the subject is. img2img starts from the reference; so does
+inpainting, which is told the true mask: it is the upper bound. Outside both subjects the background should be the
+reference's; `seam` is how much steeper the picture is along the subject's outline than the drawn composition. The
+Frechet distance of pooled judge features to as many references needs a thousand pictures to mean anything.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from demo import world
 
 WINDOWS = "0.22-0.48, 0.48-0.68, 0.68-0.9"
 STRENGTHS = (0.4, 0.55, 0.7, 0.85)  # of img2img
-KEPT = 0.8  # denoise of the picture whose subject is kept: the rest is redrawn
+KEPT = 0.8  # denoise of the picture whose subject is kept
 
 
 class Pairs(NamedTuple):
@@ -171,9 +171,8 @@ def frechet(made: Tensor, real: Tensor) -> float:
 
 def best_img2img(found: dict[str, Any]) -> str | None:
     """The strength at which subject and background are both seen most often (by their product)."""
-    scores = {
-        name: row["subject"]["mean"] * row["background"]["mean"] for name, row in found.items() if "img2img" in name
-    }
+    tried = {name: row for name, row in found.items() if "img2img" in name}
+    scores = {name: row["subject"]["mean"] * row["background"]["mean"] for name, row in tried.items()}
     return max(scores, key=scores.get) if scores else None
 
 
