@@ -340,6 +340,78 @@ def structure_sdxl(sheet: Sheet) -> None:
     )  # fmt: skip
     decoded = sheet.add("VAEDecode", samples=(sampled, 0), vae=(model, 2))
     sheet.add("SaveImage", tall=420, images=(decoded, 0), filename_prefix="structure_balanced")
+def subject_demo(sheet: Sheet) -> None:
+    """The demo model keeps what it draws and takes the surroundings from a drawn picture."""
+    sheet.note(
+        "## Keep the subject, replace the background\n\nThe prompt names a subject; the reference gives everything "
+        "around it. **Grad-SAM Blend** looks where the model draws the subject, and takes the rest from the reference. "
+        "**Attribution Preview** shows what it found: map, mask, overlay, one row for each window.\n\nChange the "
+        "**phrase** or the **windows** and press **Run**.",
+    )
+    model = sheet.add("CBLoadDemoModel")
+    picture = sheet.add("CBDemoPictures", "Reference picture", style="comic", style_seed=4, count=1, scene_seed=3)
+    _keep_subject(sheet, model, picture, "a cat in the city, comic style", "cat", "", 20, 4.0, "demo_")
+
+
+def subject_sd15(sheet: Sheet) -> None:
+    """Keep the subject, replace the background, for SD1.5."""
+    _subject_of_checkpoint(sheet, "SD1.5", "v1-5-pruned-emaonly.safetensors", 512, 7.0)
+
+
+def subject_sdxl(sheet: Sheet) -> None:
+    """Keep the subject, replace the background, for SDXL."""
+    _subject_of_checkpoint(sheet, "SDXL", "sd_xl_base_1.0.safetensors", 1024, 5.5)
+
+
+def _subject_of_checkpoint(sheet: Sheet, name: str, checkpoint: str, side: int, cfg: float) -> None:
+    sheet.note(
+        f"## Keep the subject, replace the background ({name})\n\n1. Choose your checkpoint.\n2. Load the picture that "
+        "gives the background.\n3. Write the prompt, and in **phrase** its words for the subject.\n4. Press **Run**."
+        "\n\nToo much background inside the mask: raise **amount**. Subject cut off: lower it, or raise **dilate**. "
+        "Exact background: end the last window at 1.",
+        320,
+    )
+    model = sheet.add("CheckpointLoaderSimple", ckpt_name=checkpoint)
+    picture = sheet.add("LoadImage", "Picture of the background", tall=360, image="example.png")
+    sheet.next_column()
+    fitted = sheet.add(
+        "ImageScale", image=(picture, 0), upscale_method="lanczos", width=side, height=side, crop="center"
+    )
+    prompt = "a red fox sitting in a meadow, photo"
+    _keep_subject(sheet, model, fitted, prompt, "red fox", "blurry, deformed", 30, cfg)
+
+
+def _keep_subject(
+    sheet: Sheet,
+    loaded: int,
+    picture: int,
+    prompt: str,
+    phrase: str,
+    negative: str,
+    steps: int,
+    cfg: float,
+    prefix: str = "",
+) -> None:
+    """From a model and a reference picture to the blended picture and what the windows found."""
+    model, clip, vae = ((loaded, slot) for slot in range(3))
+    latent = sheet.add("VAEEncode", pixels=(picture, 0), vae=vae)
+    sheet.next_column()
+    subject = sheet.add("CBSubject", tall=260, clip=clip, prompt=prompt, phrase=phrase)
+    unwanted = sheet.add("CLIPTextEncode", "Negative", tall=120, clip=clip, text=negative)
+    blend = sheet.add("CBGradSAMBlend", model=model, reference=(latent, 0), subject=(subject, 1))
+    sheet.next_column()
+    sampled = sheet.add(
+        "KSampler", model=(blend, 0), positive=(subject, 0), negative=(unwanted, 0), latent_image=(blend, 1), seed=5,
+        steps=steps, cfg=cfg, sampler_name="euler", scheduler="normal", denoise=1.0,
+    )  # fmt: skip
+    decoded = sheet.add("VAEDecode", samples=(sampled, 0), vae=vae)
+    sheet.next_column()
+    shown = sheet.add(
+        "CBAttributionPreview", tall=420, attribution=(blend, 2), after=(sampled, 0), image=(decoded, 0)
+    )
+    sheet.add("SaveImage", "Map, mask, overlay", tall=420, images=(shown, 1), filename_prefix=f"{prefix}subject_found")
+    sheet.next_column()
+    sheet.add("SaveImage", "Result", tall=420, images=(decoded, 0), filename_prefix=f"{prefix}subject_kept")
 
 
 WORKFLOWS = {
@@ -348,6 +420,9 @@ WORKFLOWS = {
     "style_balanced_sdxl": style_sdxl,
     "style_structure_balanced_demo": structure_demo,
     "style_structure_balanced_sdxl": structure_sdxl,
+    "subject_kept_demo": subject_demo,
+    "subject_kept_sd15": subject_sd15,
+    "subject_kept_sdxl": subject_sdxl,
 }
 
 

@@ -1,4 +1,4 @@
-"""Replaces self-attention for one model call, on top of whatever other packs have put there."""
+"""Replaces attention for one model call, on top of whatever other packs have put there."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from comfy.ldm.modules import attention
 from ..engine.layers import LayerId
 
 ReplaceFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]], torch.Tensor]
-"""ComfyUI's attn1 replace: (q, k, v, extra_options) -> output before to_out; all [rows, tokens, heads * channels]."""
+"""ComfyUI's attn1 or attn2 replace: (q, k, v, extra_options) -> output before to_out; all [rows, tokens, channels]."""
 
 
-def with_attn1_replaced(
-    options: dict[str, Any], make: Mapping[LayerId, Callable[[ReplaceFunction | None], ReplaceFunction]]
+def with_attention_replaced(
+    options: dict[str, Any], kind: str, make: Mapping[LayerId, Callable[[ReplaceFunction | None], ReplaceFunction]]
 ) -> dict[str, Any]:
-    """A copy of `transformer_options` in which the given layers' self-attention is replaced.
+    """A copy of `transformer_options` in which the given layers' self- (attn1) or cross-attention (attn2) is replaced.
 
     Each value of `make` receives the function found at that layer (None when there is none) and returns the new one. A
     function under a two-part key serves every transformer of a block; only the given layers are taken out of it.
     """
     replaced = options.get("patches_replace", {})
-    earlier = replaced.get("attn1", {})
+    earlier = replaced.get(kind, {})
     ours = {layer: wrap(earlier.get(layer, earlier.get(layer[:2]))) for layer, wrap in make.items()}
-    return {**options, "patches_replace": {**replaced, "attn1": {**earlier, **ours}}}
+    return {**options, "patches_replace": {**replaced, kind: {**earlier, **ours}}}
 
 
 def plain_attention(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from comfy import sampler_helpers, samplers, utils
 from comfy.model_base import BaseModel
+from comfy.model_patcher import ModelPatcher
 from comfy.samplers import CFGGuider
 from einops import rearrange, repeat
 
@@ -76,6 +77,22 @@ def prepare(reference: StyleReference, guider: CFGGuider, noise: torch.Tensor) -
 def positive_prompts(guider: CFGGuider) -> list[dict[str, Any]]:
     """The run's positive prompts as the guider holds them; empty for a guider that knows no such word."""
     return guider.conds.get("positive") or []
+
+
+def positive_place(guider: CFGGuider, conds: list[Any]) -> int | None:
+    """Where the run's positive prompts stand among the conditionings of a call; None when they are not among them."""
+    prompts = positive_prompts(guider)
+    return next((place for place, cond in enumerate(conds) if cond is prompts), None)
+
+
+def check_latent(model: ModelPatcher, latent: torch.Tensor, what: str = "reference") -> None:
+    """Raises ValueError, naming the input `what`, for a latent that is none of this model's."""
+    expected = model.get_model_object("latent_format").latent_channels
+    if latent.ndim != 4 or latent.shape[1] != expected:
+        raise ValueError(
+            f"'{what}' holds a latent of shape {list(latent.shape)}, but 'model' works on {expected} channels: "
+            "encode the picture with this model's VAE."
+        )
 
 
 def _conds(reference: StyleReference, guider: CFGGuider, latent: torch.Tensor) -> dict[str, Any]:

@@ -17,15 +17,16 @@ from comfy.samplers import CFGGuider
 from ..engine.gate import LayerGate, ToSigma
 from ..engine.layers import LayerId
 from ..engine.style import LayerStyle, Rows, StyleSettings, inject, inject_through, layer_styles
-from .attention import ReplaceFunction, plain_attention, with_attn1_replaced
+from .attention import ReplaceFunction, plain_attention, with_attention_replaced
 from .model_call import KEY, ModelCall, with_wrapper
 from .model_layers import attention_layers
 from .reference import (
     FIRST_ROW,
     HiddenReference,
     StyleReference,
+    check_latent,
     counting_hidden_rows,
-    positive_prompts,
+    positive_place,
     prepare,
     with_hidden_rows,
     without_hidden_rows,
@@ -52,22 +53,13 @@ def inject_style(model: ModelPatcher, injection: StyleInjection) -> ModelPatcher
     layers = tuple(attention_layers(model))
     sampling = model.get_model_object("model_sampling")
     injection.gate.weights(float(sampling.sigma_max), layers, sampling.percent_to_sigma)
-    _check_reference(model, injection.reference)
+    if injection.reference.latent is not None:
+        check_latent(model, injection.reference.latent)
     patched = model.clone()
     patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, _around_run(injection, layers))
     if injection.reference.hidden:
         patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, _around_preparation)
     return patched
-
-
-def _check_reference(model: ModelPatcher, reference: StyleReference) -> None:
-    expected = model.get_model_object("latent_format").latent_channels
-    latent = reference.latent
-    if latent is not None and (latent.ndim != 4 or latent.shape[1] != expected):
-        raise ValueError(
-            f"'reference' holds a latent of shape {list(latent.shape)}, but 'model' works on {expected} channels: "
-            "encode the picture with this model's VAE."
-        )
 
 
 def _around_preparation(
@@ -126,7 +118,7 @@ class _Run:
         if not styles:
             return executor(model, conds, x, sigma, model_options, *args, **kwargs)
         self.opened.update(styles)
-        positive = _place(positive_prompts(self.guider), conds)
+        positive = positive_place(self.guider, conds) or 0
         around_call = functools.partial(self.around_call, styles, positive)
         options = with_wrapper(model_options, WrappersMP.APPLY_MODEL, around_call)
         if self.hidden is not None:
@@ -168,7 +160,7 @@ class _Run:
 
     def _with_styles(self, call: ModelCall, styles: Mapping[LayerId, LayerStyle], rows: Rows) -> ModelCall:
         make = {layer: functools.partial(self._replacement, layer, style, rows) for layer, style in styles.items()}
-        return replace(call, options=with_attn1_replaced(call.options, make))
+        return replace(call, options=with_attention_replaced(call.options, "attn1", make))
 
     def _replacement(
         self, layer: LayerId, style: LayerStyle, rows: Rows, earlier: ReplaceFunction | None
@@ -180,11 +172,6 @@ class _Run:
             return inject_through(q, k, v, style, rows, lambda q, k, v, bias: earlier(q, k, v, extra_options))
 
         return replaced
-
-
-def _place(prompts: list[dict[str, Any]], conds: list[Any]) -> int:
-    """Where the positive prompts stand among the conditionings of a call; most guiders put them first."""
-    return next((place for place, cond in enumerate(conds) if cond is prompts), 0)
 
 
 def _first_row(chunks: int, pictures: int) -> Rows:

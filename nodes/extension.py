@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import gate, profile, structure, style
+from . import gate, gradsam, profile, structure, style, subject
 
 
 class ConditionalBalance(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [*profile.NODES, *gate.NODES, *style.NODES, *structure.NODES]
+        modules = profile, gate, style, structure, subject, gradsam
+        return [node for module in modules for node in module.NODES]
 
 
 async def comfy_entrypoint() -> ConditionalBalance:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -119,3 +120,46 @@ def with_control(controlnet: Any, positive: Any, negative: Any) -> tuple[Any, An
 
     hint = torch.rand(1, 8 * HEIGHT, 8 * WIDTH, 3, generator=torch.Generator().manual_seed(8))
     return ControlNetApplyAdvanced().apply_controlnet(positive, negative, controlnet, hint, 1.0, 0.0, 1.0)
+
+
+def traces(of: Any) -> dict[str, Any]:
+    """Everything a run could leave behind on a model: weights, hooks, forwards, attributes, options."""
+    modules = dict(of.model.named_modules())
+    weights = {name: value.clone() for name, value in of.model.state_dict().items()}
+    return {
+        "weights": weights,
+        "attributes": {name: sorted(vars(module)) for name, module in modules.items()},
+        "hooks": {
+            name: len(module._forward_hooks) + len(module._forward_pre_hooks) for name, module in modules.items()
+        },
+        "forwards": {name: module.forward.__func__ for name, module in modules.items()},
+        "options": repr(of.model_options),
+        "wrappers": repr(of.wrappers),
+        "patches": repr(of.object_patches),
+    }
+
+
+def assert_same_traces(before: dict[str, Any], after: dict[str, Any]) -> None:
+    weights, weights_after = before.pop("weights"), after.pop("weights")
+    assert before == after
+    assert weights.keys() == weights_after.keys()
+    assert all(torch.equal(weights[name], weights_after[name]) for name in weights)
+
+
+def failing(error: type[BaseException], at: str) -> Callable[[Any], Any]:
+    """Makes a run of a model fail inside the UNet's second call."""
+
+    def spoil(of: Any) -> Any:
+        calls = []
+
+        def patch(h: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+            calls.append(1)
+            if len(calls) == 20:
+                raise error(at)
+            return h
+
+        spoiled = of.clone()
+        spoiled.set_model_input_block_patch(patch)
+        return spoiled
+
+    return spoil

@@ -21,8 +21,10 @@ from style_case import (
     KINDS,
     WIDTH,
     assert_close,
+    assert_same_traces,
     differ,
     empty,
+    failing,
     flags_of,
     free_memory,
     gate,
@@ -33,6 +35,7 @@ from style_case import (
     run_officially,
     styled,
     tiny_controlnet,
+    traces,
     with_control,
 )
 
@@ -102,57 +105,14 @@ def test_a_window_acts_inside_only() -> None:
 # 3. Nothing stays ---------------------------------------------------------------------------------------------------
 
 
-def _traces(of: Any) -> dict[str, Any]:
-    """Everything a run could leave behind on a model: weights, hooks, forwards, attributes, options."""
-    modules = dict(of.model.named_modules())
-    weights = {name: value.clone() for name, value in of.model.state_dict().items()}
-    return {
-        "weights": weights,
-        "attributes": {name: sorted(vars(module)) for name, module in modules.items()},
-        "hooks": {
-            name: len(module._forward_hooks) + len(module._forward_pre_hooks) for name, module in modules.items()
-        },
-        "forwards": {name: module.forward.__func__ for name, module in modules.items()},
-        "options": repr(of.model_options),
-        "wrappers": repr(of.wrappers),
-        "patches": repr(of.object_patches),
-    }
-
-
-def _assert_same_traces(before: dict[str, Any], after: dict[str, Any]) -> None:
-    weights, weights_after = before.pop("weights"), after.pop("weights")
-    assert before == after
-    assert weights.keys() == weights_after.keys()
-    assert all(torch.equal(weights[name], weights_after[name]) for name in weights)
-
-
-def _failing(error: type[BaseException], at: str) -> Callable[[Any], Any]:
-    """Makes a run of a model fail inside the UNet's second call."""
-
-    def spoil(of: Any) -> Any:
-        calls = []
-
-        def patch(h: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
-            calls.append(1)
-            if len(calls) == 20:
-                raise error(at)
-            return h
-
-        spoiled = of.clone()
-        spoiled.set_model_input_block_patch(patch)
-        return spoiled
-
-    return spoil
-
-
 @pytest.mark.parametrize("name", REFERENCES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_stays_after_a_run(kind: str, name: str) -> None:
     of = model(kind)
     plain = run(of)
-    before = _traces(of)
+    before = traces(of)
     run(styled(of, "all", reference(name, of)))
-    _assert_same_traces(before, _traces(of))
+    assert_same_traces(before, traces(of))
     assert torch.equal(run(of), plain)
 
 
@@ -161,12 +121,12 @@ def test_nothing_stays_after_a_run(kind: str, name: str) -> None:
 def test_nothing_stays_after_an_error_or_cancel(error: type[BaseException], name: str) -> None:
     of = model("sd15")
     plain = run(of)
-    patched = styled(_failing(error, "here")(of), "all", reference(name, of))
-    before, before_patched = _traces(of), _traces(patched)
+    patched = styled(failing(error, "here")(of), "all", reference(name, of))
+    before, before_patched = traces(of), traces(patched)
     with pytest.raises(error):
         run(patched)
-    _assert_same_traces(before, _traces(of))
-    _assert_same_traces(before_patched, _traces(patched))
+    assert_same_traces(before, traces(of))
+    assert_same_traces(before_patched, traces(patched))
     assert torch.equal(run(of), plain)
 
 

@@ -1,0 +1,112 @@
+"""Where a model draws a subject: importance of the subject's tokens, position by position.
+
+Grad-SAM (arXiv 2204.11073, eq. 2) takes attention times the ReLU of its gradient; Abs-Grad-SAM (arXiv 2408.16232) asks
+it of a diffusion model's predicted noise. q, k and v are a cross-attention layer's projections [rows, tokens,
+heads * channels]. A column is the attention that all queries pay to one text token, after the softmax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from torch.nn import functional
+
+METHODS = ("grad_sam", "jvp", "value_norm", "attention")
+
+STEPS = {torch.float32: 0.05, torch.float16: 0.25}
+"""Share by which `jvp` turns a column up, by precision: small enough to be linear, large enough not to drown in
+rounding. Precisions not named here (bfloat16) take COARSE_STEP."""
+COARSE_STEP = 0.5
+
+
+def split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
+    """[rows, tokens, heads * channels] to [rows, heads, tokens, channels]."""
+    return rearrange(x, "rows tokens (heads channels) -> rows heads tokens channels", heads=heads)
+
+
+def columns(q: torch.Tensor, k: torch.Tensor, positions: Sequence[int], heads: int) -> torch.Tensor:
+    """Attention [rows, heads, queries, positions] paid to the text tokens at `positions`, in fp32."""
+    q, k = split_heads(q, heads).float(), split_heads(k, heads).float()
+    logits = q @ k.mT * q.shape[-1] ** -0.5
+    return (logits[..., list(positions)] - logits.logsumexp(-1, keepdim=True)).exp()
+
+
+def spoken(column: torch.Tensor, v: torch.Tensor, positions: Sequence[int], heads: int) -> torch.Tensor:
+    """What the tokens add to the layer's output: sum over positions of W_k V_k [rows, queries, heads * channels]."""
+    values = split_heads(v, heads)[:, :, list(positions)].float()
+    return rearrange(column @ values, "rows heads queries channels -> rows queries (heads channels)").to(v)
+
+
+def gradients_of(output: torch.Tensor, v: torch.Tensor, positions: Sequence[int], heads: int) -> torch.Tensor:
+    """dL/dW [..., rows, heads, queries, positions] from dL/dO [..., rows, queries, heads * channels].
+
+    O = W V, so dL/dW_qk = <dL/dO_q, V_k>: no attention matrix is kept for the backward pass.
+    """
+    values = split_heads(v, heads)[:, :, list(positions)].float()
+    output = rearrange(output, "... queries (heads channels) -> ... heads queries channels", heads=heads)
+    return output.float() @ values.mT
+
+
+def grad_sam(column: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
+    """W * ReLU(dL/dW), summed over tokens and averaged over probes [probes, rows, heads, queries, positions].
+
+    Returns [rows, heads, queries]. With the unit vectors as probes this is the exact sum over all outputs, divided by
+    their number; random signs estimate the same ranking from a few.
+    """
+    return (column * gradients.relu()).sum(-1).mean(0)
+
+
+def sign_probes(count: int, like: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    """Rademacher vectors [count, *like.shape], the same for the same seed, from a generator of their own."""
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(0, 2, (count, *like.shape), generator=generator) * 2 - 1
+    return signs.to(like)
+
+
+def strength(change: torch.Tensor) -> torch.Tensor:
+    """Length of a change of the latent over its channels: [B, C, h, w] to [B, h, w]."""
+    return change.float().norm(dim=1)
+
+
+def on_grid(values: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Queries as a picture: [..., h * w] to [..., h, w]."""
+    return values.unflatten(-1, grid)
+
+
+def resized(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """[B, N, h, w] at another size, never below zero (bicubic overshoots)."""
+    if maps.shape[-2:] == size:
+        return maps
+    return functional.interpolate(maps, size=size, mode="bicubic", antialias=True).clamp_min(0)
+
+
+def combined(maps: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+    """Layers' maps, each [B, heads, h, w] with weights [heads], as one [B, H, W]: their weighted mean.
+
+    With equal weights this is DAAM's rule (arXiv 2210.04885, eq. 5 without its sum over time).
+    """
+    total = sum(float(weight.sum()) for weight in weights)
+    parts = [
+        resized((part.float() * weight.to(part)[:, None, None]).sum(1, keepdim=True), size)
+        for part, weight in zip(maps, weights, strict=True)
+    ]
+    return torch.stack(parts).sum(0)[:, 0] / max(total, torch.finfo(torch.float32).tiny)
+
+
+def propagated(maps: torch.Tensor, q: torch.Tensor, k: torch.Tensor, heads: int, grid: tuple[int, int]) -> torch.Tensor:
+    """Maps [B, N, h, w] spread along a self-attention layer: mean over heads of softmax(q k / sqrt(d)) @ map.
+
+    Positions that the layer holds to be one thing come to share their score (DiffSegmenter, arXiv 2309.02773).
+    """
+    q, k = split_heads(q, heads).float(), split_heads(k, heads).float()
+    values = rearrange(resized(maps, grid), "rows maps h w -> rows 1 (h w) maps").expand(-1, heads, -1, -1)
+    spread = functional.scaled_dot_product_attention(q, k, values.float().contiguous()).mean(1)
+    spread = rearrange(spread, "rows (h w) maps -> rows maps h w", h=grid[0])
+    return resized(spread, maps.shape[-2:])
+
+
+def normalised(maps: torch.Tensor) -> torch.Tensor:
+    """[..., h, w] scaled to a mean of 1 over each map, so that maps of several noise levels can be averaged."""
+    return maps / maps.mean((-2, -1), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)

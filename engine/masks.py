@@ -1,0 +1,126 @@
+"""From a map of importance to a mask: blur, threshold, dilation, feather, union.
+
+Lengths are in cells of the latent; `scale` is how many pixels of the given map make one cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import kornia.filters
+import numpy as np
+import torch
+from scipy import ndimage
+
+
+@dataclass(frozen=True)
+class MaskSettings:
+    """How a map becomes a mask. `amount` is c of `mean + c std`, or the share of `top share`; Otsu's rule has none."""
+
+    blur: float = 0.7
+    rule: str = "mean + c std"
+    amount: float = 0.5
+    dilate: float = 1.0
+    feather: float = 0.0
+    invert: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULES:
+            raise ValueError(f"'threshold' is '{self.rule}'; choose one of {', '.join(RULES)}.")
+        if self.rule == TOP_SHARE and not 0 <= self.amount <= 1:
+            raise ValueError(f"'amount' is {self.amount:g}, but a share of the picture lies between 0 and 1.")
+
+
+def mask_of(maps: torch.Tensor, settings: MaskSettings, scale: float = 1.0) -> torch.Tensor:
+    """The mask [B, h, w] in [0, 1] of the subjects' maps [S, B, h, w]; 1 is the subject.
+
+    Every subject has its own threshold and the mask is their union. Raises ValueError when a map is not finite.
+    """
+    if not maps.isfinite().all():
+        raise ValueError(
+            "The attribution holds numbers that are not finite: look for NaN in 'latent' or 'model', or start "
+            "ComfyUI in a higher precision."
+        )
+    smooth = torch.stack([blurred(part, settings.blur * scale) for part in maps])
+    inside = torch.stack([part > RULES[settings.rule](part, settings.amount) for part in smooth]).any(0)
+    mask = feathered(dilated(inside, settings.dilate * scale), settings.feather * scale)
+    return 1 - mask if settings.invert else mask
+
+
+def blurred(maps: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Gaussian blur of [B, h, w]; a sigma of 0 changes nothing."""
+    reach = min(round(3 * sigma), min(maps.shape[-2:]) - 1)  # reflection needs as many cells
+    if reach < 1:
+        return maps
+    return kornia.filters.gaussian_blur2d(maps[:, None].float(), 2 * reach + 1, (sigma, sigma))[:, 0]
+
+
+def mean_plus(maps: torch.Tensor, amount: float) -> torch.Tensor:
+    """mean + c std over each map (arXiv 2408.16232, with c = 0.5)."""
+    deviation, mean = torch.std_mean(maps, dim=(-2, -1), correction=0, keepdim=True)
+    return mean + amount * deviation
+
+
+def otsu(maps: torch.Tensor, amount: float = 0.0) -> torch.Tensor:
+    """The threshold with most variance between its two sides (Otsu 1979, eq. 18), over all values, no histogram."""
+    values = maps.flatten(-2).double().sort(-1).values
+    count = values.shape[-1]
+    below = torch.arange(1, count, dtype=torch.float64, device=maps.device)
+    left = values.cumsum(-1)[..., :-1] / below
+    right = (values.sum(-1, keepdim=True) - left * below) / (count - below)
+    between = below * (count - below) * (right - left).square()
+    best = between.argmax(-1, keepdim=True)
+    return values.gather(-1, best).to(maps)[..., None]
+
+
+def top_share(maps: torch.Tensor, amount: float) -> torch.Tensor:
+    """The value that `amount` of each map exceeds."""
+    values = maps.flatten(-2).sort(-1).values
+    count = round(amount * values.shape[-1])
+    lowest = values[..., :1] - 1  # below everything, for a share of 1
+    return torch.cat((lowest, values), -1)[..., values.shape[-1] - count, None, None]
+
+
+TOP_SHARE = "top share"
+RULES: Mapping[str, Callable[[torch.Tensor, float], torch.Tensor]] = MappingProxyType(
+    {"mean + c std": mean_plus, "otsu": otsu, TOP_SHARE: top_share}
+)
+
+
+def dilated(inside: torch.Tensor, radius: float) -> torch.Tensor:
+    """Every cell within `radius` of one that is inside; bool [B, h, w]."""
+    return distance_to(inside) <= radius if radius > 0 else inside
+
+
+def feathered(inside: torch.Tensor, width: float) -> torch.Tensor:
+    """1 inside, falling to 0 over `width` cells outside: the subject itself stays whole."""
+    return (1 - distance_to(inside) / width).clamp(0, 1) if width > 0 else inside.float()
+
+
+def distance_to(inside: torch.Tensor) -> torch.Tensor:
+    """Distance of every cell to the nearest one inside, in cells; infinite where nothing is inside."""
+    found = [
+        ndimage.distance_transform_edt(~part) if part.any() else np.full(part.shape, np.inf)
+        for part in inside.cpu().numpy()
+    ]
+    return torch.from_numpy(np.stack(found)).float().to(inside.device)
+
+
+def smoothed(maps: torch.Tensor, before: torch.Tensor | None, keep: float) -> torch.Tensor:
+    """Moving average over windows: `keep` of what was, the rest of what is; a mask then does not jump."""
+    return maps if before is None else torch.lerp(maps, before, keep)
+
+
+def overlay(pictures: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Pictures [B, H, W, 3] with the masked part in colour and the rest dark and grey; mask [B, H, W]."""
+    grey = pictures.mean(-1, keepdim=True).expand_as(pictures)
+    return torch.lerp(0.35 * grey, pictures, mask[..., None])
+
+
+def heat(maps: torch.Tensor) -> torch.Tensor:
+    """Maps [..., h, w] as pictures [..., h, w, 3]: black through red and yellow to white, each map over its range."""
+    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
+    level = 3 * (maps - low) / (high - low).clamp_min(torch.finfo(torch.float32).tiny)
+    return torch.stack([(level - channel).clamp(0, 1) for channel in range(3)], -1)

@@ -1,0 +1,81 @@
+"""Windows of the schedule, such as `0.22-0.48, 0.68`, and the noise levels they cover in one run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+ROUNDING = 1 + 1e-4
+"""Samplers and schedulers reach a noise level only to within single precision."""
+
+_WINDOW = re.compile(r"(\d*\.?\d+)(?:\s*-\s*(\d*\.?\d+))?")
+
+
+class Window(NamedTuple):
+    """From `start` to `end` in percent of the schedule (0 noise, 1 picture); without an end, one step."""
+
+    start: float
+    end: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.start:g}" if self.end is None else f"{self.start:g}-{self.end:g}"
+
+
+class Span(NamedTuple):
+    """A window in one run: sigmas with low < sigma <= high; `step` is the first one inside."""
+
+    window: Window
+    step: int
+    high: float
+    low: float
+
+    def holds(self, sigma: float) -> bool:
+        """Whether a model call at this sigma falls in."""
+        return self.low * ROUNDING < sigma <= self.high * ROUNDING
+
+
+def parse_windows(text: str) -> tuple[Window, ...]:
+    """Read windows parted by commas: `0.22-0.48` a range, `0.68` the first step at or past it.
+
+    Raises ValueError that quotes the part which is no window.
+    """
+    parts = [part.strip() for part in re.split(r"[,\n]", text) if part.strip()]
+    return tuple(_window(part) for part in parts)
+
+
+def _window(text: str) -> Window:
+    match = _WINDOW.fullmatch(text)
+    if match is None:
+        raise ValueError(f"'{text}' is no window; write a range such as 0.2-0.5 or a single number such as 0.7.")
+    start, end = (None if number is None else float(number) for number in match.groups())
+    if max(start, end or 0.0) > 1:
+        raise ValueError(f"'{text}' leaves the schedule, which runs from 0 (noise) to 1 (picture).")
+    if end is not None and end <= start:
+        raise ValueError(f"'{text}' ends before it starts: swap the numbers.")
+    return Window(start, end)
+
+
+def spans(windows: Sequence[Window], sigmas: torch.Tensor, to_sigma: Callable[[float], float]) -> tuple[Span, ...]:
+    """What the windows cover of a falling schedule [steps + 1].
+
+    A window that lies between two steps takes the next one, so that none is lost to a short schedule; one that ended
+    before the run starts, as in img2img, or starts after its last step, is left out.
+    """
+    levels = sigmas.tolist()
+    found = [_span(window, levels, to_sigma) for window in windows]
+    return tuple(span for span in found if span is not None)
+
+
+def _span(window: Window, levels: Sequence[float], to_sigma: Callable[[float], float]) -> Span | None:
+    high = to_sigma(window.start)
+    step = next((index for index, level in enumerate(levels[:-1]) if level <= high * ROUNDING), None)
+    low = None if window.end is None else to_sigma(window.end)
+    if step is None or (low is not None and low >= levels[0]):
+        return None
+    if low is None or low * ROUNDING >= levels[step]:
+        low = levels[step + 1]
+    top = torch.inf if step == 0 else levels[step]  # samplers that add noise before a step call above its level
+    return Span(window, step, top, low)

@@ -1,0 +1,76 @@
+"""Gradients through the UNet under ComfyUI's inference mode, without touching the model or loading it again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from comfy.ldm.modules.attention import attention_pytorch
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+
+class NoGradient(RuntimeError):
+    """The backward pass did not reach the chosen layers."""
+
+
+@contextmanager
+def gradients() -> Iterator[None]:
+    """Autograd works inside, also over weights and inputs made in inference mode; afterwards all is as before."""
+    with torch.inference_mode(False), torch.enable_grad(), _OverInferenceTensors():
+        yield
+
+
+class _OverInferenceTensors(TorchFunctionMode):
+    """Hands every function plain tensors over the same memory, cut off from weights' own graphs.
+
+    Autograd refuses to save inference tensors. And `h += control` becomes an addition out of place: the next block has
+    saved h for its backward pass.
+    """
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        args, kwargs = tree_map(_plain, args), tree_map(_plain, kwargs or {})
+        if function in (torch.Tensor.__iadd__, torch.Tensor.add_) and torch.is_grad_enabled():
+            return torch.add(*args, **kwargs)
+        return function(*args, **kwargs)
+
+
+def _plain(value: Any) -> Any:
+    if type(value) not in (torch.Tensor, torch.nn.Parameter):
+        return value  # quantised weights and the like know best themselves
+    if value.is_inference():
+        memory = torch.empty(0, dtype=value.dtype, device=value.device)
+        return memory.set_(value.untyped_storage(), value.storage_offset(), value.size(), value.stride())
+    return value.detach() if isinstance(value, torch.nn.Parameter) else value
+
+
+def with_sdpa(options: dict[str, Any]) -> dict[str, Any]:
+    """A copy of `transformer_options` under which every attention runs in PyTorch's own kernel, which has a backward.
+
+    SageAttention and int8 kernels lose the gradient without a word; sub-quadratic attention writes in place.
+    """
+
+    def override(function: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
+        return attention_pytorch(*args, **kwargs)
+
+    return {**options, "optimized_attention_override": override}
+
+
+def backward(output: torch.Tensor, probes: torch.Tensor, through: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """d(probe . output) for every probe [P, *output.shape]: one tensor [P, *shape] for each tensor of `through`.
+
+    Raises NoGradient where none arrives.
+    """
+    if not output.requires_grad:
+        raise NoGradient("the prediction carries no gradient")
+    found = []
+    for number, probe in enumerate(probes):
+        again = number + 1 < len(probes)
+        found.append(torch.autograd.grad(output, through, probe, retain_graph=again, allow_unused=True))
+    if any(part is None for part in found[0]):
+        raise NoGradient("no gradient arrives at a chosen layer")
+    return [torch.stack(parts) for parts in zip(*found, strict=True)]

@@ -1,0 +1,58 @@
+"""The node that says what the picture's subject is."""
+
+from __future__ import annotations
+
+from comfy.sd import CLIP
+from comfy_api.latest import io, ui
+
+from ..hooks.subject import described, read_subject
+
+CATEGORY = "conditional balance/attribution"
+Subject = io.Custom("SUBJECT")
+
+
+class CBSubject(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CBSubject",
+            display_name="Subject of the Prompt",
+            category=CATEGORY,
+            description="Encodes a prompt and finds the words in it that name the subject, for nodes that look where "
+            "the model draws it.",
+            inputs=[
+                io.Clip.Input("clip", tooltip="The CLIP that came with the model."),
+                io.String.Input(
+                    "prompt",
+                    default="a red fox in the snow",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="The whole prompt, as you would write it for CLIP Text Encode; weights such as (fox:1.2), "
+                    "embeddings and long prompts work.",
+                ),
+                io.String.Input(
+                    "phrase",
+                    default="red fox",
+                    multiline=True,
+                    tooltip="The subject, in the prompt's own words: 'fox' or 'red fox'. Several subjects stand on "
+                    "lines of their own or between commas. A word that the prompt repeats counts each time.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(
+                    display_name="conditioning",
+                    tooltip="The encoded prompt: connect to the sampler's positive input.",
+                ),
+                Subject.Output(
+                    display_name="subject", tooltip="The subject's tokens, for Grad-SAM Mask and Grad-SAM Blend."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, clip: CLIP, prompt: str, phrase: str) -> io.NodeOutput:
+        subject = read_subject(clip, prompt, phrase)
+        return io.NodeOutput(subject.conditioning, subject, ui=ui.PreviewText(described(subject)))
+
+
+NODES = [CBSubject]

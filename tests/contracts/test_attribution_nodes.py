@@ -1,0 +1,124 @@
+"""The attribution nodes: schemas for people, the whole chain with defaults, and one clear sentence for bad input."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from comfy_api.latest import io
+from gradsam_case import run, subject_of
+from style_case import HEIGHT, WIDTH, model
+
+from conditional_balance.hooks.blend import Attribution
+from conditional_balance.nodes import gradsam as gradsam_nodes
+from conditional_balance.nodes import subject as subject_nodes
+from tiny import cond, latent, sample
+
+NODES = [*subject_nodes.NODES, *gradsam_nodes.NODES]
+BY_ID = {node.define_schema().node_id: node for node in NODES}
+
+
+def call(node_id: str, **inputs: Any) -> tuple[Any, ...]:
+    """Execute a node as the server does: in inference mode, every widget that is not given at its default."""
+    schema = BY_ID[node_id].define_schema()
+    defaults = {each.id: each.default for each in schema.inputs if getattr(each, "default", None) is not None}
+    with torch.inference_mode():
+        return BY_ID[node_id].execute(**{**defaults, **inputs}).args
+
+
+@pytest.mark.parametrize("node", NODES, ids=list(BY_ID))
+def test_schemas_speak_to_people(node: type[io.ComfyNode]) -> None:
+    schema = node.GET_SCHEMA()
+    assert schema.category.startswith("conditional balance/")
+    assert schema.description.endswith(".")
+    for socket in (*schema.inputs, *schema.outputs):
+        assert socket.tooltip and socket.tooltip.endswith("."), socket
+
+
+def test_ids_and_sockets_are_those_promised() -> None:
+    sockets = {node_id: [each.io_type for each in BY_ID[node_id].define_schema().outputs] for node_id in BY_ID}
+    assert sockets == {
+        "CBSubject": ["CONDITIONING", "SUBJECT"],
+        "CBGradSAMMask": ["MASK", "IMAGE", "STRING"],
+        "CBGradSAMBlend": ["MODEL", "LATENT", "ATTRIBUTION"],
+        "CBAttributionPreview": ["MASK", "IMAGE", "STRING"],
+    }
+
+
+def test_the_whole_chain_with_defaults(clip: Any) -> None:
+    of, reference = model("sd15"), latent(5, 2, HEIGHT, WIDTH)
+    positive, subject = call("CBSubject", clip=clip)
+    kept, empty, attribution = call("CBGradSAMBlend", model=of, reference=reference, subject=subject)
+    assert empty["samples"].shape == reference["samples"].shape and not empty["samples"].any()
+    out = sample(kept, positive, cond(of, 2), empty, steps=4)
+    picture = torch.rand(2, 8 * HEIGHT, 8 * WIDTH, 3)
+    mask, windows, words = call("CBAttributionPreview", attribution=attribution, after={"samples": out}, image=picture)
+    assert mask.shape == (2, 8 * HEIGHT, 8 * WIDTH) and set(mask.unique().tolist()) <= {0.0, 1.0}
+    assert windows.shape == (3 * 2, 8 * HEIGHT, 3 * 8 * WIDTH, 3)
+    assert windows.min() >= 0 and windows.max() <= 1
+    assert len(words.splitlines()) == 3 and words.startswith("0.22-0.48, sigma ")
+
+
+@pytest.mark.parametrize("method", ["jvp", "grad_sam"])
+def test_a_mask_of_a_picture(method: str) -> None:
+    of, picture = model("sd15"), torch.rand(1, 8 * HEIGHT, 8 * WIDTH, 3)
+    inputs = dict(model=of, latent=latent(4, height=HEIGHT, width=WIDTH), subject=subject_of(of), method=method)
+    mask, shown, words = call("CBGradSAMMask", **inputs, image=picture, feather=2.0)
+    assert mask.shape == (1, 8 * HEIGHT, 8 * WIDTH) and mask.min() >= 0 and mask.max() == 1
+    assert torch.equal(shown[mask == 1], picture[mask == 1])
+    assert re.fullmatch(rf"{method}, \d+% of the picture\.", words)
+    inverted, *_ = call("CBGradSAMMask", **inputs, invert=True)
+    plain, *_ = call("CBGradSAMMask", **inputs)
+    assert torch.equal(inverted, 1 - plain)
+
+
+def test_a_noisy_latent_is_looked_at_as_it_is() -> None:
+    """The latent of a run that stopped midway; noise added to it again would move the mask."""
+    of = model("sd15")
+    sigma = float(of.get_model_object("model_sampling").percent_to_sigma(0.5))
+    clean = latent(4, height=HEIGHT, width=WIDTH)["samples"]
+    noise = latent(8, height=HEIGHT, width=WIDTH)["samples"] * sigma / of.model.latent_format.scale_factor
+    inputs = dict(model=of, latent={"samples": clean + noise}, subject=subject_of(of), noise_levels="0.5")
+    first, *_ = call("CBGradSAMMask", **inputs, latent_is="noisy latent", seed=1)
+    second, *_ = call("CBGradSAMMask", **inputs, latent_is="noisy latent", seed=2)
+    noised, *_ = call("CBGradSAMMask", **inputs, seed=2)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, noised)
+
+
+@pytest.mark.parametrize(
+    ("node_id", "inputs", "says"),
+    [
+        ("CBGradSAMMask", {"layers": "o1, x", "noise_levels": "0.5"}, r"'layers': Expected a layer at character 5;"),
+        ("CBGradSAMMask", {"layers": "auto", "noise_levels": "0.5, 7"}, "'noise_levels': '7' is no noise level"),
+        ("CBGradSAMBlend", {"layers": None, "windows": "0.5-0.2"}, "'windows': '0.5-0.2' ends before it starts"),
+    ],
+)
+def test_the_prompt_is_refused_before_it_runs(node_id: str, inputs: dict[str, Any], says: str) -> None:
+    assert re.match(says, BY_ID[node_id].validate_inputs(**inputs))
+
+
+def test_defaults_and_linked_texts_are_let_through() -> None:
+    assert BY_ID["CBGradSAMMask"].validate_inputs(layers="auto", noise_levels=None) is True
+    assert BY_ID["CBGradSAMBlend"].validate_inputs(layers="", windows="0.2-0.4, 0.9") is True
+
+
+def test_bad_input_is_one_sentence() -> None:
+    of = model("sd15")
+    with pytest.raises(ValueError, match="'attribution' is empty: connect 'after'"):
+        call("CBAttributionPreview", attribution=Attribution(), after=latent(1))
+    with pytest.raises(ValueError, match="'noise_levels' is empty"):
+        call("CBGradSAMMask", model=of, latent=latent(1), subject=subject_of(of), noise_levels=" ")
+
+
+def test_an_empty_mask_is_told() -> None:
+    of = model("sd15")
+    kept, _, attribution = call(
+        "CBGradSAMBlend", model=of, reference=latent(5, height=HEIGHT, width=WIDTH), subject=subject_of(of), amount=5.0,
+        blur=16.0,
+    )  # fmt: skip
+    run(kept)
+    *_, words = call("CBAttributionPreview", attribution=attribution, after=latent(1))
+    assert "0% of the picture. Nothing was found: lower 'amount'" in words

@@ -1,0 +1,139 @@
+"""From map to mask: thresholds against their definitions, shapes against geometry."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conditional_balance.engine.masks import (
+    RULES,
+    MaskSettings,
+    blurred,
+    dilated,
+    feathered,
+    heat,
+    mask_of,
+    mean_plus,
+    otsu,
+    overlay,
+    smoothed,
+    top_share,
+)
+
+PLAIN = MaskSettings(blur=0, rule="otsu", dilate=0, feather=0)
+values = st.lists(st.floats(-100, 100, width=32), min_size=2, max_size=24)
+
+
+def two_levels(size: int = 12) -> torch.Tensor:
+    """[1, 1, size, size]: a bright square on a dark ground."""
+    maps = torch.zeros(1, 1, size, size)
+    maps[..., 3:7, 4:9] = 5
+    return maps
+
+
+@given(values)
+def test_otsu_is_the_best_of_all_splits(numbers: list[float]) -> None:
+    maps = torch.tensor(numbers)[None, None]
+    found = float(otsu(maps))
+
+    def spread(threshold: float) -> float:
+        low, high = maps[maps <= threshold].double(), maps[maps > threshold].double()
+        return float(len(low) * len(high) * (low.mean() - high.mean()) ** 2) if len(low) and len(high) else 0.0
+
+    best = max(spread(float(number)) for number in numbers)
+    assert spread(found) == pytest.approx(best, rel=1e-9, abs=1e-6)
+
+
+@given(st.lists(st.integers(-1000, 1000), min_size=2, max_size=30, unique=True), st.floats(0, 1))
+def test_top_share_keeps_that_share(numbers: list[int], share: float) -> None:
+    maps = torch.tensor(numbers, dtype=torch.float32)[None, None]
+    assert int((maps > top_share(maps, share)).sum()) == round(share * len(numbers))
+
+
+def test_the_papers_rule_is_mean_plus_half_a_deviation() -> None:
+    maps = torch.rand(2, 5, 7, generator=torch.Generator().manual_seed(0))
+    expected = [float(part.mean() + 0.5 * part.std(correction=0)) for part in maps]
+    assert mean_plus(maps, 0.5).flatten().tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_finds_a_clear_subject(rule: str) -> None:
+    maps = two_levels()
+    settings = MaskSettings(blur=0, rule=rule, amount=20 / 144 if rule == "top share" else 0.5, dilate=0)
+    assert torch.equal(mask_of(maps, settings), (maps[0] > 0).float())
+
+
+def test_subjects_are_united_each_under_its_own_threshold() -> None:
+    weak = torch.zeros(1, 1, 12, 12)
+    weak[..., 9:, :2] = 0.01
+    found = mask_of(torch.cat((two_levels(), weak)), PLAIN)
+    assert torch.equal(found, ((two_levels() + weak)[0] > 0).float())
+
+
+def test_invert_swaps_inside_and_outside() -> None:
+    found = mask_of(two_levels(), MaskSettings(blur=0, rule="otsu", dilate=0, invert=True))
+    assert torch.equal(found, 1 - mask_of(two_levels(), PLAIN))
+
+
+@given(st.integers(0, 9), st.integers(0, 9), st.floats(0.1, 6))
+def test_dilation_takes_every_cell_in_reach(y: int, x: int, radius: float) -> None:
+    inside = torch.zeros(1, 10, 10, dtype=torch.bool)
+    inside[0, y, x] = True
+    rows, columns = torch.meshgrid(torch.arange(10.0), torch.arange(10.0), indexing="ij")
+    assert torch.equal(dilated(inside, radius)[0], ((rows - y) ** 2 + (columns - x) ** 2).sqrt() <= radius)
+
+
+def test_feather_keeps_the_subject_whole_and_falls_evenly() -> None:
+    inside = torch.zeros(1, 1, 9, dtype=torch.bool)
+    inside[..., :2] = True
+    assert feathered(inside, 4)[0, 0].tolist() == [1, 1, 0.75, 0.5, 0.25, 0, 0, 0, 0]
+
+
+def test_an_empty_mask_stays_empty() -> None:
+    found = mask_of(torch.ones(1, 1, 6, 6), MaskSettings(dilate=3, feather=2))
+    assert not found.any()
+
+
+def test_a_larger_map_with_its_scale_gives_the_same_mask() -> None:
+    """Lengths are in cells, so a map drawn eight times as large is treated alike."""
+    settings = MaskSettings(blur=1.0, rule="otsu", dilate=1.0)
+    small = mask_of(two_levels(), settings)
+    large = mask_of(two_levels().repeat_interleave(8, -1).repeat_interleave(8, -2), settings, 8.0)
+    shared = torch.nn.functional.avg_pool2d(large[None], 8)[0]
+    assert float((shared - small).abs().mean()) < 0.08
+
+
+def test_blur_keeps_the_sum_inside_and_zero_changes_nothing() -> None:
+    maps = two_levels(32)[0].roll((8, 8), (-1, -2))  # away from the border
+    assert blurred(maps, 0.0) is maps
+    assert float(blurred(maps, 1.0).sum()) == pytest.approx(float(maps.sum()), rel=1e-4)
+    assert blurred(maps[:, :2, :2], 5.0).shape == (1, 2, 2)
+
+
+def test_smoothing_mixes_with_what_was() -> None:
+    now, before = torch.full((2,), 1.0), torch.full((2,), 3.0)
+    assert smoothed(now, None, 0.5) is now
+    assert smoothed(now, before, 0.25).tolist() == [1.5, 1.5]
+
+
+def test_bad_settings_are_named() -> None:
+    with pytest.raises(ValueError, match="'threshold' is 'best'"):
+        MaskSettings(rule="best")
+    with pytest.raises(ValueError, match="'amount' is 2"):
+        MaskSettings(rule="top share", amount=2)
+    with pytest.raises(ValueError, match="not finite"):
+        mask_of(torch.full((1, 1, 3, 3), torch.nan), PLAIN)
+
+
+def test_pictures_for_people_stay_in_range() -> None:
+    maps = torch.randn(2, 6, 6, generator=torch.Generator().manual_seed(1))
+    shown = heat(maps)
+    assert shown.shape == (2, 6, 6, 3) and shown.amin() == 0 and shown.amax() == 1
+    assert heat(torch.ones(1, 3, 3)).isfinite().all()
+    picture, mask = torch.rand(1, 4, 4, 3), torch.zeros(1, 4, 4)
+    mask[:, :2] = 1
+    laid = overlay(picture, mask)
+    assert torch.equal(laid[:, :2], picture[:, :2])
+    assert (laid[:, 2:].std(-1) < 1e-6).all() and (laid[:, 2:] < 0.36).all()

@@ -1,0 +1,89 @@
+"""A phrase is found among a prompt's tokens, wherever the tokenizer put them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conditional_balance.engine.subject import phrases_in, positions_of, spelled, words_of
+
+VOCABULARY = ["<start>", "a</w>", "red</w>", "fox</w>", "foxes</w>", "ax", "olo", "tl</w>", ",</w>", "fo"]
+START, END = 0, 99
+
+
+def spelling(token: int) -> str:
+    return VOCABULARY[token]
+
+
+def chunks(*sentences: str, length: int = 8) -> list[list[tuple[Any, float, int]]]:
+    """Each sentence as one chunk between start and end tokens, padded."""
+    made = []
+    for sentence in sentences:
+        words = [(VOCABULARY.index(word), 1.0, 1) for word in sentence.split()]
+        made.append([(START, 1.0, 0), *words, *[(END, 1.0, 0)] * (length - 1 - len(words))])
+    return made
+
+
+def find(phrase: str, *prompt: str) -> tuple[int, ...]:
+    return positions_of(words_of(chunks(phrase), spelling), words_of(chunks(*prompt), spelling))
+
+
+def test_the_start_token_counts() -> None:
+    assert find("fox</w>", "fox</w>") == (1,)
+
+
+def test_phrases_of_several_words_stand_together() -> None:
+    assert find("red</w> fox</w>", "a</w> red</w> fox</w> red</w> ,</w> fox</w>") == (2, 3)
+
+
+def test_every_mention_counts() -> None:
+    assert find("fox</w>", "fox</w> a</w> fox</w>") == (1, 3)
+
+
+def test_later_chunks_begin_with_a_start_token_of_their_own() -> None:
+    assert find("fox</w>", "a</w> a</w>", "a</w> fox</w>") == (10,)
+
+
+def test_a_phrase_may_straddle_two_chunks() -> None:
+    assert find("red</w> fox</w>", "a</w> red</w>", "fox</w>") == (2, 9)
+
+
+def test_part_of_a_word_is_not_the_word() -> None:
+    assert find("tl</w>", "ax olo tl</w>") == ()
+    assert find("fox</w>", "foxes</w>") == ()
+    assert find("ax olo tl</w>", "a</w> ax olo tl</w>") == (2, 3, 4)
+
+
+def test_nothing_finds_nothing() -> None:
+    assert find("", "fox</w>") == ()
+    assert find("fox</w>", "") == ()
+    assert find("red</w> fox</w> a</w>", "red</w> fox</w>") == ()
+
+
+def test_embeddings_are_compared_by_value() -> None:
+    mine, other = torch.ones(4), torch.zeros(4)
+    prompt = words_of([[(START, 1.0, 0), (other, 1.0, 1), (3, 1.0, 2), (mine.clone(), 1.2, 3)]], spelling)
+    assert positions_of(words_of([[(mine, 1.0, 1)]], spelling), prompt) == (3,)
+    assert positions_of(words_of([[(3, 1.0, 1)]], spelling), prompt) == (2,)
+
+
+def test_words_are_spelled_for_people() -> None:
+    words = words_of(chunks("a</w> red</w> ax olo tl</w> ,</w> red</w>"), spelling)
+    assert spelled(words) == "a, red, axolotl"
+
+
+def test_subjects_stand_on_lines_or_between_commas() -> None:
+    assert phrases_in("red fox, axolotl\n\n hat ,") == ["red fox", "axolotl", "hat"]
+    assert phrases_in(" \n,") == []
+
+
+@given(st.lists(st.sampled_from(["a</w>", "red</w>", "fox</w>"]), max_size=12), st.integers(1, 5))
+def test_positions_are_those_of_a_plain_search(words: list[str], per_chunk: int) -> None:
+    """However the words are cut into chunks, the tokens found are exactly the words searched for."""
+    cut = [" ".join(words[i : i + per_chunk]) for i in range(0, len(words), per_chunk)] or [""]
+    places = [chunk * 8 + 1 + place for chunk, part in enumerate(cut) for place, _ in enumerate(part.split())]
+    expected = [place for place, word in zip(places, words, strict=True) if word == "fox</w>"]
+    assert list(find("fox</w>", *cut)) == expected
