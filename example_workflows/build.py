@@ -340,6 +340,8 @@ def structure_sdxl(sheet: Sheet) -> None:
     )  # fmt: skip
     decoded = sheet.add("VAEDecode", samples=(sampled, 0), vae=(model, 2))
     sheet.add("SaveImage", tall=420, images=(decoded, 0), filename_prefix="structure_balanced")
+
+
 def subject_demo(sheet: Sheet) -> None:
     """The demo model keeps what it draws and takes the surroundings from a drawn picture."""
     sheet.note(
@@ -406,9 +408,7 @@ def _keep_subject(
     )  # fmt: skip
     decoded = sheet.add("VAEDecode", samples=(sampled, 0), vae=vae)
     sheet.next_column()
-    shown = sheet.add(
-        "CBAttributionPreview", tall=420, attribution=(blend, 2), after=(sampled, 0), image=(decoded, 0)
-    )
+    shown = sheet.add("CBAttributionPreview", tall=420, attribution=(blend, 2), after=(sampled, 0), image=(decoded, 0))
     sheet.add("SaveImage", "Map, mask, overlay", tall=420, images=(shown, 1), filename_prefix=f"{prefix}subject_found")
     sheet.next_column()
     sheet.add("SaveImage", "Result", tall=420, images=(decoded, 0), filename_prefix=f"{prefix}subject_kept")
