@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import gate, profile, style
+from . import gate, profile, routes, style
 
 
 class ConditionalBalance(ComfyExtension):
@@ -13,4 +13,5 @@ class ConditionalBalance(ComfyExtension):
 
 
 async def comfy_entrypoint() -> ConditionalBalance:
+    routes.offer()
     return ConditionalBalance()
