@@ -130,6 +130,10 @@ async function press(page, act) {
 }
 
 async function run(page) {
+  // The other renderer ran the same prompt: without its results each node runs again and reports.
+  const body = JSON.stringify({ free_memory: true, unload_models: true })
+  await fetch(`${orders.url}/free`, { method: 'POST', headers: { 'Content-Type': 'application/json' }, body })
+  await page.waitForTimeout(1500)
   return page.evaluate(async () => {
     const { api } = await import('/scripts/api.js')
     const ended = new Promise(resolve => {
