@@ -161,7 +161,9 @@ export class LayerMap {
     if (this.map) this.writeLegend()
     this.tell()
     this.paintSoon()
-    this.node.setDirtyCanvas?.(true, true)
+    const { node } = this, least = node.computeSize()[1]
+    if (node.size[1] < least) node.setSize([node.size[0], least])
+    node.setDirtyCanvas?.(true, true)
   }
 
   tell() {

@@ -21,10 +21,10 @@ async function use(page, name, vue, seen) {
     await page.evaluate(on => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on), vue)
     await build(page)
     seen.first = await settled(page)
-    seen.changed = await changed(page, node => { node.widgets.find(w => w.name === 'lambda').value = 0.2 })
-    seen.window = await changed(page, node => { node.widgets.find(w => w.name === 'start_percent').value = 0.5 })
-    await page.evaluate(() => { window.select.widgets.find(w => w.name === 'start_percent').value = 0 })
+    seen.changed = await changed(page, 'lambda', 0.2)
+    seen.window = await changed(page, 'start_percent', 0.5)
     await page.screenshot({ path: `${orders.pictures}/${name}_dark.png` })
+    await changed(page, 'start_percent', 0)
     seen.hover = await hover(page)
     seen.pinned = await press(page, () => page.mouse.down().then(() => page.mouse.up()))
     seen.excluded = await press(page, () => page.keyboard.press('x'))
@@ -67,7 +67,7 @@ async function build(page) {
     load.connect(0, select, 0)
     select.connect(1, picture, 0)
     Object.assign(window, { select, load, gate })
-    Object.assign(app.canvas.ds, { scale: 1, offset: [0, 0] })
+    Object.assign(app.canvas.ds, { scale: 1, offset: [60, 60] })
     app.canvas.setDirty(true, true)
   }, orders.profile)
 }
@@ -95,10 +95,18 @@ async function state(page) {
   })
 }
 
-async function changed(page, change) {
+// Sets a widget as its editor would, and waits for the map to say something new.
+async function changed(page, name, value) {
   const before = (await state(page)).words
-  await page.evaluate(`(${change})(window.select)`)
-  return settled(page, before)
+  await page.evaluate(([name, value]) => {
+    const { app, select } = window, widget = select.widgets.find(w => w.name === name)
+    widget.value = value
+    widget.callback?.(value, app.canvas, select)
+    app.canvas.setDirty(true, true)
+  }, [name, value])
+  const seen = await settled(page, before)
+  await page.waitForTimeout(300) // until it is drawn
+  return seen
 }
 
 // Points at the first selected layer's cell and reads what the map says of it.
@@ -171,10 +179,9 @@ async function paste(page) {
     canvas.copyToClipboard([window.select])
     canvas.pasteFromClipboard({ position: [20, 480], connectInputs: true })
   })
-  const before = (await state(page)).words
   await findSelect(page)
-  await page.evaluate(() => { window.select.widgets.find(w => w.name === 'lambda').value = 0.6 })
-  return settled(page, before)
+  await settled(page)
+  return changed(page, 'lambda', 0.6)
 }
 
 // The first Select Layers inside a subgraph, its profile coming through the border.
@@ -187,7 +194,7 @@ async function inSubgraph(page) {
     app.canvas.setGraph(subgraph)
   })
   await settled(page)
-  const seen = await changed(page, node => { node.widgets.find(w => w.name === 'lambda').value = 0.1 })
+  const seen = await changed(page, 'lambda', 0.1)
   await page.screenshot({ path: `${orders.pictures}/subgraph.png` })
   await page.evaluate(() => window.app.canvas.setGraph(window.app.graph))
   return seen
