@@ -105,6 +105,22 @@ def parse(text: str) -> Selection:
     return Selection(text, tuple(terms))
 
 
+def edited(text: str, layer: LayerId, layers: Sequence[LayerId], chosen: bool) -> str:
+    """`text` with one layer of a model's `layers` wholly selected or wholly not, and every other weight as it was.
+
+    An entry that names just this layer goes before a new one comes, so that a layer picked and dropped leaves no trace.
+    Raises GrammarError where the text leaves the grammar or names a layer that is not among `layers`.
+    """
+    wanted = parse(text).weights(layers)
+    wanted[:, list(layers).index(layer)] = float(chosen)
+    entries = [entry.strip() for entry in re.split(r"[,\n]", text) if entry.strip()]
+    others = [entry for entry in entries if entry.lstrip("- ").lower() != str(layer)]
+    added = str(layer) if chosen else f"-{layer}"
+    candidates = ([*kept, *more] for kept in (others, entries) for more in ([], [added]))
+    texts = (", ".join(candidate) for candidate in candidates)
+    return next(text for text in texts if torch.equal(parse(text).weights(layers), wanted))
+
+
 class _Scanner:
     def __init__(self, text: str) -> None:
         self.text = text

@@ -36,7 +36,7 @@ def draw(profile: SensitivityProfile, title: str, width: int = WIDTH) -> Image.I
     image = Image.new("RGB", (width, plan.height), BACKGROUND)
     canvas = _Canvas(ImageDraw.Draw(image), image, plan.scale)
     _title(canvas, profile, title)
-    low, high = _range(profile.scores)
+    low, high = score_range(profile.scores)
     for index, feature in enumerate(profile.features):
         top = plan.panel_top(index)
         _panel(canvas, plan, profile, index, top, (low, high))
@@ -123,7 +123,7 @@ def _title(canvas: _Canvas, profile: SensitivityProfile, title: str) -> None:
     canvas.text((left, 44 * scale), f"{detail}. Bright layers tell the clusters apart.", 13, FAINT, "lt")
 
 
-def _range(scores: torch.Tensor) -> tuple[float, float]:
+def score_range(scores: torch.Tensor) -> tuple[float, float]:
     """Scores that the colours span; outliers beyond the outer percent saturate."""
     finite = scores[scores.isfinite()]
     if not len(finite):
@@ -148,14 +148,18 @@ def _panel(
 
 def _coloured(scores: torch.Tensor, span: tuple[float, float]) -> list[list[tuple[int, ...]]]:
     """Colours [T][L]; blank where there is no score yet."""
-    low, high = span
-    sensitivity = ((high - scores) / (high - low)).clamp(0, 1).nan_to_num(0)
-    rgb = _colours()[(sensitivity * 255).round().long()].tolist()
+    rgb = palette()[shades(scores, span)].tolist()
     known = scores.isfinite().tolist()
     return [
         [tuple(cell) if there else BLANK for cell, there in zip(row, known_row, strict=True)]
         for row, known_row in zip(rgb, known, strict=True)
     ]
+
+
+def shades(scores: torch.Tensor, span: tuple[float, float]) -> torch.Tensor:
+    """Places of scores in the palette, same shape, 0 (not sensitive) to 255; beyond `span` they saturate, NaN is 0."""
+    low, high = span
+    return (((high - scores) / (high - low)).clamp(0, 1).nan_to_num(0) * 255).round().long()
 
 
 def _short(sigma: float) -> str:
@@ -199,7 +203,7 @@ def _colour_bar(canvas: _Canvas, plan: _Plan, span: tuple[float, float]) -> None
     scale, top = plan.scale, plan.panel_top(0)
     bottom = plan.panel_top(plan.panels - 1) + plan.rows_height
     left, right = plan.right[-1] + 16 * scale, plan.right[-1] + 30 * scale
-    colours = _colours().tolist()
+    colours = palette().tolist()
     for y in range(top, bottom):
         colour = colours[round(255 * (bottom - 1 - y) / max(1, bottom - 1 - top))]
         canvas.draw.line((left, y, right, y), fill=tuple(colour))
@@ -215,7 +219,7 @@ def _colour_bar(canvas: _Canvas, plan: _Plan, span: tuple[float, float]) -> None
     canvas.text((middle + 8 * scale, bottom + 18 * scale), "score", 12, FAINT, "ms")
 
 
-def _colours() -> torch.Tensor:
+def palette() -> torch.Tensor:
     """256 colours [256, 3] in 0..255 through the anchors, straight lines in Oklab at an even rise of lightness."""
     anchors = np.array([[int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)] for colour in ANCHORS])
     lab = np.cbrt(_linear(anchors) @ _TO_CONES.T) @ _TO_OKLAB.T

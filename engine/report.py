@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 from .profile import SensitivityProfile
 
 LISTED = 8
+NAMED = 3
 
 
 def report(profile: SensitivityProfile) -> str:
@@ -22,6 +23,13 @@ def report(profile: SensitivityProfile) -> str:
         lines += [_stability(profile, index), ""]
     lines += [_agreement(profile), _separation(profile), _cost(profile)]
     return "\n".join(line for line in lines if line is not None)
+
+
+def in_short(profile: SensitivityProfile) -> str:
+    """One sentence: how many layers and noise levels, and which layers are the most sensitive over all features."""
+    mean = profile.scores.mean((0, 1))
+    first = ", ".join(str(profile.layers[index]) for index in mean.argsort(stable=True)[:NAMED].tolist())
+    return f"{len(profile.layers)} layers at {len(profile.sigmas)} noise levels, most sensitive: {first}."
 
 
 def _what(profile: SensitivityProfile) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import gate, gradsam, profile, structure, style, subject
+from . import gate, gradsam, profile, routes, structure, style, subject
 
 
 class ConditionalBalance(ComfyExtension):
@@ -14,4 +14,5 @@ class ConditionalBalance(ComfyExtension):
 
 
 async def comfy_entrypoint() -> ConditionalBalance:
+    routes.offer()
     return ConditionalBalance()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 from comfy_api.latest import io
@@ -18,11 +21,13 @@ from ..engine.gate import (
     pinned,
     windowed,
 )
-from ..engine.gate_map import draw, sampled, spread_sigmas, summary
-from ..engine.grammar import GrammarError, parse
+from ..engine.gate_map import draw, sampled, spread_sigmas
+from ..engine.gate_map import summary as describe
+from ..engine.grammar import GrammarError, Selection, parse
 from ..engine.profile import SensitivityProfile
 from .profile import Profile
-from .widgets import advanced, window_inputs
+from .shown import layer_map, summary, timed
+from .widgets import advanced, window_in_words, window_inputs
 
 CATEGORY = "conditional balance/gate"
 Gate = io.Custom("LAYER_GATE")
@@ -129,32 +134,46 @@ class CBSelectLayers(io.ComfyNode):
         return next((f"'{name}': {problem}" for name, problem in problems.items() if problem), True)
 
     @classmethod
-    def execute(
-        cls,
-        profile: SensitivityProfile,
-        policy: str,
-        softness: float,
-        start_percent: float,
-        end_percent: float,
-        pin: str,
-        exclude: str,
-        random_seed: int,
-        **kwargs: float,
-    ) -> io.NodeOutput:
-        ranked = RankedGate(profile, kwargs["lambda"], policy, softness, random_seed)
-        chosen = pinned(ranked, parse(pin), parse(exclude))
-        gate = windowed(chosen, start_percent, end_percent)
-        return io.NodeOutput(gate, *_pictured(gate, chosen, profile))
+    @timed
+    def execute(cls, profile: SensitivityProfile, **values: Any) -> io.NodeOutput:
+        gate, everywhere = chosen_layers(profile, values)
+        words = in_words(gate, everywhere, profile)
+        return io.NodeOutput(gate, _picture(gate, profile), words, ui=summary(words) | layer_map(profile))
 
 
-def _pictured(gate: LayerGate, chosen: LayerGate, profile: SensitivityProfile) -> tuple[torch.Tensor, str]:
-    """The layer map [1, H, W, 3] of a gate, and the words for what it chooses inside its window."""
-    sigmas = spread_sigmas(float(profile.sigmas[0]), float(profile.sigmas[-1]))
-    picture = draw(sampled(gate, profile.layers, sigmas), profile.layers, sigmas)
-    words = summary(sampled(chosen, profile.layers, sigmas), profile.layers)
-    if gate is not chosen:
+def chosen_layers(profile: SensitivityProfile, values: Mapping[str, Any]) -> tuple[LayerGate, LayerGate]:
+    """The gate that widget values of Select Layers make of a profile, and the same gate without its window.
+
+    Raises ValueError when a value is wrong.
+    """
+    ranked = RankedGate(profile, values["lambda"], values["policy"], values["softness"], values["random_seed"])
+    everywhere = pinned(ranked, _read("pin", values), _read("exclude", values))
+    return windowed(everywhere, values["start_percent"], values["end_percent"]), everywhere
+
+
+def _read(name: str, values: Mapping[str, Any]) -> Selection:
+    try:
+        return parse(values[name])
+    except GrammarError as error:
+        raise ValueError(f"'{name}': {error}") from error
+
+
+def in_words(gate: LayerGate, everywhere: LayerGate, profile: SensitivityProfile) -> str:
+    """What a gate chooses inside its window."""
+    words = describe(sampled(everywhere, profile.layers, _spread(profile)), profile.layers)
+    if gate is not everywhere:
         words += f" Only from {gate.start:.0%} to {gate.end:.0%} of the schedule."
-    return _image(picture), words
+    return words
+
+
+def _picture(gate: LayerGate, profile: SensitivityProfile) -> torch.Tensor:
+    """The layer map [1, H, W, 3] of a gate."""
+    sigmas = _spread(profile)
+    return _image(draw(sampled(gate, profile.layers, sigmas), profile.layers, sigmas))
+
+
+def _spread(profile: SensitivityProfile) -> list[float]:
+    return spread_sigmas(float(profile.sigmas[0]), float(profile.sigmas[-1]))
 
 
 def _image(picture: Image.Image) -> torch.Tensor:
@@ -188,8 +207,18 @@ class CBLayerGate(io.ComfyNode):
         return True if problem is None else f"'layers': {problem}"
 
     @classmethod
+    @timed
     def execute(cls, layers: str, start_percent: float, end_percent: float) -> io.NodeOutput:
-        return io.NodeOutput(windowed(WrittenGate(parse(layers)), start_percent, end_percent))
+        gate = windowed(WrittenGate(parse(layers)), start_percent, end_percent)
+        named = " ".join(layers.split()) or "No layers"
+        return io.NodeOutput(gate, ui=summary(f"{named}, {window_in_words(start_percent, end_percent)}."))
+
+
+COMBINED = {
+    "and": "The layers that are open in both gates.",
+    "or": "The layers that are open in either gate.",
+    "minus": "The layers that are open in the first gate and not in the second.",
+}
 
 
 class CBCombineGates(io.ComfyNode):
@@ -223,12 +252,13 @@ class CBCombineGates(io.ComfyNode):
         )
 
     @classmethod
+    @timed
     def execute(cls, gate: LayerGate, operation: str, factor: float, other: LayerGate | None = None) -> io.NodeOutput:
         if operation == "scale":
-            return io.NodeOutput(ScaledGate(gate, factor))
+            return io.NodeOutput(ScaledGate(gate, factor), ui=summary(f"The gate's weights times {factor:g}."))
         if other is None:
             raise ValueError(f"'other' is empty, but '{operation}' needs two gates: connect one, or choose scale.")
-        return io.NodeOutput(CombinedGate(gate, other, operation))
+        return io.NodeOutput(CombinedGate(gate, other, operation), ui=summary(COMBINED[operation]))
 
 
 NODES = [CBSelectLayers, CBLayerGate, CBCombineGates]

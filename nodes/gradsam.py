@@ -18,6 +18,7 @@ from ..hooks.attribution_probe import Look, find_subject, percents_in
 from ..hooks.blend import MODES, X0, Attribution, Blend, Measured, blend_reference
 from ..hooks.reference import Conditioning
 from ..hooks.subject import Subject as SubjectTokens
+from .shown import summary, timed
 from .subject import CATEGORY, Subject
 from .widgets import advanced
 
@@ -89,6 +90,7 @@ class CBGradSAMMask(io.ComfyNode):
         return _problem({"layers": layers, "noise_levels": noise_levels})
 
     @classmethod
+    @timed
     def execute(
         cls,
         model: ModelPatcher,
@@ -109,7 +111,8 @@ class CBGradSAMMask(io.ComfyNode):
         scale = maps.shape[-1] / found.maps.shape[-1]
         mask = mask_of(maps, _mask(settings), scale)
         shown = overlay(_pictures(image, maps), mask)
-        return io.NodeOutput(mask, shown, _report(found.method, found.note, mask))
+        words = _report(found.method, found.note, mask)
+        return io.NodeOutput(mask, shown, words, ui=summary(words))
 
 
 class CBGradSAMBlend(io.ComfyNode):
@@ -187,6 +190,7 @@ class CBGradSAMBlend(io.ComfyNode):
         return _problem({"layers": layers, "windows": windows})
 
     @classmethod
+    @timed
     def execute(
         cls,
         model: ModelPatcher,
@@ -204,7 +208,9 @@ class CBGradSAMBlend(io.ComfyNode):
             size == "resize",
         )  # fmt: skip
         patched, attribution = blend_reference(model, blend)
-        return io.NodeOutput(patched, {"samples": torch.zeros_like(samples)}, attribution)
+        count = len(blend.windows)
+        words = f"{blend.mode}, {count} window{'' if count == 1 else 's'}, {blend.attribution.method}."
+        return io.NodeOutput(patched, {"samples": torch.zeros_like(samples)}, attribution, ui=summary(words))
 
 
 class CBAttributionPreview(io.ComfyNode):
@@ -238,6 +244,7 @@ class CBAttributionPreview(io.ComfyNode):
         )
 
     @classmethod
+    @timed
     def execute(
         cls, attribution: Attribution, after: dict[str, torch.Tensor], image: torch.Tensor | None = None
     ) -> io.NodeOutput:
@@ -253,7 +260,7 @@ class CBAttributionPreview(io.ComfyNode):
             for each in attribution.windows
         ]
         text = "\n".join(lines)
-        shown = ui.PreviewImage(pictures, cls=cls).as_dict() | ui.PreviewText(text).as_dict()
+        shown = ui.PreviewImage(pictures, cls=cls).as_dict() | ui.PreviewText(text).as_dict() | summary(lines[-1])
         return io.NodeOutput(mask, pictures, text, ui=shown)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from ..engine.combining import contrast, trimmed_mean
 from ..engine.divergence import DISTANCES
 from ..engine.heatmap import draw
 from ..engine.profile import SensitivityProfile, check_layers, load, note_on_model, save
-from ..engine.report import report
-from ..hooks.clusters import SUFFIXES, image_files, load_clusters, with_cluster
+from ..engine.report import in_short, report
+from ..hooks.clusters import SUFFIXES, Cluster, image_files, load_clusters, with_cluster
 from ..hooks.fingerprint import fingerprint_of
 from ..hooks.model_layers import attention_layers
 from ..hooks.profiling import Settings, profile_model, title_of
+from .shown import layer_map, summary, timed
 from .widgets import advanced
 
 CATEGORY = "conditional balance/profile"
@@ -79,8 +81,9 @@ class CBImageClusters(io.ComfyNode):
         )
 
     @classmethod
+    @timed
     def execute(cls, images: torch.Tensor, name: str, previous: tuple = ()) -> io.NodeOutput:
-        return io.NodeOutput(with_cluster(previous, name, list(images)))
+        return _clustered(with_cluster(previous, name, list(images)))
 
 
 class CBLoadImageClusters(io.ComfyNode):
@@ -130,8 +133,9 @@ class CBLoadImageClusters(io.ComfyNode):
         return hashlib.sha256(str([(str(file), file.stat().st_mtime_ns) for file in files]).encode()).hexdigest()
 
     @classmethod
+    @timed
     def execute(cls, folder: str, limit: int) -> io.NodeOutput:
-        return io.NodeOutput(load_clusters(_cluster_folder(folder), limit))
+        return _clustered(load_clusters(_cluster_folder(folder), limit))
 
 
 class CBProfileSensitivity(io.ComfyNode):
@@ -151,6 +155,7 @@ class CBProfileSensitivity(io.ComfyNode):
         )
 
     @classmethod
+    @timed
     def execute(
         cls,
         model: Any,
@@ -167,7 +172,7 @@ class CBProfileSensitivity(io.ComfyNode):
         negative: list | None = None,
     ) -> io.NodeOutput:
         settings = Settings(measures, noise_levels, FEATURES[features], distance, seed, aspect, size)
-        return _shown(cls, profile_model(model, clusters, vae, positive, negative, settings))
+        return _shown(profile_model(model, clusters, vae, positive, negative, settings))
 
 
 class CBLoadSensitivityProfile(io.ComfyNode):
@@ -200,22 +205,23 @@ class CBLoadSensitivityProfile(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, profile: str) -> bool | str:
         try:
-            _profile_path(profile)
+            profile_path(profile)
         except ValueError as error:
             return str(error)
         return True
 
     @classmethod
     def fingerprint_inputs(cls, profile: str, **others: Any) -> int:
-        return _profile_path(profile).stat().st_mtime_ns
+        return profile_path(profile).stat().st_mtime_ns
 
     @classmethod
+    @timed
     def execute(cls, profile: str, model: Any = None) -> io.NodeOutput:
-        loaded = load(_profile_path(profile))
+        loaded = load(profile_path(profile))
         if model is None:
-            return _shown(cls, loaded)
+            return _shown(loaded)
         check_layers(loaded, attention_layers(model))
-        return _shown(cls, loaded, note_on_model(loaded, fingerprint_of(model)))
+        return _shown(loaded, note_on_model(loaded, fingerprint_of(model)))
 
 
 class CBSaveSensitivityProfile(io.ComfyNode):
@@ -243,10 +249,11 @@ class CBSaveSensitivityProfile(io.ComfyNode):
         )
 
     @classmethod
+    @timed
     def execute(cls, profile: SensitivityProfile, name: str) -> io.NodeOutput:
         path = Path(folder_paths.get_folder_paths(FOLDER)[0]) / _file_name(name)
         save(profile, path)
-        return io.NodeOutput(ui=ui.PreviewText(f"Saved as {path.name} in models/{FOLDER}."))
+        return io.NodeOutput(ui=summary(f"Saved as {path.name} in models/{FOLDER}."))
 
 
 class CBCombineProfiles(io.ComfyNode):
@@ -284,11 +291,12 @@ class CBCombineProfiles(io.ComfyNode):
         )
 
     @classmethod
+    @timed
     def execute(cls, operation: str, **profiles: SensitivityProfile | None) -> io.NodeOutput:
         given = [profiles[name] for name in sorted(profiles) if profiles[name] is not None]
         if operation == CONTRAST and len(given) != 2:
             raise ValueError(f"'operation' contrast takes two profiles and {len(given)} are connected: leave two.")
-        return _shown(cls, contrast(*given) if operation == CONTRAST else trimmed_mean(given))
+        return _shown(contrast(*given) if operation == CONTRAST else trimmed_mean(given))
 
 
 def _subjects() -> list[io.Input]:
@@ -414,7 +422,8 @@ def _cluster_folder(name: str) -> Path:
     return Path(folder_paths.get_input_directory()) / name
 
 
-def _profile_path(name: str) -> Path:
+def profile_path(name: str) -> Path:
+    """The file of a listed profile. Raises ValueError for any other name."""
     path = folder_paths.get_full_path(FOLDER, name) if name in folder_paths.get_filename_list(FOLDER) else None
     if path is None:
         raise ValueError(f"'profile': there is no '{name}' in models/{FOLDER} or the pack: press R and pick another.")
@@ -429,13 +438,19 @@ def _file_name(name: str) -> str:
     return name + SUFFIX
 
 
-def _shown(cls: type[io.ComfyNode], profile: SensitivityProfile, note: str = "") -> io.NodeOutput:
-    """Profile, heat map [1, h, w, 3] and report, with the last two also on the node itself."""
+def _clustered(clusters: Sequence[Cluster]) -> io.NodeOutput:
+    counted = ", ".join(f"{cluster.name} ({len(cluster.images)})" for cluster in clusters)
+    noun = "cluster" if len(clusters) == 1 else "clusters"
+    return io.NodeOutput(clusters, ui=summary(f"{len(clusters)} {noun}: {counted}."))
+
+
+def _shown(profile: SensitivityProfile, note: str = "") -> io.NodeOutput:
+    """Profile, heat map [1, h, w, 3] and report; on the node itself the layer map, a summary and the report."""
     pixels = np.asarray(draw(profile, title_of(profile)), dtype=np.float32) / 255
-    image = torch.from_numpy(pixels)[None]
     text = "\n".join(part for part in (note, report(profile)) if part)
-    shown = ui.PreviewImage(image, cls=cls).as_dict() | ui.PreviewText(text).as_dict()
-    return io.NodeOutput(profile, image, text, ui=shown)
+    words = " ".join(part for part in (in_short(profile), note) if part)
+    shown = summary(words) | layer_map(profile) | ui.PreviewText(text).as_dict()
+    return io.NodeOutput(profile, torch.from_numpy(pixels)[None], text, ui=shown)
 
 
 NODES = [

@@ -18,6 +18,7 @@ from ..hooks.control_ablation import ablate_slots
 from ..hooks.model_layers import attention_layers, unet_of
 from ..hooks.profiling import noise_levels as levels_of
 from .profile import Profile
+from .shown import summary, timed
 from .widgets import advanced
 
 CATEGORY = "conditional balance/structure"
@@ -53,6 +54,7 @@ class CBGateControlNet(io.ComfyNode):
         return True
 
     @classmethod
+    @timed
     def execute(
         cls,
         control_net: Any,
@@ -64,9 +66,9 @@ class CBGateControlNet(io.ComfyNode):
         weights: str,
         profile: SensitivityProfile | None = None,
     ) -> io.NodeOutput:
-        gate, summary = _gate(policy, kept, middle, softness, weights, profile)
+        gate, words = _gate(policy, kept, middle, softness, weights, profile)
         gated, note = gate_control(control_net, scaled(gate, strength))
-        return io.NodeOutput(gated, note or summary, ui=ui.PreviewText(note or summary))
+        return io.NodeOutput(gated, note or words, ui=summary(note or words))
 
 
 def _gate(
@@ -212,6 +214,7 @@ class CBProfileControlSlots(io.ComfyNode):
         )
 
     @classmethod
+    @timed
     def execute(
         cls,
         model: ModelPatcher,
@@ -228,7 +231,8 @@ class CBProfileControlSlots(io.ComfyNode):
         bar = comfy.utils.ProgressBar(len(sigmas) * (layout.slots + 3))
         found = ablate_slots(model, latent["samples"], positive, sigmas, seed, lambda: bar.update(1))
         text = ablation_report(found, None if profile is None else agreement(found, profile, layout))
-        return io.NodeOutput(text, ui=ui.PreviewText(text))
+        words = f"{layout.slots} residuals and the middle one at {len(sigmas)} noise levels."
+        return io.NodeOutput(text, ui=summary(words) | ui.PreviewText(text).as_dict())
 
 
 NODES = [CBGateControlNet, CBProfileControlSlots]

@@ -15,7 +15,8 @@ from ..hooks.prompts import encode_rows
 from ..hooks.reference import FIRST_ROW, Conditioning, StyleReference
 from ..hooks.style_injection import StyleInjection, inject_style
 from .gate import Gate
-from .widgets import advanced, window_inputs
+from .shown import summary, timed
+from .widgets import advanced, window_in_words, window_inputs
 
 CATEGORY = "conditional balance/style"
 Reference = io.Custom("STYLE_REFERENCE")
@@ -51,11 +52,13 @@ class CBPromptBatch(io.ComfyNode):
         )
 
     @classmethod
+    @timed
     def execute(cls, clip: CLIP, prompts: str) -> io.NodeOutput:
         lines = [line.strip() for line in prompts.splitlines() if line.strip()]
         if not lines:
             raise ValueError("'prompts' is empty: write one prompt per line, the style reference's first.")
-        return io.NodeOutput(encode_rows(clip, lines))
+        words = f"{len(lines)} prompts: set the latent's batch_size to {len(lines)}. Line 1 is the reference's."
+        return io.NodeOutput(encode_rows(clip, lines), ui=summary(words))
 
 
 class CBStyleReference(io.ComfyNode):
@@ -92,16 +95,19 @@ class CBStyleReference(io.ComfyNode):
         )
 
     @classmethod
+    @timed
     def execute(
         cls, mode: str, latent: dict[str, torch.Tensor] | None = None, prompt: Conditioning | None = None
     ) -> io.NodeOutput:
         if mode == FIRST:
-            return io.NodeOutput(FIRST_ROW)
+            return io.NodeOutput(FIRST_ROW, ui=summary("Style comes from the batch's first picture."))
         if latent is None:
             raise ValueError(
                 f"'latent' is empty: encode a reference picture and connect it, or set 'mode' to '{FIRST}'."
             )
-        return io.NodeOutput(StyleReference(latent["samples"][:1], prompt))
+        whose = "a prompt of its own" if prompt is not None else "the sampler's prompt"
+        words = f"Style comes from your picture, which runs along under {whose}."
+        return io.NodeOutput(StyleReference(latent["samples"][:1], prompt), ui=summary(words))
 
 
 def _strength_inputs() -> list[io.Input]:
@@ -175,6 +181,7 @@ class CBStyleInjection(io.ComfyNode):
         )
 
     @classmethod
+    @timed
     def execute(
         cls,
         model: ModelPatcher,
@@ -188,7 +195,15 @@ class CBStyleInjection(io.ComfyNode):
     ) -> io.NodeOutput:
         gate = windowed(gate, start_percent, end_percent)
         settings = StyleSettings(strength, share=share, **adain)
-        return io.NodeOutput(inject_style(model, StyleInjection(gate, reference, settings)))
+        injected = inject_style(model, StyleInjection(gate, reference, settings))
+        return io.NodeOutput(injected, ui=summary(_in_words(settings, start_percent, end_percent)))
+
+
+def _in_words(settings: StyleSettings, start_percent: float, end_percent: float) -> str:
+    if settings.strength == 0:
+        return "Off: strength is 0, so the model is unchanged."
+    when = window_in_words(start_percent, end_percent)
+    return f"The gate's layers take {settings.strength:.0%} of the style, {when}."
 
 
 NODES = [CBPromptBatch, CBStyleReference, CBStyleInjection]

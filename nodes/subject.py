@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from comfy.sd import CLIP
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..hooks.subject import described, read_subject
+from .shown import summary, timed
 
 CATEGORY = "conditional balance/attribution"
 Subject = io.Custom("SUBJECT")
@@ -50,9 +51,10 @@ class CBSubject(io.ComfyNode):
         )
 
     @classmethod
+    @timed
     def execute(cls, clip: CLIP, prompt: str, phrase: str) -> io.NodeOutput:
         subject = read_subject(clip, prompt, phrase)
-        return io.NodeOutput(subject.conditioning, subject, ui=ui.PreviewText(described(subject)))
+        return io.NodeOutput(subject.conditioning, subject, ui=summary(described(subject)))
 
 
 NODES = [CBSubject]

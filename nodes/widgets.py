@@ -33,3 +33,10 @@ def window_inputs() -> list[io.Input]:
             "try 0.8.",
         ),
     ]
+
+
+def window_in_words(start_percent: float, end_percent: float) -> str:
+    """The window for a summary: "all the time", or "from 20% to 80% of the schedule"."""
+    if (start_percent, end_percent) == (0.0, 1.0):
+        return "all the time"
+    return f"from {start_percent:.0%} to {end_percent:.0%} of the schedule"

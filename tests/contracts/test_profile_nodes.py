@@ -23,6 +23,7 @@ from conditional_balance.nodes.profile import (
     CBProfileSensitivity,
     CBSaveSensitivityProfile,
 )
+from conditional_balance.nodes.shown import recall
 
 PUBLISHED = "sdxl-base-1.0.style.published.safetensors"
 
@@ -90,7 +91,7 @@ def test_a_profile_comes_with_its_heat_map_and_report_and_shows_them(sdxl_model,
     assert measured.features == ("q", "k", "v") and measured.scores.shape == (3, 3, 17)
     assert heat_map.shape[0] == 1 and heat_map.shape[2:] == (1024, 3) and 0 <= float(heat_map.min())
     assert "most sensitive" in text and "2 clusters: style 0 (2), style 1 (2)" in text and "24 image passes" in text
-    assert out.ui["text"] == (text,) and out.ui["images"][0]["type"] == "temp"
+    assert out.ui["text"] == (text,) and recall(out.ui["cb_profile"][0]) is measured
     facts = measured.provenance
     assert facts["size"] == [64, 64] and facts["model"]["name"] == "SDXL" and facts["seed"] == 0
 

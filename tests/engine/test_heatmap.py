@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from conditional_balance.engine.heatmap import BLANK, WIDTH, _colours, draw
+from conditional_balance.engine.heatmap import BLANK, WIDTH, draw, palette
 from conditional_balance.engine.layers import LayerId
 from conditional_balance.engine.profile import SensitivityProfile
 
@@ -26,12 +26,12 @@ def share_of(colour: tuple[int, ...], image) -> float:
 
 
 def test_lightness_rises_evenly_and_no_colour_comes_twice():
-    rgb = _colours().double() / 255
+    rgb = palette().double() / 255
     linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     luminance = (linear * torch.tensor([0.2126, 0.7152, 0.0722], dtype=torch.float64)).sum(-1)
     steps = (116 * luminance.clamp(min=0.008856).pow(1 / 3)).diff()  # CIE lightness
     assert float(luminance[0]) < 0.02 and float(luminance[-1]) > 0.9
-    assert float(steps[8:].min()) > -0.35 and len(set(map(tuple, _colours().tolist()))) > 240
+    assert float(steps[8:].min()) > -0.35 and len(set(map(tuple, palette().tolist()))) > 240
 
 
 @pytest.mark.parametrize("count", [1, 16, 28, 70])

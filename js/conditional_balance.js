@@ -1,0 +1,23 @@
+// Joins the pack's nodes to the front end: a layer map on nodes that have a profile, a summary beneath every node that ran.
+import { app } from '../../scripts/app.js'
+import { LayerMap } from './layer_map/view.js'
+import { showSummary } from './summary.js'
+
+const EDITABLE = new Set(['CBSelectLayers'])
+const READ_ONLY = new Set(['CBProfileSensitivity', 'CBLoadSensitivityProfile'])
+
+app.registerExtension({
+  name: 'ConditionalBalance.Face',
+  nodeCreated(node) {
+    const kind = node.comfyClass ?? ''
+    if (!kind.startsWith('CB')) return
+    const map = EDITABLE.has(kind) || READ_ONLY.has(kind) ? new LayerMap(node, EDITABLE.has(kind)) : null
+    const before = node.onExecuted
+    node.onExecuted = function (output) {
+      before?.apply(this, arguments)
+      const words = output?.cb_summary?.[0]
+      if (map) map.executed(words, output?.cb_profile?.[0])
+      else if (words) showSummary(this, words)
+    }
+  },
+})

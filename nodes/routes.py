@@ -1,0 +1,135 @@
+"""What the layer map asks the server: a profile to draw, what the widgets select, and the text that a click writes.
+
+Python computes and JavaScript draws, so that the map cannot show another selection than the run uses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, wraps
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+from comfy_api.latest import io
+
+from ..engine.grammar import edited, parse
+from ..engine.layer_map import profile_map, selection_map
+from ..engine.layers import LayerId
+from ..engine.profile import SensitivityProfile, load
+from .gate import CBSelectLayers, chosen_layers, in_words
+from .profile import profile_path
+from .shown import recall
+
+PREFIX = "/conditional_balance"
+BY_HAND = {"pin": (True, False), "exclude": (False, True), "free": (False, False)}
+"""Whether a layer is pinned and whether it is excluded, by what a click asks for; NEXT turns to the next of these."""
+NEXT = "next"
+
+Asked = Mapping[str, Any]
+WIDGETS = {widget.id: widget for widget in CBSelectLayers.define_schema().inputs if isinstance(widget, io.WidgetInput)}
+TYPES = {io.Float.Input: float, io.Int.Input: int, io.String.Input: str, io.Combo.Input: str}
+
+
+def show_profile(asked: Asked) -> dict[str, Any]:
+    """The profile as `profile_map` gives it; `asked` holds {"file": name} or {"shown": key}."""
+    return profile_map(_profile(asked))
+
+
+def show_selection(asked: Asked) -> dict[str, Any]:
+    """What the widgets would select, as `selection_map` gives it, and its `summary`.
+
+    `asked` holds {"profile": {"file" or "shown"}, "values": {widget: value}}; missing values are the defaults.
+    """
+    profile = _profile(_part(asked, "profile"))
+    values = _values(_part(asked, "values"))
+    gate, everywhere = chosen_layers(profile, values)
+    shown = selection_map(gate, profile, parse(values["pin"]), parse(values["exclude"]))
+    return {**shown, "summary": in_words(gate, everywhere, profile)}
+
+
+def by_hand(asked: Asked) -> dict[str, str]:
+    """The texts `pin` and `exclude` after a click; `asked` holds {"profile", "pin", "exclude", "layer", "state"}."""
+    layers = _profile(_part(asked, "profile")).layers
+    layer, state = LayerId.parse(str(asked.get("layer"))), asked.get("state")
+    if layer not in layers or state not in (*BY_HAND, NEXT):
+        raise ValueError(
+            f"'{layer}' cannot be set to '{state}': the profile has no such layer, or there is no such state."
+        )
+    texts = {name: str(asked.get(name) or "") for name in ("pin", "exclude")}
+    state = _next(texts, layer, layers) if state == NEXT else state
+    return {
+        name: edited(texts[name], layer, layers, chosen) for name, chosen in zip(texts, BY_HAND[state], strict=True)
+    }
+
+
+def _next(texts: Mapping[str, str], layer: LayerId, layers: Sequence[LayerId]) -> str:
+    """From free to pinned, from pinned to excluded, from excluded to free."""
+    named = {name: bool(parse(text).weights(layers)[:, layers.index(layer)].any()) for name, text in texts.items()}
+    return "free" if named["exclude"] else "exclude" if named["pin"] else "pin"
+
+
+def offer() -> None:
+    """Add the routes to ComfyUI's server, where there is one: tests and scripts use the pack without."""
+    server = sys.modules.get("server")  # main.py has imported it; importing it here would start half of it in a script
+    if server is not None:
+        register(server.PromptServer.instance.routes)
+
+
+def register(routes: web.RouteTableDef) -> None:
+    """Add the three routes to a server's table."""
+    for name, answer in {"profile": show_profile, "selection": show_selection, "by_hand": by_hand}.items():
+        routes.post(f"{PREFIX}/{name}")(_answering(answer))
+
+
+def _answering(answer: Callable[[Asked], dict[str, Any]]) -> Callable:
+    """A handler that works in a thread, so that the server stays awake; a ValueError becomes status 400."""
+
+    @wraps(answer)
+    async def handle(request: web.Request) -> web.Response:
+        try:
+            asked = await request.json()
+            return web.json_response(await asyncio.to_thread(answer, _object(asked, "The request")))
+        except json.JSONDecodeError:
+            return web.json_response({"error": "The request is no JSON."}, status=400)
+        except ValueError as error:
+            return web.json_response({"error": str(error)}, status=400)
+
+    return handle
+
+
+def _profile(asked: Asked) -> SensitivityProfile:
+    if "shown" in asked:
+        return recall(str(asked["shown"]))
+    path = profile_path(str(asked.get("file")))
+    return _loaded(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _loaded(path: Path, changed: int) -> SensitivityProfile:
+    return load(path)
+
+
+def _part(asked: Asked, name: str) -> Asked:
+    return _object(asked.get(name, {}), f"'{name}'")
+
+
+def _object(part: Any, what: str) -> Asked:
+    if not isinstance(part, dict):
+        raise ValueError(f"{what} must be a JSON object.")
+    return part
+
+
+def _values(sent: Asked) -> dict[str, Any]:
+    return {name: _value(name, sent.get(name, widget.default)) for name, widget in WIDGETS.items()}
+
+
+def _value(name: str, value: Any) -> Any:
+    """A value with its widget's type, as the executor converts it. Raises ValueError when it cannot be converted."""
+    try:
+        return TYPES[type(WIDGETS[name])](value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"'{name}' cannot be {json.dumps(value)}: enter another value.") from error

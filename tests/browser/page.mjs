@@ -1,0 +1,28 @@
+// Opens ComfyUI's front end in a browser of its own that reaches nothing but this machine.
+import { pathToFileURL } from 'node:url'
+
+const ARGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
+  '--disable-component-update', '--disable-sync']
+
+// Calls visit(page, complaints) once the front end is up, and prints what it returns as one line of JSON. Complaints are
+// the page's errors, and grow.
+export async function withPage({ playwright, browser: executablePath, url }, visit) {
+  const { chromium } = await import(pathToFileURL(playwright).href)
+  const browser = await chromium.launch({ executablePath, args: ARGS })
+  try {
+    const context = await browser.newContext({ viewport: { width: 1400, height: 900 } })
+    await context.route(address => address.hostname !== '127.0.0.1', route => route.abort())
+    const page = await context.newPage(), complaints = []
+    page.on('console', message => {
+      if (message.type() === 'error') complaints.push(`${message.text()} ${message.location().url}`)
+    })
+    page.on('pageerror', error => complaints.push(error.stack ?? String(error)))
+    // Before the page opens: to newcomers the front end shows a template and a dialog that covers everything.
+    await fetch(`${url}/settings`, { method: 'POST', body: JSON.stringify({ 'Comfy.TutorialCompleted': true }) })
+    await page.goto(url)
+    await page.waitForFunction(() => window.app?.extensionManager && window.app?.graph, null, { timeout: 60_000 })
+    console.log(JSON.stringify(await visit(page, complaints)))
+  } finally {
+    await browser.close()
+  }
+}

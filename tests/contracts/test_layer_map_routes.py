@@ -1,0 +1,167 @@
+"""The layer map's routes: what they answer is what a run selects, and bad requests get a sentence."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import pytest
+import torch
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+from comfy_api.latest import io
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conditional_balance.engine.gate import POLICIES
+from conditional_balance.engine.gate_map import standard_sigma
+from conditional_balance.engine.layers import LayerId
+from conditional_balance.engine.profile import FEATURES, load, save
+from conditional_balance.nodes import routes, shown
+from conditional_balance.nodes.gate import CBSelectLayers
+from conditional_balance.nodes.profile import FOLDER, CBLoadSensitivityProfile, profile_path
+
+PUBLISHED = "sdxl-base-1.0.style.published.safetensors"
+DEFAULTS = {
+    widget.id: widget.default for widget in CBSelectLayers.define_schema().inputs if isinstance(widget, io.WidgetInput)
+}
+
+
+def post(path: str, body: Any) -> tuple[int, dict]:
+    """Status and answer of the routes in a server of their own; text is sent as it is."""
+
+    async def ask() -> tuple[int, dict]:
+        table, app = web.RouteTableDef(), web.Application()
+        routes.register(table)
+        app.add_routes(table)
+        async with TestClient(TestServer(app)) as client:
+            sent = {"data": body} if isinstance(body, str) else {"json": body}
+            answer = await client.post(f"/conditional_balance/{path}", **sent)
+            return answer.status, await answer.json()
+
+    return asyncio.run(ask())
+
+
+def run(values: dict[str, Any]) -> tuple[Any, str]:
+    """Gate and summary of a real run of the node on the published profile."""
+    out = CBSelectLayers.execute(profile=load(profile_path(PUBLISHED)), **{**DEFAULTS, **values})
+    return out.args[0], out.args[2]
+
+
+@settings(max_examples=25)
+@given(
+    st.fixed_dictionaries(
+        {
+            "lambda": st.floats(0, 1) | st.integers(2, 80).map(float),
+            "policy": st.sampled_from(sorted(POLICIES)),
+            "softness": st.floats(0, 1),
+            "start_percent": st.floats(0, 0.5),
+            "end_percent": st.floats(0.5, 1),
+            "pin": st.sampled_from(["", "o1.4-9", "q:i4", "m0.3:0.5"]),
+            "exclude": st.sampled_from(["", "o2", "-m", "k:o1"]),
+            "random_seed": st.integers(0, 2**53 - 1),
+        }
+    )
+)
+def test_the_map_shows_what_a_run_selects(values: dict[str, Any]) -> None:
+    asked = json.loads(json.dumps({"profile": {"file": PUBLISHED}, "values": values}))
+    gate, words = run(values)
+    answer = routes.show_selection(asked)
+    assert answer["summary"] == words
+    layers = [LayerId.parse(name) for name in routes.show_profile({"file": PUBLISHED})["layers"]]
+    for row, sigma in enumerate(load(profile_path(PUBLISHED)).sigmas.tolist()):
+        weights = gate.weights(sigma, layers, standard_sigma)
+        for feature in ("q", "k"):
+            drawn = torch.tensor(answer["weights"][feature][row], dtype=torch.float64)
+            assert torch.allclose(drawn, weights[FEATURES.index(feature)], atol=1e-4)
+
+
+def test_missing_values_are_the_nodes_defaults() -> None:
+    status, answer = post("selection", {"profile": {"file": PUBLISHED}})
+    assert status == 200 and answer["summary"] == run({})[1] and answer["summary"].startswith("30 of 70 layers")
+    assert sum(answer["weights"]["q"][0]) == 30
+
+
+def test_a_profile_that_a_node_showed_can_be_asked_for_after_the_run() -> None:
+    out = CBLoadSensitivityProfile.execute(PUBLISHED)
+    status, answer = post("profile", {"shown": out.ui["cb_profile"][0]})
+    assert status == 200 and answer == post("profile", {"file": PUBLISHED})[1] and len(answer["layers"]) == 70
+
+
+def test_clicks_pin_exclude_and_free_a_layer() -> None:
+    asked = {"profile": {"file": PUBLISHED}, "pin": "o1.4-9", "exclude": "", "layer": "o1.5"}
+    assert post("by_hand", {**asked, "state": "exclude"})[1] == {"pin": "o1.4-9, -o1.5", "exclude": "o1.5"}
+    assert post("by_hand", {**asked, "layer": "i4.0", "state": "pin"})[1] == {"pin": "o1.4-9, i4.0", "exclude": ""}
+    assert post("by_hand", {**asked, "exclude": "o1.5", "state": "free"})[1] == {"pin": "o1.4-9, -o1.5", "exclude": ""}
+
+
+def test_one_click_after_another_pins_excludes_and_frees() -> None:
+    texts, seen = {"pin": "", "exclude": ""}, []
+    for _ in range(3):
+        texts = post("by_hand", {"profile": FILE, **texts, "layer": "o1.5", "state": "next"})[1]
+        seen.append((texts["pin"], texts["exclude"]))
+    assert seen == [("o1.5", ""), ("", "o1.5"), ("", "")]
+
+
+FILE = {"file": PUBLISHED}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "sentence"),
+    [
+        ("profile", "{", "no JSON"),
+        ("profile", [], "must be a JSON object"),
+        ("profile", {}, "'profile': there is no 'None'"),
+        ("profile", {"file": "../../secret.safetensors"}, "'profile': there is no"),
+        ("profile", {"file": "/etc/passwd"}, "'profile': there is no"),
+        ("profile", {"shown": "0" * 32}, "run the workflow once"),
+        ("selection", {"profile": "x"}, "'profile' must be a JSON object"),
+        ("selection", {"profile": FILE, "values": {"pin": "nonsense"}}, "'pin': Expected a layer"),
+        ("selection", {"profile": FILE, "values": {"exclude": "i1"}}, "no layer like the one named"),
+        ("selection", {"profile": FILE, "values": {"lambda": "many"}}, "'lambda' cannot be"),
+        ("selection", {"profile": FILE, "values": {"lambda": None}}, "'lambda' cannot be null"),
+        ("selection", {"profile": FILE, "values": {"policy": "best"}}, "'policy' is 'best'"),
+        ("selection", {"profile": FILE, "values": {"start_percent": 0.9, "end_percent": 0.1}}, "swap them"),
+        ("by_hand", {"profile": FILE, "layer": "o9.9", "state": "pin"}, "no such layer"),
+        ("by_hand", {"profile": FILE, "layer": "o1.5", "state": "love"}, "no such state"),
+        ("by_hand", {"profile": FILE, "layer": "nonsense", "state": "pin"}, "no layer name"),
+    ],
+)
+def test_a_bad_request_gets_a_sentence(path: str, body: Any, sentence: str) -> None:
+    status, answer = post(path, body)
+    assert status == 400 and sentence in answer["error"]
+
+
+def test_a_file_that_changed_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = profile_path(PUBLISHED)
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, FOLDER, ([str(tmp_path)], {".safetensors"}))
+    folder_paths.filename_list_cache.clear()
+    target, first = tmp_path / "mine.safetensors", load(shipped)
+    save(first, target)
+    before = routes.show_profile({"file": "mine.safetensors"})
+    save(type(first)(first.layers, first.features, first.sigmas, first.scores.flip(-1)), target)
+    os.utime(target, ns=(time.time_ns(), target.stat().st_mtime_ns + 1))
+    after = routes.show_profile({"file": "mine.safetensors"})
+    folder_paths.filename_list_cache.clear()
+    assert before["layers"] == after["layers"] and before["scores"] != after["scores"]
+
+
+def test_only_so_many_shown_profiles_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shown, "KEPT", 2)
+    first = load(profile_path(PUBLISHED))
+    others = [type(first)(first.layers, first.features, first.sigmas, first.scores + n) for n in range(3)]
+    keys = [shown.remember(each) for each in others]
+    with pytest.raises(ValueError, match="run the workflow once"):
+        shown.recall(keys[0])
+    assert shown.recall(keys[1]) is others[1] and shown.recall(keys[2]) is others[2]
+
+
+def test_a_summary_tells_the_seconds_that_anybody_would_notice() -> None:
+    said = shown.summary("4 layers.")
+    assert shown.with_seconds(said, 0.04) == {"cb_summary": ["4 layers."]}
+    assert shown.with_seconds(said, 0.44) == {"cb_summary": ["4 layers; 0.4 s"]}
