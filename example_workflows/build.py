@@ -19,6 +19,8 @@ sys.path.insert(0, str(ROOT))
 from devtools import comfyui, environment, server, workflow
 
 WIDTH, GAP, TITLE, LINE = 330, 40, 60, 26
+LAYER_MAP = 280  # what the map adds to a node's height
+WITH_LAYER_MAP = ("CBSelectLayers", "CBProfileSensitivity", "CBLoadSensitivityProfile")
 
 
 class Sheet:
@@ -36,7 +38,7 @@ class Sheet:
         info, number = self.known[kind], len(self.nodes) + 1
         sockets, values = self._inputs(kind, number, inputs)
         lines = len(values) + max(len(sockets), len(info["output"]))
-        size = [WIDTH, tall or TITLE + LINE * lines]
+        size = [WIDTH, tall or TITLE + LINE * lines + LAYER_MAP * (kind in WITH_LAYER_MAP)]
         node = {
             "id": number, "type": kind, "pos": [self.column * (WIDTH + GAP), self.top], "size": size, "flags": {},
             "order": number - 1, "mode": 0, "inputs": sockets,
