@@ -91,7 +91,7 @@ export class LayerMap {
 
   // After a run of the node: its summary, and the key of the profile that it had.
   executed(words, key) {
-    this.lastRun = words ?? ''
+    if (words) this.lastRun = words
     if (key) rememberProfile(this.node, key)
     this.askedProfile = this.askedValues = undefined // a file of the same name may have changed
     this.tell()
