@@ -14,10 +14,10 @@ app.registerExtension({
     const map = EDITABLE.has(kind) || READ_ONLY.has(kind) ? new LayerMap(node, EDITABLE.has(kind)) : null
     const before = node.onExecuted
     node.onExecuted = function (output) {
-      before?.apply(this, arguments)
       const words = output?.cb_summary?.[0]
       if (map) map.executed(words, output?.cb_profile?.[0])
       else if (words) showSummary(this, words)
+      return before?.apply(this, arguments)
     }
   },
 })

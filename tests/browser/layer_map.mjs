@@ -49,9 +49,10 @@ async function use(page, name, vue, seen) {
 
 // A loader, Select Layers and a preview of its picture, big enough to point at.
 async function build(page) {
+  await page.evaluate(() => window.app.graph.clear())
+  await page.waitForTimeout(300) // Nodes 2.0 must see the old nodes go before new ones take their numbers
   await page.evaluate(profile => {
     const { app, LiteGraph } = window
-    app.graph.clear()
     const add = (type, pos, size) => {
       const node = LiteGraph.createNode(type)
       Object.assign(node, { pos })
