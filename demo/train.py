@@ -10,6 +10,7 @@ generator, so there is no data set to fetch.
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import os
 import socket
@@ -363,6 +364,10 @@ def train_unet(options: argparse.Namespace) -> None:
     Two aids, since a CPU sees few pictures. The subject's latents count three times. And a linear head on the features
     before the finest blocks must tell which part of the scene is where, in whatever style: a true version of the
     representations that REPA aligns with (arXiv 2410.06940). The head is dropped afterwards.
+
+    Every fourth step shows diptychs: two scenes in one style side by side, under a caption that names the style alone.
+    Large models meet such sheets in what they are trained on; without them nothing here teaches self-attention that
+    style is worth looking for in another scene, and sharing attention moves little.
     """
     unet = models.new_unet(options.device).to(options.dtype, memory_format=torch.channels_last)
     tokens = caption_tokens().to(options.device)
@@ -385,14 +390,12 @@ def train_unet(options: argparse.Namespace) -> None:
         save(models.pack_text_weights(text.state_dict(), words), paths[1])
 
     for progress, speak in steps(options, options.batch * options.processes, 1e6, "unet"):
-        rows = torch.randint(len(pool.latents), (options.batch,), device=options.device)
-        captions = word_rows[caption_rows(pool.specs[rows])]
-        noisy, time_index, target = noised(pool.latents[rows], alphas, options.dtype)
+        latents, roles, rows = (diptychs if trainer.count % 4 == 3 else singles)(pool, options.batch)
+        noisy, time_index, target = noised(latents, alphas, options.dtype)
         with OutOfPlace():
-            context, _, pooled, _ = text(captions, dtype=options.dtype)
+            context, _, pooled, _ = text(word_rows[rows], dtype=options.dtype)
             y = torch.cat([pooled, sizes.expand(len(pooled), -1).to(pooled.dtype)], 1)
             predicted = unet(noisy, time_index, context, y=y, transformer_options=attention).float()
-        roles = pool.coverage[rows].float()
         error = (predicted - target).square().mean(1)
         loss = subject_weighted(error, roles)
         structure = -(roles * functional.log_softmax(head(features[0]).float(), 1)).sum(1).mean()
@@ -405,6 +408,22 @@ def train_unet(options: argparse.Namespace) -> None:
     trainer.use_averages()
     if options.rank == 0:
         checkpoint()
+
+
+def singles(pool: Pool, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents [B, 8, 16, 16], what they show [B, 6, 16, 16], and the rows of their captions in `caption_tokens`."""
+    rows = torch.randint(len(pool.latents), (count,), device=pool.latents.device)
+    return pool.latents[rows], pool.coverage[rows].float(), caption_rows(pool.specs[rows])
+
+
+def diptychs(pool: Pool, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """As `singles`, [B / 2, ..., 16, 32]: pictures i and i + N / 2 of the pool, which share a style."""
+    half = len(pool.latents) // 2
+    left = torch.randint(half, (max(1, count // 2),), device=pool.latents.device)
+    latents, roles = (torch.cat([part[left], part[left + half]], 3) for part in (pool.latents, pool.coverage))
+    family = pool.specs.family[left, 0]
+    unnamed = torch.rand(len(left), device=left.device) < 0.3
+    return latents, roles.float(), single_captions() + torch.where(unnamed, len(world.FAMILY_NAMES), family)
 
 
 SUBJECT_ROLES = [world.SLOTS.index(name) for name in ("body", "detail")]
@@ -421,7 +440,7 @@ def noised(latents: Tensor, alphas: Tensor, dtype: torch.dtype) -> tuple[Tensor,
 
 
 def subject_weighted(error: Tensor, roles: Tensor) -> Tensor:
-    """Mean of an error [B, 16, 16] in which the subject counts three times."""
+    """Mean of an error [B, H, W] in which the subject counts three times."""
     weight = 1 + 2 * roles[:, SUBJECT_ROLES].sum(1)
     return (weight * error).mean() / weight.mean()
 
@@ -464,15 +483,19 @@ class OutOfPlace(TorchFunctionMode):
 
 
 def caption_tokens() -> Tensor:
-    """Tokens of every caption, [subject or none, background or none, family or none, 77] flattened to two axes."""
+    """Tokens of every caption, [subject or none, background or none, family or none, 77] flattened to two axes.
+
+    After these `single_captions()` rows come those of diptychs, [family or none, 77].
+    """
     tokenizer = SDTokenizer()
-    rows = []
-    for subject in (*world.SUBJECT_NAMES, None):
-        for background in (*world.BACKGROUND_NAMES, None):
-            for family in (*world.FAMILY_NAMES, None):
-                text = world.caption(subject, background, family)
-                rows.append([token for token, _ in tokenizer.tokenize_with_weights(text)[0]])
-    return torch.tensor(rows)
+    families = (*world.FAMILY_NAMES, None)
+    parts = itertools.product((*world.SUBJECT_NAMES, None), (*world.BACKGROUND_NAMES, None), families)
+    texts = [*(world.caption(*names) for names in parts), *(world.diptych_caption(family) for family in families)]
+    return torch.tensor([[token for token, _ in tokenizer.tokenize_with_weights(text)[0]] for text in texts])
+
+
+def single_captions() -> int:
+    return (len(world.SUBJECT_NAMES) + 1) * (len(world.BACKGROUND_NAMES) + 1) * (len(world.FAMILY_NAMES) + 1)
 
 
 def caption_rows(specs: world.Specs) -> Tensor:
@@ -501,9 +524,13 @@ class Pool(NamedTuple):
 
 @torch.no_grad()
 def encoded_pool(options: argparse.Namespace, vae: Autoencoder) -> Pool:
-    """Pictures in known styles as latents, and what they show; drawn a few at a time so that they stay in cache."""
+    """Pictures in known styles as latents, and what they show; rows i and i + N / 2 share a style.
+
+    Drawn a few at a time so that they stay in the processor's cache.
+    """
     draw = torch.Generator(options.device).manual_seed(options.seed + 2 + options.rank)
-    specs = world.random_specs(options.pool // options.processes, draw)
+    half = world.random_specs(max(1, options.pool // options.processes // 2), draw)
+    specs = joined(half, world.random_specs(len(half), draw).in_style_of(half))
     latents, coverage = [], []
     for part in torch.arange(len(specs), device=options.device).split(32):
         scene = world.draw_scene(specs[part], world.SIZE)
