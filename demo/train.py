@@ -203,7 +203,7 @@ def train_autoencoder(options: argparse.Namespace) -> None:
         print(f"autoencoder: going on from {path.name}", flush=True)
         vae.load_state_dict(load_file(path))
     vae.to(options.device, options.dtype, memory_format=torch.channels_last)
-    trainer = Trainer(vae, rate=options.rate)
+    trainer = Trainer(vae, rate=options.rate, muon_rate=10 * options.rate)
     pictures = drawn_pool(options, options.pool // options.processes, world.FAMILY_NAMES)
     for progress, speak in steps(options, options.batch * options.processes, 80_000, "autoencoder"):
         clean = batch_of(pictures, options)
@@ -226,7 +226,7 @@ def train_autoencoder(options: argparse.Namespace) -> None:
 def train_decoder(options: argparse.Namespace) -> None:
     """The decoder alone, on latents that stay as they are: better pictures, and a trained UNet stays valid."""
     vae = load_autoencoder(options)
-    trainer = Trainer(vae.decoder.requires_grad_(), rate=options.rate)
+    trainer = Trainer(vae.decoder.requires_grad_(), rate=options.rate, muon_rate=10 * options.rate)
     pictures = drawn_pool(options, options.pool // options.processes, world.FAMILY_NAMES)
     for progress, speak in steps(options, options.batch * options.processes, 80_000, "decoder"):
         clean = batch_of(pictures, options)
@@ -290,7 +290,7 @@ def train_judge(options: argparse.Namespace) -> None:
         print(f"judge: going on from {path.name}", flush=True)
         judge.load_state_dict(load_file(path))
     judge.to(options.device, memory_format=torch.channels_last).train()
-    trainer = Trainer(judge, rate=options.rate)
+    trainer = Trainer(judge, rate=options.rate, muon_rate=10 * options.rate)
     draw = torch.Generator(options.device).manual_seed(options.seed + 1 + options.rank)
     pairs = options.pool // 4 // options.processes
     first = joined(world.random_specs(pairs // 2, draw), world.random_specs(pairs - pairs // 2, draw, remixed=True))
