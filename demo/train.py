@@ -19,8 +19,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import Upsample
@@ -36,6 +37,9 @@ from demo.autoencoder import SHRINK, Autoencoder
 from demo.hands import HANDS
 from demo.judge import Judge
 from demo.muon import Muon
+
+if TYPE_CHECKING:
+    from conditional_balance.engine.profile import SensitivityProfile
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -636,29 +640,37 @@ def measure_profile(options: argparse.Namespace) -> None:
     for number in range(12):
         painted = scenes.in_style_of(styles[torch.full((5,), number)])
         clusters[f"{world.FAMILY_NAMES[int(painted.family[0, 0])]} {number + 1}"] = world.render(painted)[0]
-    measure(options, clusters, "style")
+    if not options.rank:
+        shipped(measured(clusters, "style"))
 
 
 def measure_geometry(options: argparse.Namespace) -> None:
-    """The UNet's profile of geometry: ten hands drawing the same six scenes, all in one flat outlined style.
+    """The UNet's profile of geometry: the trimmed mean of five series, each of ten hands drawing one scene.
 
-    As the paper's geometry series, which fixes the words (line art) and varies the edges.
+    As the paper's (conditional-balance.md 1.6): a series shows one subject in one place, posed anew, in one flat
+    outlined style, so that its pictures differ in the hand more than in what they show; series differ in the subject.
     """
-    scenes = world.random_specs(6, torch.Generator().manual_seed(options.seed + 2))
-    painter = world.random_specs(1, torch.Generator().manual_seed(options.seed + 3), ("poster",))
-    painted = scenes.in_style_of(painter[torch.zeros(6, dtype=torch.long)])
-    measure(options, {name: world.render(painted, hand=hand)[0] for name, hand in HANDS.items()}, "geometry")
-
-
-@torch.inference_mode()
-def measure(options: argparse.Namespace, clusters: dict[str, Tensor], what: str) -> None:
-    """A shipped profile by the pack's own node, from named clusters of pictures [B, 3, 128, 128]."""
-    from conditional_balance.engine.profile import save as save_profile
-    from conditional_balance.hooks.clusters import with_cluster
-    from conditional_balance.nodes.profile import CBProfileSensitivity
+    from conditional_balance.engine.combining import trimmed_mean
 
     if options.rank:
         return
+    painter = world.random_specs(1, torch.Generator().manual_seed(options.seed + 3), ("poster",))
+    series = []
+    for number in range(5):
+        posed = world.random_specs(4, torch.Generator().manual_seed(options.seed + 20 + number))
+        first = torch.zeros(4, dtype=torch.long)
+        scenes = replace(posed, subject=posed.subject[first], background=posed.background[first])
+        painted = scenes.in_style_of(painter[first])
+        series.append(measured({name: world.render(painted, hand=hand)[0] for name, hand in HANDS.items()}, "geometry"))
+    shipped(trimmed_mean(series))
+
+
+@torch.inference_mode()
+def measured(clusters: dict[str, Tensor], what: str) -> SensitivityProfile:
+    """The shipped UNet's profile by the pack's own node, from named clusters of pictures [B, 3, 128, 128]."""
+    from conditional_balance.hooks.clusters import with_cluster
+    from conditional_balance.nodes.profile import CBProfileSensitivity
+
     model, clip, vae = models.load_unet(), models.load_clip(), models.load_vae()
     chained = ()
     for name, pictures in clusters.items():
@@ -667,8 +679,16 @@ def measure(options: argparse.Namespace, clusters: dict[str, Tensor], what: str)
     result = CBProfileSensitivity.execute(
         model, chained, vae, positive, what, 12, "q and k", 0, "from images", world.SIZE, "jensen_shannon", negative
     ).result
-    save_profile(result[0], Path(__file__).parent.parent / "sensitivity_profiles" / f"demo.{what}.safetensors")
     print(result[2], flush=True)
+    return result[0]
+
+
+def shipped(profile: SensitivityProfile) -> None:
+    """Put a profile among the pack's own."""
+    from conditional_balance.engine.profile import save as save_profile
+
+    name = f"demo.{profile.provenance['what']}.safetensors"
+    save_profile(profile, Path(__file__).parent.parent / "sensitivity_profiles" / name)
 
 
 PARTS = {
