@@ -2,15 +2,17 @@
 
 Every triple is an edge map, a prompt for the scene it shows, and a style reference of another scene whose style the
 prompt names. All settings paint the same triples with the same noise and the same style injection; they differ in how
-much of the ControlNet acts. `--grid FILE` paints lambda against kept instead, for the README.
+much of the ControlNet acts. `--chart FILE` plots what comes out. `--grid FILE` only paints lambda against kept, for the
+README.
 """
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,9 @@ from typing import Any
 import comfy.sample
 import numpy as np
 import torch
-from einops import repeat
+from einops import rearrange, repeat
 from kornia.filters import canny
 from nodes import ControlNetApplyAdvanced
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
@@ -42,14 +43,14 @@ from conditional_balance.hooks.style_injection import StyleInjection, inject_sty
 from demo import models, world
 from demo.hands import HANDS
 from demo.judge import style_distance
-from demo.nodes import contact_sheet
 from devtools.bootstrap import ROOT
 
 PROFILES = ROOT / "sensitivity_profiles"
-SWEEP = (0.0, 0.15, 0.3, 0.5, 0.75)
-STRENGTHS = (0.15, 0.3, 0.45, 0.6, 0.8)
-POLICIES = {"paper": SWEEP, "ranked": SWEEP, "ranked soft": SWEEP, "reversed": SWEEP, "strength": STRENGTHS}
+RANKED = (0.2, 0.5, 0.8)  # one, three and four of the demo model's six slots
+POLICIES = {"paper": (0.0, 0.15, 0.5), "ranked": RANKED, "reversed": RANKED, "strength": (0.25, 0.5, 0.75)}
+GATES = ("paper", "ranked", "reversed")
 MEASURES = ("edge F1", "subject", "background", "style distance", "style recognised")
+EDGES, SUBJECT, _, DISTANCE, RECOGNISED = range(len(MEASURES))
 LAMBDAS, KEPT = (0.0, 0.2, 0.43, 0.7, 1.0), (0.0, 0.15, 0.3, 0.5, 1.0)  # of the grid
 LAMBDA = 0.43
 TOLERANCE = 2  # pixels an edge may stray
@@ -71,7 +72,7 @@ class Job:
 
 
 class Scenes:
-    """What one reference meets: its picture, and scenes of other subjects and backgrounds in its style."""
+    """What one reference meets: scenes of other subjects and backgrounds in its style, and their edge maps."""
 
     def __init__(self, index: int, prompts: int, hand: str) -> None:
         dice = torch.Generator().manual_seed(3000 + index)
@@ -81,21 +82,28 @@ class Scenes:
         drawn = drawn[other.nonzero()[:prompts, 0]]
         self.specs = drawn.in_style_of(self.reference[torch.zeros(len(drawn), dtype=torch.long)])
         self.edges = world.contours(world.draw_scene(self.specs, world.SIZE, HANDS[hand]))
+        self.picture = draw(self.reference)
 
 
 def main() -> None:
-    chosen = harness.options(__doc__, references=25, prompts=12, steps=12, workers=2, hand="plain", grid="", rounds=15)
+    chosen = harness.options(
+        __doc__, references=25, prompts=12, steps=10, workers=2, rounds=15, hand="plain", chart="", grid=""
+    )
     torch.set_num_threads(1)
     studio = Studio()
     if chosen.grid:
         grid(studio, chosen, Path(chosen.grid))
         return
+    begun = time.monotonic()
     results = {
         "triples": chosen.references * chosen.prompts, "steps": chosen.steps, "lambda": LAMBDA, "hand": chosen.hand,
         "anchors": anchors(studio, chosen), **compared(studio, chosen),
         "slots": slots(studio, chosen), "step time over plain ControlNet": step_times(studio, chosen),
+        "minutes": round((time.monotonic() - begun) / 60, 1),
     }  # fmt: skip
     harness.report(results, chosen)
+    if chosen.chart:
+        plot(results, Path(chosen.chart))
 
 
 class Studio:
@@ -109,13 +117,16 @@ class Studio:
         self.bank = world.random_specs(600, torch.Generator().manual_seed(77))
         self.bank_style = self.demo.verdict(draw(self.bank)).style
 
+    @functools.cached_property
+    def scenes(self) -> Callable[[int, int, str], Scenes]:
+        return functools.cache(Scenes)
+
     def paint(self, job: Job, scenes: Scenes, share: float = LAMBDA) -> Tensor:
         """Pictures [prompts, 3, 128, 128] of one job."""
-        picture = draw(scenes.reference)
-        prompt = self.demo.conditioning(world.captions(scenes.reference))
-        source = StyleReference(self.demo.encode(picture), prompt)
         model = self.demo.model
         if share > 0:
+            prompt = self.demo.conditioning(world.captions(scenes.reference))
+            source = StyleReference(self.demo.encode(scenes.picture), prompt)
             model = inject_style(model, StyleInjection(RankedGate(self.style, share), source))
         return self.demo.decode(self.sample(model, job, scenes))
 
@@ -140,7 +151,6 @@ class Studio:
         gates = {
             "paper": lambda: PaperSchedule(job.amount),
             "ranked": lambda: RankedSlots(self.geometry, job.amount),
-            "ranked soft": lambda: RankedSlots(self.geometry, job.amount, 0.3),
             "reversed": lambda: RankedSlots(backwards, job.amount),
             "weights": lambda: parse_weights(f"1x{layout_of(unet_of(self.demo.model)).slots} m1"),
         }
@@ -149,7 +159,7 @@ class Studio:
     def measured(self, pictures: Tensor, scenes: Scenes) -> Tensor:
         """Measures [prompts, 5] of pictures that should show `scenes`."""
         seen = self.demo.verdict(pictures)
-        target = self.demo.verdict(self.demo.autoencoded(draw(scenes.reference))).style
+        target = self.demo.verdict(self.demo.autoencoded(scenes.picture)).style
         columns = (
             edge_f1(edges_of(pictures), scenes.edges > 0.5),
             seen.subject == scenes.specs.subject,
@@ -206,7 +216,7 @@ def anchors(studio: Studio, chosen: Any) -> dict[str, Any]:
 
 
 def compared(studio: Studio, chosen: Any) -> dict[str, Any]:
-    """Every setting on every triple, and what the gates give over a weaker control at equal subject recognition."""
+    """Every setting on every triple, and what the gates give over a weaker control that keeps as much content."""
     jobs = list(planned(chosen))
     outcomes: dict[str, list[Tensor]] = {}
     with multiprocessing.get_context("fork").Pool(chosen.workers, share_objects, (studio,)) as pool:
@@ -214,15 +224,16 @@ def compared(studio: Studio, chosen: Any) -> dict[str, Any]:
             outcomes.setdefault(job.name, []).append(outcome)
             if number % chosen.references == 0:
                 print(f"{job.name} done, {number} of {len(jobs)}", flush=True)
-    measured = {name: torch.cat(parts) for name, parts in outcomes.items()}
     if chosen.pictures:
-        for name in ("plain", "paper 0.15", "ranked 0.5", "strength 0.3"):
+        for name in ("plain", "paper 0.15", "ranked 0.5", "strength 0.5"):
             show(studio, next(job for job in jobs if job.name == name), chosen.pictures)
+    measured = {name: torch.stack(parts) for name, parts in outcomes.items()}
     groups = groups_of(chosen)
     return {
-        "settings": {name: row(values, groups) for name, values in measured.items()},
-        "over strength at equal subject recognition": {
-            policy: advantage(measured, policy, chosen) for policy in POLICIES if policy != "strength"
+        "settings": {name: row(values.flatten(0, 1), groups) for name, values in measured.items()},
+        "style gained over a weaker ControlNet": {
+            "at equal subject recognition": gains(measured, SUBJECT),
+            "at equal edge agreement": gains(measured, EDGES),
         },
     }
 
@@ -241,7 +252,7 @@ def share_objects(studio: Studio) -> None:
 
 
 def run(job: Job) -> Tensor:
-    scenes = Scenes(job.index, job.prompts, job.hand)
+    scenes = STUDIO.scenes(job.index, job.prompts, job.hand)
     return STUDIO.measured(STUDIO.paint(job, scenes), scenes)
 
 
@@ -258,53 +269,52 @@ def row(values: Tensor, groups: Tensor) -> dict[str, Any]:
     return {name: described(values[:, column], groups) for column, name in enumerate(MEASURES)}
 
 
-def advantage(measured: dict[str, Tensor], policy: str, chosen: Any) -> dict[str, Any]:
-    """How much nearer a policy comes to the reference's style than a weaker control that keeps as many subjects.
-
-    Mean over subject recognition, where both curves reach, of the difference in style distance (positive = nearer) and
-    in recognised styles; with 95 % intervals over references, 1000 draws.
-    """
-    names = {side: curve(side) for side in (policy, "strength")}
-    tables = {
-        side: torch.stack([measured[name].view(chosen.references, chosen.prompts, -1).mean(1) for name in names[side]])
-        for side in names
-    }
-    dice = np.random.default_rng(0)
-    rows = [np.arange(chosen.references)]
-    rows += [dice.integers(chosen.references, size=chosen.references) for _ in range(1000)]
-    found = np.array([between(tables[policy][:, r].mean(1), tables["strength"][:, r].mean(1)) for r in rows])
-    result = {}
-    for column, name in enumerate(("style distance", "style recognised")):
-        values = found[1:, column][np.isfinite(found[1:, column])]
-        low, high = np.quantile(values, (0.025, 0.975)) if len(values) else (np.nan, np.nan)
-        numbers = {"mean": found[0, column], "low": low, "high": high}
-        result[name] = {key: round(float(value), 4) if np.isfinite(value) else None for key, value in numbers.items()}
-    return result
-
-
 def curve(policy: str) -> list[str]:
-    """Names of a policy's settings from no control to the plain one; kept 0 of the gates still has the middle."""
-    ends = ["no control"] if policy == "strength" else []
-    return [*ends, *(f"{policy} {amount:g}" for amount in POLICIES[policy]), "plain"]
+    """Names of a policy's settings up to the plain control; only strength begins at none, gates keep the middle."""
+    begin = ["no control"] if policy == "strength" else []
+    return [*begin, *(f"{policy} {amount:g}" for amount in POLICIES[policy]), "plain"]
 
 
-def between(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
-    """Mean differences of two curves [settings, measures] over the subject recognition that both span."""
-    subject, distance, recognised = (MEASURES.index(name) for name in ("subject", "style distance", "style recognised"))
-    low = max(float(ours[:, subject].min()), float(theirs[:, subject].min()))
-    high = min(float(ours[:, subject].max()), float(theirs[:, subject].max()))
-    if high <= low:
-        return float("nan"), float("nan")
-    marks = np.linspace(low, high, 33)
-    at = [[_read(side, subject, measure, marks) for measure in (distance, recognised)] for side in (ours, theirs)]
-    return float((at[1][0] - at[0][0]).mean()), float((at[0][1] - at[1][1]).mean())
+def gains(measured: dict[str, Tensor], at_equal: int) -> dict[str, Any]:
+    """Style that each gate gains over turning the strength down, with 95 % intervals: 1000 draws of references.
+
+    `measured` [references, prompts, measures] by setting. Beside each setting, and the mean over each policy's, stands
+    the control of a strength that scores the same in the measure `at_equal`. Positive: the gate is nearer to the
+    reference's style, and shows it more often.
+    """
+    own = [name for policy in GATES for name in curve(policy)[:-1]]
+    gates, strengths = (
+        np.stack([measured[name].mean(1).numpy() for name in names]) for names in (own, curve("strength"))
+    )
+    count = gates.shape[1]
+    draws = [np.arange(count), *np.random.default_rng(0).integers(count, size=(1000, count))]
+    found = np.stack([gained(gates[:, rows].mean(1), strengths[:, rows].mean(1), at_equal) for rows in draws])
+    groups = {name: [place] for place, name in enumerate(own)}
+    groups |= {f"{policy}, mean": [own.index(name) for name in curve(policy)[:-1]] for policy in GATES}
+    return {name: estimates(found[:, places].mean(1)) for name, places in groups.items()}
 
 
-def _read(side: Tensor, subject: int, measure: int, marks: np.ndarray) -> np.ndarray:
-    """A measure at given subject recognition, by straight lines between settings in order of recognition."""
-    x, y = side[:, subject].numpy(), side[:, measure].numpy()
-    order = np.argsort(x, kind="stable")
-    return np.interp(marks, x[order], y[order])
+def gained(gates: np.ndarray, strengths: np.ndarray, at_equal: int) -> np.ndarray:
+    """Nearness and recognition of style [gates, 2] over the curve of strengths, both [settings, measures].
+
+    The curve runs in straight lines between its settings and stays level beyond its ends.
+    """
+    order = np.argsort(strengths[:, at_equal], kind="stable")
+    curve_at = strengths[order]
+
+    def read(measure: int) -> np.ndarray:
+        return np.interp(gates[:, at_equal], curve_at[:, at_equal], curve_at[:, measure])
+
+    return np.stack([read(DISTANCE) - gates[:, DISTANCE], gates[:, RECOGNISED] - read(RECOGNISED)], 1)
+
+
+def estimates(draws: np.ndarray) -> dict[str, Any]:
+    """Of draws [1 + N, 2] whose first is the sample itself."""
+    rows = np.stack([draws[0], *np.quantile(draws[1:], (0.025, 0.975), axis=0)]).round(4).T.tolist()
+    columns = ("style distance", "style recognised")
+    return {
+        name: dict(zip(("mean", "low", "high"), each, strict=True)) for name, each in zip(columns, rows, strict=True)
+    }
 
 
 def slots(studio: Studio, chosen: Any) -> dict[str, Any]:
@@ -336,19 +346,61 @@ def step_times(studio: Studio, chosen: Any) -> dict[str, float]:
     return {"seconds of a plain run": round(statistics.median(times["plain"]), 4), **ratios}
 
 
-def grid(studio: Studio, chosen: Any, path: Path) -> None:
-    """Two dials on one scene: lambda (style) down, kept (structure) across; the reference on top."""
-    scenes = Scenes(chosen.seed, 1, chosen.hand)
-    head = [draw(scenes.reference), repeat(scenes.edges, "b h w -> b 3 h w")]
-    batches, labels = [torch.cat(head)], ["reference, edge map"]
-    for share in LAMBDAS:
-        jobs: Sequence[Job] = [Job("paper", kept, chosen.seed, 1, chosen.steps, chosen.hand) for kept in KEPT]
-        batches.append(torch.cat([studio.paint(job, scenes, share) for job in jobs]))
-        labels.append(f"lambda {share:g}, kept {' '.join(f'{kept:g}' for kept in KEPT)}")
-    table = contact_sheet([batch.movedim(1, -1) for batch in batches], labels)[0]
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Subjects and edges kept against distance to the reference's style, a line a policy; up and left is better."""
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    labels = {"subject": "subject recognised", "edge F1": "edge agreement (F1)"}
+    for axes, (measure, label) in zip(panels, labels.items(), strict=True):
+        for policy in POLICIES:
+            points = [results["settings"][name] for name in curve(policy)]
+            x, y = ([point[key]["mean"] for point in points] for key in ("style distance", measure))
+            axes.plot(x, y, marker="o", label=policy, linewidth=1 if policy == "reversed" else 2)
+        for name in ("no control", "plain"):
+            point = results["settings"][name]
+            place = point["style distance"]["mean"], point[measure]["mean"]
+            axes.annotate(name, place, (6, 6), textcoords="offset points")
+        axes.set(xlabel="style distance to the reference", ylabel=label)
+    panels[0].legend(title="how structure is reduced")
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray((255 * table).round().byte().numpy()).save(path)
+    figure.savefig(path, dpi=130)
+
+
+def grid(studio: Studio, chosen: Any, path: Path) -> None:
+    """Two dials on one scene: lambda (style) down, kept (structure) across, beside what both come from."""
+    scenes = Scenes(chosen.seed, 1, chosen.hand)
+    jobs: Sequence[Job] = [Job("paper", kept, chosen.seed, 1, chosen.steps, chosen.hand) for kept in KEPT]
+    table = torch.stack([torch.cat([studio.paint(job, scenes, share) for job in jobs]) for share in LAMBDAS])
+    given = {"style reference": scenes.picture[0], "edge map": repeat(scenes.edges[0], "h w -> 3 h w")}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dials(table, given, world.captions(scenes.specs)[0], path)
     print(path)
+
+
+def dials(table: Tensor, given: dict[str, Tensor], prompt: str, path: Path) -> None:
+    """A figure of pictures [LAMBDAS, KEPT, 3, H, W] with their two dials, and of the pictures `given` [3, H, W]."""
+    from matplotlib import pyplot
+
+    pyplot.rcParams["font.size"] = 13
+    figure = pyplot.figure(figsize=(11, 8.8), layout="constrained")
+    places = figure.add_gridspec(2, 2, width_ratios=(1, 3.6))
+    for place, (name, picture) in enumerate(given.items()):
+        axes = figure.add_subplot(places[place, 0])
+        axes.imshow(picture.movedim(0, -1).clamp(0, 1).numpy())
+        axes.set(title=name, xticks=(), yticks=())
+    axes = figure.add_subplot(places[:, 1])
+    gap = functional.pad(table.clamp(0, 1), (2, 2, 2, 2), value=1.0)
+    axes.imshow(rearrange(gap, "row column c h w -> (row h) (column w) c").numpy())
+    side = gap.shape[-1]
+    axes.set_xticks([(at + 0.5) * side for at in range(len(KEPT))], [f"{kept:g}" for kept in KEPT])
+    axes.set_yticks([(at + 0.5) * side for at in range(len(LAMBDAS))], [f"{share:g}" for share in LAMBDAS])
+    axes.set(
+        title=prompt, xlabel="kept: share of the schedule under all edges", ylabel="lambda: share of styled layers"
+    )
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.savefig(path, dpi=100)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from torch.nn import functional
 Warp = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # x, y and phases [B, 6, 1, 1] of each picture's own
 Bend = Callable[[Tensor], Tensor]
 
-COARSE = 16  # cells across the picture of the angular hand, and half windows of the rounded one
+COARSE = 8  # cells across the picture of the angular hand
+MELT = 12  # half windows of the rounded hand across the picture
 
 
 def steady(x: Tensor, y: Tensor, phase: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,7 +38,7 @@ class Hand(NamedTuple):
 
 
 def wobbly(x: Tensor, y: Tensor, phase: Tensor) -> tuple[Tensor, Tensor]:
-    return x + 0.05 * torch.sin(8 * y + phase[:, 0]), y + 0.05 * torch.sin(8 * x + phase[:, 1])
+    return x + 0.08 * torch.sin(14 * y + phase[:, 0]), y + 0.08 * torch.sin(14 * x + phase[:, 1])
 
 
 def zigzag(t: Tensor) -> Tensor:
@@ -46,26 +47,26 @@ def zigzag(t: Tensor) -> Tensor:
 
 
 def jagged(x: Tensor, y: Tensor, phase: Tensor) -> tuple[Tensor, Tensor]:
-    return x + 0.035 * zigzag(3.5 * y + phase[:, 0]), y + 0.035 * zigzag(3.5 * x + phase[:, 1])
+    return x + 0.07 * zigzag(4 * y + phase[:, 0]), y + 0.07 * zigzag(4 * x + phase[:, 1])
 
 
 def fragmented(x: Tensor, y: Tensor, phase: Tensor) -> tuple[Tensor, Tensor]:
-    """Panes of a broken glass, each shifted a little."""
+    """Panes of a broken glass, each shifted."""
     column, row = (2.5 * x + 0.6 * y).floor(), (2.5 * y - 0.6 * x).floor()
     shift = torch.sin(12.9 * column + 78.2 * row + phase[:, 0]), torch.sin(39.3 * column + 11.1 * row + phase[:, 1])
-    return x + 0.08 * shift[0], y + 0.08 * shift[1]
+    return x + 0.16 * shift[0], y + 0.16 * shift[1]
 
 
 def slanted(x: Tensor, y: Tensor, phase: Tensor) -> tuple[Tensor, Tensor]:
-    return x + 0.35 * y, y
+    return x + 0.7 * y, y
 
 
 def stretched(x: Tensor, y: Tensor, phase: Tensor) -> tuple[Tensor, Tensor]:
-    return 1.3 * x, 0.8 * y
+    return 1.8 * x, 0.7 * y
 
 
 def swirling(x: Tensor, y: Tensor, phase: Tensor) -> tuple[Tensor, Tensor]:
-    angle = 0.4 * torch.cos(4 * torch.hypot(x, y) + phase[:, 0])
+    angle = 0.8 * torch.cos(6 * torch.hypot(x, y) + phase[:, 0])
     return x * angle.cos() - y * angle.sin(), x * angle.sin() + y * angle.cos()
 
 
@@ -77,7 +78,7 @@ def angular(distance: Tensor) -> Tensor:
 
 def rounded(distance: Tensor) -> Tensor:
     """Averaged over a window: corners melt, thin parts vanish."""
-    reach = max(distance.shape[-1] // COARSE, 1)
+    reach = max(distance.shape[-1] // MELT, 1)
     smooth = functional.pad(distance[:, None], [2 * reach] * 4, mode="replicate")
     for _ in range(2):
         smooth = functional.avg_pool2d(smooth, 2 * reach + 1, 1)
@@ -86,7 +87,7 @@ def rounded(distance: Tensor) -> Tensor:
 
 def doubled(edge: Tensor) -> Tensor:
     """Every contour drawn twice, side by side."""
-    return (edge - 0.05).abs()
+    return (edge - 0.09).abs()
 
 
 PLAIN = Hand()

@@ -87,13 +87,19 @@ def new_unet(device: str | torch.device, dtype: torch.dtype = torch.float32) -> 
 def new_control_net(
     device: str | torch.device, dtype: torch.dtype = torch.float32, unet: UNetModel | None = None
 ) -> ControlNet:
-    """A ControlNet that does nothing yet, its encoder the UNet's own where one is given (arXiv 2302.05543, 3.1)."""
+    """A ControlNet that does nothing yet, its encoder the UNet's own where one is given (arXiv 2302.05543, 3.1).
+
+    The hint's convolutions start at unit gain, and none of them at zero: the outermost zero convolutions are enough to
+    change nothing at first, and edges that arrive at full size are learnt from at once.
+    """
     net = ControlNet(**CONTROL_CONFIG, dtype=dtype, device=device, operations=comfy.ops.disable_weight_init)
     initialise(net)
     if unet is not None:
         shared = net.state_dict().keys() & unet.state_dict().keys()
         net.load_state_dict({name: unet.state_dict()[name] for name in shared}, strict=False)
-    for module in (net.zero_convs, net.middle_block_out, net.input_hint_block[-1]):
+    for weight in net.input_hint_block.parameters():
+        nn.init.kaiming_normal_(weight, nonlinearity="relu") if weight.ndim > 1 else nn.init.zeros_(weight)
+    for module in (net.zero_convs, net.middle_block_out):
         for weight in module.parameters():
             nn.init.zeros_(weight)
     return net

@@ -19,8 +19,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import Upsample
@@ -36,6 +37,9 @@ from demo.autoencoder import SHRINK, Autoencoder
 from demo.hands import HANDS
 from demo.judge import Judge
 from demo.muon import Muon
+
+if TYPE_CHECKING:
+    from conditional_balance.engine.profile import SensitivityProfile
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -429,9 +433,9 @@ def diptychs(pool: Pool, count: int) -> tuple[Tensor, Tensor, Tensor]:
 SUBJECT_ROLES = [world.SLOTS.index(name) for name in ("body", "detail")]
 
 
-def noised(latents: Tensor, alphas: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def noised(latents: Tensor, alphas: Tensor, dtype: torch.dtype, lean: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """Latents with noise, their time indices, and what to predict: v = alpha * noise - sigma * clean."""
-    time_index = even_times(len(latents), latents.device)
+    time_index = drawn_times(len(latents), latents.device, lean)
     alpha, sigma = (share[time_index][:, None, None, None] for share in (alphas, (1 - alphas**2).sqrt()))
     clean = latents.float()
     noise = torch.randn_like(clean)
@@ -458,10 +462,14 @@ def structure_head(unet: nn.Module, options: argparse.Namespace) -> tuple[nn.Mod
     return head.to(options.device, options.dtype), features
 
 
-def even_times(count: int, device: str | torch.device) -> Tensor:
-    """`count` time indices, one from each equal part of the schedule: less chance in every step's loss."""
+def drawn_times(count: int, device: str | torch.device, lean: float = 1.0) -> Tensor:
+    """`count` time indices, one from each equal part of the schedule: less chance in every step's loss.
+
+    Their density grows as time^(lean - 1), toward the noisy end.
+    """
     parts = (torch.arange(count, device=device) + torch.rand(1, device=device)) / count
-    return (1000 * parts).long()[torch.randperm(count, device=device)]
+    times = (1000 * parts ** (1 / lean)).long().clamp(max=999)  # a part that rounds up to 1 has no index
+    return times[torch.randperm(count, device=device)]
 
 
 def plain_attention(func: object, q: Tensor, k: Tensor, v: Tensor, heads: int, *_: object, **__: object) -> Tensor:
@@ -560,7 +568,11 @@ def size_embedding(device: str) -> Tensor:
 
 
 def train_controlnet(options: argparse.Namespace) -> None:
-    """A ControlNet on the scenes' true contours, beside a frozen UNet with the UNet's own loss (arXiv 2302.05543)."""
+    """A ControlNet on the scenes' true contours, beside a frozen UNet with the UNet's own loss (arXiv 2302.05543).
+
+    Time is drawn twice as densely at the noisy end as in the middle, since layout is decided there. Muon goes
+    twice as fast as for the UNet: what starts at zero has far to go.
+    """
     path = options.out / "controlnet.safetensors"
     unet, text, word_rows = frozen_models(options)
     control = models.new_control_net(options.device, unet=unet)
@@ -570,24 +582,27 @@ def train_controlnet(options: argparse.Namespace) -> None:
     control.to(options.dtype, memory_format=torch.channels_last)
     pool = encoded_pool(options, load_autoencoder(options))
     maps = contour_pool(pool.specs)
-    trainer = Trainer(control, rate=options.rate, muon_rate=10 * options.rate)
+    trainer = Trainer(control, rate=options.rate, muon_rate=20 * options.rate)
     sizes, alphas = size_embedding(options.device), signal_shares().to(options.device)
     attention = attention_options(options.device)
 
     for progress, speak in steps(options, options.batch * options.processes, 3e5, "controlnet"):
         rows = torch.randint(len(pool.latents), (options.batch,), device=options.device)
-        noisy, time_index, target = noised(pool.latents[rows], alphas, options.dtype)
+        noisy, time_index, target = noised(pool.latents[rows], alphas, options.dtype, lean=2.0)
         hint = (maps[rows, None].to(options.dtype) / 255).expand(-1, 3, -1, -1)
         with torch.no_grad():
             context, _, pooled, _ = text(word_rows[caption_rows(pool.specs[rows])], dtype=options.dtype)
         y = torch.cat([pooled, sizes.expand(len(pooled), -1).to(pooled.dtype)], 1)
+        inputs = {"x": noisy, "timesteps": time_index, "context": context, "y": y}
         with OutOfPlace():
-            residuals = control(noisy, hint, time_index, context, y=y)
-            predicted = unet(noisy, time_index, context, y=y, control=residuals, transformer_options=attention)
+            residuals = control(hint=hint, **inputs)
+            predicted = unet(control=residuals, transformer_options=attention, **inputs)
         error = (predicted.float() - target).square().mean(1)
         trainer.step(subject_weighted(error, pool.coverage[rows].float()), progress)
         if speak:
-            print(f"loss {error.mean().item():.4f}", flush=True)
+            with torch.no_grad():
+                alone = (unet(transformer_options=attention, **inputs).float() - target).square().mean()
+            print(f"loss {error.mean().item():.4f}, {alone.item():.4f} without control", flush=True)
         if trainer.count % 500 == 0 and options.rank == 0:
             with trainer.averaged():
                 save(control.state_dict(), path)
@@ -625,29 +640,37 @@ def measure_profile(options: argparse.Namespace) -> None:
     for number in range(12):
         painted = scenes.in_style_of(styles[torch.full((5,), number)])
         clusters[f"{world.FAMILY_NAMES[int(painted.family[0, 0])]} {number + 1}"] = world.render(painted)[0]
-    measure(options, clusters, "style")
+    if not options.rank:
+        shipped(measured(clusters, "style"))
 
 
 def measure_geometry(options: argparse.Namespace) -> None:
-    """The UNet's profile of geometry: ten hands drawing the same six scenes, all in one flat outlined style.
+    """The UNet's profile of geometry: the trimmed mean of five series, each of ten hands drawing one scene.
 
-    As the paper's geometry series, which fixes the words (line art) and varies the edges.
+    As the paper's (conditional-balance.md 1.6): a series shows one subject in one place, posed anew, in one flat
+    outlined style, so that its pictures differ in the hand more than in what they show; series differ in the subject.
     """
-    scenes = world.random_specs(6, torch.Generator().manual_seed(options.seed + 2))
-    painter = world.random_specs(1, torch.Generator().manual_seed(options.seed + 3), ("poster",))
-    painted = scenes.in_style_of(painter[torch.zeros(6, dtype=torch.long)])
-    measure(options, {name: world.render(painted, hand=hand)[0] for name, hand in HANDS.items()}, "geometry")
-
-
-@torch.inference_mode()
-def measure(options: argparse.Namespace, clusters: dict[str, Tensor], what: str) -> None:
-    """A shipped profile by the pack's own node, from named clusters of pictures [B, 3, 128, 128]."""
-    from conditional_balance.engine.profile import save as save_profile
-    from conditional_balance.hooks.clusters import with_cluster
-    from conditional_balance.nodes.profile import CBProfileSensitivity
+    from conditional_balance.engine.combining import trimmed_mean
 
     if options.rank:
         return
+    painter = world.random_specs(1, torch.Generator().manual_seed(options.seed + 3), ("poster",))
+    series = []
+    for number in range(5):
+        posed = world.random_specs(4, torch.Generator().manual_seed(options.seed + 20 + number))
+        first = torch.zeros(4, dtype=torch.long)
+        scenes = replace(posed, subject=posed.subject[first], background=posed.background[first])
+        painted = scenes.in_style_of(painter[first])
+        series.append(measured({name: world.render(painted, hand=hand)[0] for name, hand in HANDS.items()}, "geometry"))
+    shipped(trimmed_mean(series))
+
+
+@torch.inference_mode()
+def measured(clusters: dict[str, Tensor], what: str) -> SensitivityProfile:
+    """The shipped UNet's profile by the pack's own node, from named clusters of pictures [B, 3, 128, 128]."""
+    from conditional_balance.hooks.clusters import with_cluster
+    from conditional_balance.nodes.profile import CBProfileSensitivity
+
     model, clip, vae = models.load_unet(), models.load_clip(), models.load_vae()
     chained = ()
     for name, pictures in clusters.items():
@@ -656,8 +679,16 @@ def measure(options: argparse.Namespace, clusters: dict[str, Tensor], what: str)
     result = CBProfileSensitivity.execute(
         model, chained, vae, positive, what, 12, "q and k", 0, "from images", world.SIZE, "jensen_shannon", negative
     ).result
-    save_profile(result[0], Path(__file__).parent.parent / "sensitivity_profiles" / f"demo.{what}.safetensors")
     print(result[2], flush=True)
+    return result[0]
+
+
+def shipped(profile: SensitivityProfile) -> None:
+    """Put a profile among the pack's own."""
+    from conditional_balance.engine.profile import save as save_profile
+
+    name = f"demo.{profile.provenance['what']}.safetensors"
+    save_profile(profile, Path(__file__).parent.parent / "sensitivity_profiles" / name)
 
 
 PARTS = {

@@ -260,7 +260,7 @@ def structure_demo(sheet: Sheet) -> None:
     positive = sheet.add("CBPromptBatch", clip=(model, 1), prompts=(scenes, 2))
     negative = sheet.add("CLIPTextEncode", "Negative", clip=(model, 1), text="")
     canvas = sheet.add("EmptyLatentImage", width=128, height=128, batch_size=4)
-    controls = {"whole ControlNet": (control, 0)}
+    controls = {"plain control": (control, 0)}
     for kept in (0.5, 0.15, 0.0):
         controls[f"kept {kept:g}"] = (sheet.add("CBGateControlNet", control_net=(control, 0), kept=kept), 0)
     sheet.next_column()

@@ -199,6 +199,25 @@ def _same_tokens(context: Any, made: Any) -> tuple[Any, Any]:
     return context.repeat(1, tokens // context.shape[1], 1), made.repeat(1, tokens // made.shape[1], 1)
 
 
+def with_free_first_row(call: ModelCall) -> ModelCall:
+    """The call without control on the first picture of every chunk, the reference, as in the official code."""
+    if call.control is None:
+        return call
+    control = {
+        name: [_with_free_first_row(residual, call) for residual in slots] for name, slots in call.control.items()
+    }
+    return replace(call, control=control)
+
+
+def _with_free_first_row(residual: torch.Tensor | None, call: ModelCall) -> torch.Tensor | None:
+    if residual is None:
+        return None
+    residual = residual.expand(call.x.shape[0], *residual.shape[1:])
+    chunks = rearrange(residual, "(chunk row) ... -> chunk row ...", chunk=call.chunks)
+    freed = torch.cat((torch.zeros_like(chunks[:, :1]), chunks[:, 1:]), dim=1)
+    return rearrange(freed, "chunk row ... -> (chunk row) ...")
+
+
 def _without_control(call: ModelCall) -> dict[str, list[torch.Tensor | None]] | None:
     if call.control is None:
         return None

@@ -28,6 +28,7 @@ from .reference import (
     counting_hidden_rows,
     positive_place,
     prepare,
+    with_free_first_row,
     with_hidden_rows,
     without_hidden_rows,
 )
@@ -142,7 +143,8 @@ class _Run:
         call = ModelCall.of(*args, **kwargs)
         pictures = call.options.get(PICTURES, call.rows)
         if self.hidden is None:
-            return self._with_styles(call, styles, _first_row(call.chunks, pictures)).run(executor)
+            rows = _first_row(call.chunks, pictures)
+            return self._with_styles(with_free_first_row(call), styles, rows).run(executor)
         rows = Rows(call.chunks, 0, pictures, call.rows)
         call = with_hidden_rows(call, self.hidden, executor.class_obj, positive)
         call = replace(call, options={**call.options, PICTURES: pictures})

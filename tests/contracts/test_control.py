@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
 from collections.abc import Callable
 from functools import cache
@@ -58,6 +59,66 @@ def control_lora(kind: str) -> Any:
     own = ("input_hint_block", "zero_convs", "middle_block_out")
     weights = tiny_controlnet(kind).control_model.state_dict()
     return comfy.controlnet.ControlLora({name: value for name, value in weights.items() if name.startswith(own)})
+
+
+def union(kind: str) -> Any:
+    """A union ControlNet told what its hint is. Core fixes the width of its layers at SDXL's; here they are tiny."""
+    cldm = comfy.cldm.cldm
+    config = {**model(kind).model.model_config.unet_config, "dtype": torch.float32}
+    for name in ("out_channels", "transformer_depth_output", "disable_unet_model_creation"):
+        config.pop(name, None)
+    with torch.inference_mode():
+        net = cldm.ControlNet(
+            hint_channels=3,
+            operations=comfy.ops.manual_cast,
+            device="cpu",
+            union_controlnet_num_control_type=6,
+            **config,
+        )
+        width = config["model_channels"]
+        net.task_embedding = torch.nn.Parameter(torch.empty(6, width))
+        net.transformer_layes = torch.nn.Sequential(
+            cldm.ResBlockUnionControlnet(width, 2, operations=comfy.ops.manual_cast)
+        )
+        net.spatial_ch_projs = comfy.ops.manual_cast.Linear(width, width)
+        _fill(net, 11)
+    control = comfy.controlnet.ControlNet(net, load_device=torch.device("cpu"))
+    control.set_extra_arg("control_type", [3])
+    return control
+
+
+class _Advanced(comfy.controlnet.ControlNet):
+    """As another pack's extended ControlNet: methods replaced on the instance, settings and a copy of its own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sub_idxs, self.latent_strength = None, 0.8
+        self.control_merge, self.pre_run = self.merge_by_latent, self.pre_run_advanced
+        self.ready = False
+
+    def pre_run_advanced(self, model: Any, percent_to_timestep_function: Callable[[float], float]) -> None:
+        comfy.controlnet.ControlNet.pre_run(self, model, percent_to_timestep_function)
+        self.ready = True
+
+    def merge_by_latent(self, control: Any, before: Any, output_dtype: Any) -> Any:
+        assert self.ready
+        weighed = {part: [self.latent_strength * one for one in slots] for part, slots in control.items()}
+        return comfy.controlnet.ControlBase.control_merge(self, weighed, before, output_dtype)
+
+    def cleanup(self) -> None:
+        self.ready = False
+        super().cleanup()
+
+    def copy(self) -> _Advanced:
+        copied = _Advanced(None, load_device=self.load_device)
+        copied.control_model, copied.control_model_wrapped = self.control_model, self.control_model_wrapped
+        copied.sub_idxs, copied.latent_strength = self.sub_idxs, self.latent_strength
+        self.copy_to(copied)
+        return copied
+
+
+def advanced(kind: str) -> Any:
+    return _Advanced(tiny_controlnet(kind).control_model, load_device=torch.device("cpu"))
 
 
 def everything(kind: str) -> str:
@@ -123,6 +184,8 @@ CONTROLS: dict[str, Callable[[str], Any]] = {
     "ControlNet": tiny_controlnet,
     "Control-LoRA": control_lora,
     "T2I adapter": adapter,
+    "union ControlNet": union,
+    "another pack's": advanced,
 }
 
 
@@ -253,8 +316,9 @@ def test_earlier_and_later_controls_of_a_chain_are_never_gated(kind: str, order:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_chain_of_open_gates_is_the_plain_chain(kind: str) -> None:
-    of, controls = model(kind), [tiny_controlnet(kind), adapter(kind), tiny_controlnet(kind)]
+@pytest.mark.parametrize("names", list(itertools.permutations(("ControlNet", "T2I adapter", "another pack's"))))
+def test_a_chain_of_open_gates_is_the_plain_chain_in_any_order(kind: str, names: tuple[str, ...]) -> None:
+    of, controls = model(kind), [CONTROLS[name](kind) for name in names]
     plain = controlled(of, *controls)
     for gated in ([0], [1], [2], [0, 1, 2]):
         chain = [weighed(c, everything(kind)) if n in gated else c for n, c in enumerate(controls)]
@@ -313,7 +377,20 @@ def test_a_union_type_reaches_the_wrapped_control() -> None:
     assert isinstance(chosen, GatedControl)
     assert chosen.inner.extra_args == {"control_type": [3]} and control.inner.extra_args == {}
     assert chosen.copy().inner.extra_args == {"control_type": [3]}
-    assert torch.equal(controlled(model("sdxl"), chosen), controlled(model("sdxl"), tiny_controlnet("sdxl")))
+    real = weighed(union("sdxl"), everything("sdxl"))
+    other = SetUnionControlNetType.execute(real, "depth").args[0]
+    assert differ(controlled(model("sdxl"), real), controlled(model("sdxl"), other))
+
+
+def test_another_packs_settings_are_reached_and_survive_copies() -> None:
+    of, plain = model("sd15"), advanced("sd15")
+    gated = weighed(plain, everything("sd15"))
+    gated.latent_strength, gated.sub_idxs = 0.3, [0, 1]
+    copied = gated.copy()
+    assert copied.sub_idxs == [0, 1] and hasattr(copied, "latent_strength") and "sub_idxs" not in vars(copied)
+    assert plain.latent_strength == 0.8
+    plain.latent_strength = 0.3
+    assert torch.equal(controlled(of, copied), controlled(of, plain))
 
 
 def test_settings_are_read_and_written_through_the_gate() -> None:
@@ -461,7 +538,7 @@ def test_low_precision(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_style_reference_gets_no_control_whatever_the_gate(kind: str) -> None:
+def test_a_hidden_style_reference_gets_no_control_whatever_the_gate(kind: str) -> None:
     """Its rows come out as without any control; the pictures' rows feel the gate."""
     of, source, checked = model(kind).clone(), hidden(model(kind)), []
 
@@ -482,6 +559,17 @@ def test_the_style_reference_gets_no_control_whatever_the_gate(kind: str) -> Non
     gated, _ = gate_control(tiny_controlnet(kind), PaperSchedule(0.5))
     controlled(injected, gated, steps=3)
     assert len(checked) == 3
+
+
+def test_a_first_row_that_gives_style_gets_no_control() -> None:
+    """It comes out as without any control while the others feel it; with no style taken it does too."""
+    of, control = model("sd15"), weighed(tiny_controlnet("sd15"), "0.5x12 m1")
+    injected = styled(of, "o")
+    found, plain = controlled(injected, control, batch=3), run(injected, batch=3)
+    assert torch.equal(found[0], plain[0])
+    assert differ(found[1:], plain[1:])
+    assert differ(controlled(of, control, batch=3)[0], plain[0])
+    assert torch.equal(controlled(styled(of, "o", strength=0.0), control, batch=3), controlled(of, control, batch=3))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,13 +1,16 @@
-"""The structure benchmark's own arithmetic: edge agreement and the comparison of two curves."""
+"""The structure benchmark's own arithmetic: edge agreement and the comparison with a weaker ControlNet."""
 
 from __future__ import annotations
 
-import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from benchmarks.structure import TOLERANCE, between, edge_f1
+from benchmarks import structure
+from benchmarks.structure import TOLERANCE, edge_f1
 from demo import world
 
 
@@ -33,15 +36,47 @@ def test_a_scene_agrees_with_its_own_edges_better_than_with_anothers() -> None:
     assert float(edge_f1(edges, edges.roll(1, 0)).mean()) < 0.6
 
 
-def curve(subject: list[float], distance: list[float], recognised: list[float]) -> torch.Tensor:
-    flat = torch.zeros(len(subject))
-    return torch.stack([flat, torch.tensor(subject), flat, torch.tensor(distance), torch.tensor(recognised)], 1)
+def setting(subject: float, distance: float, recognised: float, references: int = 4) -> torch.Tensor:
+    """The same measures for every triple, [references, 3, 5]."""
+    return torch.tensor([0.0, subject, 0.0, distance, recognised]).expand(references, 3, 5)
 
 
-def test_curves_are_compared_at_equal_subject_recognition() -> None:
-    theirs = curve([0.2, 0.6, 1.0], [0.3, 0.4, 0.5], [0.8, 0.6, 0.4])
-    ours = curve([0.5, 0.9], [0.3, 0.4], [0.75, 0.55])
-    nearer, more = between(ours, theirs)
-    assert nearer == pytest.approx(0.075, abs=1e-6) and more == pytest.approx(0.1, abs=1e-6)
-    assert between(theirs, theirs) == pytest.approx((0, 0))
-    assert all(math.isnan(value) for value in between(curve([0.1, 0.15], [0, 0], [0, 0]), theirs))
+def measured(**changed: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Strength keeps subject and style at odds along a straight line; every gate lies on it unless changed."""
+    names = {name for policy in structure.POLICIES for name in structure.curve(policy)}
+    strengths = {name: place for place, name in enumerate(structure.curve("strength"))}
+    shares = {name: strengths.get(name, 2) / 4 for name in names}
+    line = {name: setting(share, 0.3 + 0.2 * share, 0.8 - 0.4 * share) for name, share in shares.items()}
+    return {**line, **changed}
+
+
+def test_a_gate_is_compared_with_the_strength_that_keeps_as_many_subjects() -> None:
+    found = structure.gains(measured(**{"paper 0.5": setting(0.6, 0.32, 0.66)}), structure.SUBJECT)
+    level = {"mean": 0.0, "low": 0.0, "high": 0.0}
+    nearer, more = (found["paper 0.5"][name] for name in ("style distance", "style recognised"))
+    assert nearer == pytest.approx({"mean": 0.1, "low": 0.1, "high": 0.1}, abs=1e-4)  # 0.42 by strength
+    assert more == pytest.approx({"mean": 0.1, "low": 0.1, "high": 0.1}, abs=1e-4)  # 0.56 by strength
+    assert found["ranked 0.5"]["style distance"] == pytest.approx(level, abs=1e-4)
+    assert found["paper, mean"]["style distance"]["mean"] == pytest.approx(0.1 / 3, abs=1e-4)
+
+
+def test_intervals_come_from_references() -> None:
+    spread = torch.cat([setting(0.5, distance, 0.6, 10) for distance in (0.3, 0.5)])
+    constant = {name: setting(*values[0, 0, [1, 3, 4]].tolist(), 20) for name, values in measured().items()}
+    found = structure.gains({**constant, "paper 0": spread}, structure.SUBJECT)["paper 0"]["style distance"]
+    assert found["mean"] == pytest.approx(0, abs=1e-4)
+    assert -0.06 < found["low"] < -0.02 and 0.02 < found["high"] < 0.06  # two standard errors: 0.045
+
+
+def test_beyond_its_ends_the_curve_of_strengths_stays_level() -> None:
+    strengths = np.array([[0, 0.2, 0, 0.3, 0.8], [0, 0.9, 0, 0.5, 0.4]])
+    gates = np.array([[0, 0.1, 0, 0.3, 0.8], [0, 1.0, 0, 0.4, 0.4]])
+    found = structure.gained(gates, strengths, structure.SUBJECT)
+    np.testing.assert_allclose(found, [[0, 0], [0.1, 0]], atol=1e-9)
+
+
+def test_the_dials_are_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    table = torch.rand(len(structure.LAMBDAS), len(structure.KEPT), 3, 16, 16)
+    structure.dials(table, {"style reference": table[0, 0], "edge map": table[0, 1]}, "a fish", tmp_path / "grid.png")
+    assert Image.open(tmp_path / "grid.png").size == (1100, 880)
