@@ -30,7 +30,7 @@ from conditional_balance.hooks.blend import PAPER, X0, Blend, blend_reference
 from demo import world
 
 WINDOWS = "0.22-0.48, 0.48-0.68, 0.68-0.9"
-STRENGTHS = (0.4, 0.55, 0.7, 0.85)  # of img2img
+STRENGTHS = (0.55, 0.7, 0.85)  # of img2img
 KEPT = 0.8  # denoise of the picture whose subject is kept
 
 
@@ -53,21 +53,28 @@ class Way(NamedTuple):
     strength: float = KEPT
     mode: str = X0
     attribution: AttributionSettings | None = None
+    against: bool = True  # is the place's word known?
 
 
 def ways() -> Iterator[Way]:
     for strength in STRENGTHS:
         yield Way(f"img2img of the reference, {strength:g}", "img2img", strength)
     yield Way("inpainting with the true mask", "inpaint", 1.0)
-    for method in ("attention", "value_norm", "jvp", "grad_sam"):
-        yield Way(f"blend x0, {method}", "blend", attribution=AttributionSettings(method))
-    yield Way("blend x0, jvp, propagated", "blend", attribution=AttributionSettings("jvp", propagation=1))
-    yield Way("blend paper, jvp", "blend", mode=PAPER, attribution=AttributionSettings("jvp"))
-    yield Way("blend paper, grad_sam", "blend", mode=PAPER, attribution=AttributionSettings("grad_sam"))
+    yield Way(
+        "blend x0, attention alone (DAAM's rule)", "blend", KEPT, X0, AttributionSettings("attention", "all"), False
+    )
+    found, paper = (
+        AttributionSettings("value_norm", propagation=2),
+        AttributionSettings("grad_sam", "o2-3", propagation=2),
+    )
+    yield Way("blend x0, value_norm", "blend", attribution=found)
+    yield Way("blend x0, grad_sam", "blend", attribution=paper)
+    yield Way("blend paper, value_norm", "blend", mode=PAPER, attribution=found)
+    yield Way("blend paper, grad_sam", "blend", mode=PAPER, attribution=paper)
 
 
 def main() -> None:
-    chosen = harness.options(__doc__, count=1000, steps=12, only="")  # --only: ways whose name holds this text
+    chosen = harness.options(__doc__, count=1000, steps=10, only="")  # --only: ways whose name holds this text
     demo, pairs = Demo(), drawn(chosen)
     latents = demo.encode(pairs.kept), demo.encode(pairs.references)
     real = features(demo, pairs.references)
