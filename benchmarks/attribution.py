@@ -14,6 +14,7 @@ import functools
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import comfy.sample
@@ -115,19 +116,24 @@ def _split(specs: world.Specs) -> list[world.Specs]:
 
 
 def alike(demo: Demo, captions: list[str], specs: world.Specs) -> list[Tensor]:
-    """Rows that can share a call: those whose subject has its tokens at the same places."""
-    places: dict[tuple[int, ...], list[int]] = {}
-    for index, (caption, subject) in enumerate(zip(captions, specs.subject.tolist(), strict=True)):
-        (phrase,) = read_subject(demo.clip, caption, world.SUBJECT_NAMES[subject]).phrases
-        places.setdefault(phrase.positions, []).append(index)
+    """Rows that can share a call: those whose subject and place have their tokens at the same places."""
+    places: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+    for index, caption in enumerate(captions):
+        subject = read(demo, caption, specs, index)
+        spots = tuple(phrase.positions for phrase in subject.phrases + subject.surroundings)
+        places.setdefault(spots, []).append(index)
     return [part for group in places.values() for part in torch.tensor(group).split(GROUP)]
 
 
 def subject_of(demo: Demo, captions: list[str], specs: world.Specs) -> Subject:
     """One subject for pictures that each have their own caption."""
-    place = world.PLACES[world.BACKGROUND_NAMES[int(specs.background[0])]].split()[-1]
-    first = read_subject(demo.clip, captions[0], world.SUBJECT_NAMES[int(specs.subject[0])], place)
-    return Subject(demo.conditioning(captions), first.phrases, first.surroundings)
+    return replace(read(demo, captions[0], specs, 0), conditioning=demo.conditioning(captions))
+
+
+def read(demo: Demo, caption: str, specs: world.Specs, index: int) -> Subject:
+    """The subject of one caption against its place's noun."""
+    place = world.PLACES[world.BACKGROUND_NAMES[int(specs.background[index])]].split()[-1]
+    return read_subject(demo.clip, caption, world.SUBJECT_NAMES[int(specs.subject[index])], place)
 
 
 def redraw(demo: Demo, latents: Tensor, captions: list[str], chosen: Any) -> tuple[Tensor, dict[float, Tensor]]:

@@ -59,7 +59,11 @@ def _readers(clip: CLIP) -> dict[str, Callable[[int], str]]:
 
 
 def _positions(
-    clip: CLIP, name: str, readers: dict[str, Callable[[int], str]], prompt: dict[str, list[Token]], field: str = "phrase"
+    clip: CLIP,
+    name: str,
+    readers: dict[str, Callable[[int], str]],
+    prompt: dict[str, list[Token]],
+    field: str = "phrase",
 ) -> tuple[int, ...]:
     """Places of a phrase in the encoded prompt: all encoders' share one row of tokens."""
     phrase = clip.tokenize(name, return_word_ids=True)
