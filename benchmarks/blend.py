@@ -38,6 +38,7 @@ KEPT = 0.8  # denoise of the picture whose subject is kept
 
 
 FOUND = AttributionSettings("value_norm", propagation=2)  # the node's defaults
+MASK = MaskSettings(dilate=1.0)
 
 
 class Pairs(NamedTuple):
@@ -129,7 +130,7 @@ def made(demo: Demo, pairs: Pairs, latents: tuple[Tensor, Tensor], way: Way, cho
         if way.kind == "inpaint":
             noise_mask = functional.max_pool2d(pairs.mask[rows, None], 8)
         if way.kind == "blend":
-            blend = Blend(reference, subject, parse_windows(WINDOWS), way.mode, way.attribution, MaskSettings())
+            blend = Blend(reference, subject, parse_windows(WINDOWS), way.mode, way.attribution, MASK)
             model, start = blend_reference(demo.model, blend)[0], kept
         seed = chosen.seed + int(rows[0])
         out[rows] = sampled_from(demo, model, subject, start, way.strength, chosen.steps, seed, noise_mask)
@@ -161,7 +162,7 @@ def _convincing(
     for number, caption in enumerate(world.captions(pairs.specs)):
         row = slice(number, number + 1)
         subject = subject_of(demo, [caption], pairs.specs[row])
-        blend = Blend(latents[1][row], subject, parse_windows(WINDOWS), attribution=FOUND)
+        blend = Blend(latents[1][row], subject, parse_windows(WINDOWS), attribution=FOUND, mask=MASK)
         model, attribution = blend_reference(demo.model, blend)
         sampled = sampled_from(demo, model, subject, latents[0][row], KEPT, steps, number)
         result = demo.decode(sampled)

@@ -148,7 +148,7 @@ class CBGradSAMBlend(io.ComfyNode):
                     "opens at the paper's three moments. End at 1 for an exact background, earlier for softer seams.",
                 ),
                 *_attribution_inputs(),
-                *_mask_inputs(),
+                *_mask_inputs(dilate=1.0),
                 advanced(
                     io.Float.Input(
                         "smoothing",
@@ -313,7 +313,7 @@ def _attribution_inputs() -> list[io.Input]:
     ]
 
 
-def _mask_inputs() -> list[io.Input]:
+def _mask_inputs(dilate: float = 0.0) -> list[io.Input]:
     """How the map becomes a mask; lengths in cells of the latent, 8 pixels each."""
     return [
         io.Float.Input(
@@ -343,12 +343,12 @@ def _mask_inputs() -> list[io.Input]:
         ),
         io.Float.Input(
             "dilate",
-            default=0.0,
+            default=dilate,
             min=0.0,
             max=32.0,
             step=0.5,
-            tooltip="Grows the mask by so many cells (8 pixels each). 1 keeps the outline whole in a blend that "
-            "cuts it.",
+            tooltip="Grows the mask by so many cells (8 pixels each). 0 for the tightest mask; 1 keeps a blend from "
+            "cutting into the subject.",
         ),
         io.Float.Input(
             "feather",
