@@ -10,8 +10,10 @@ Frechet distance of pooled judge features to as many references needs a thousand
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import comfy.sample
@@ -27,11 +29,16 @@ from conditional_balance.engine.masks import MaskSettings, dilated
 from conditional_balance.engine.windows import parse_windows
 from conditional_balance.hooks.attribution import AttributionSettings
 from conditional_balance.hooks.blend import PAPER, X0, Blend, blend_reference
+from conditional_balance.hooks.subject import Subject
 from demo import world
 
 WINDOWS = "0.22-0.48, 0.48-0.68, 0.68-0.9"
-STRENGTHS = (0.4, 0.55, 0.7, 0.85)  # of img2img
+STRENGTHS = (0.55, 0.7, 0.85)  # of img2img
 KEPT = 0.8  # denoise of the picture whose subject is kept
+
+
+FOUND = AttributionSettings("value_norm", propagation=2)  # the node's defaults
+MASK = MaskSettings(dilate=1.0)
 
 
 class Pairs(NamedTuple):
@@ -53,21 +60,25 @@ class Way(NamedTuple):
     strength: float = KEPT
     mode: str = X0
     attribution: AttributionSettings | None = None
+    against: bool = True  # is the place's word known?
 
 
 def ways() -> Iterator[Way]:
     for strength in STRENGTHS:
         yield Way(f"img2img of the reference, {strength:g}", "img2img", strength)
     yield Way("inpainting with the true mask", "inpaint", 1.0)
-    for method in ("attention", "value_norm", "jvp", "grad_sam"):
-        yield Way(f"blend x0, {method}", "blend", attribution=AttributionSettings(method))
-    yield Way("blend x0, jvp, propagated", "blend", attribution=AttributionSettings("jvp", propagation=1))
-    yield Way("blend paper, jvp", "blend", mode=PAPER, attribution=AttributionSettings("jvp"))
-    yield Way("blend paper, grad_sam", "blend", mode=PAPER, attribution=AttributionSettings("grad_sam"))
+    yield Way(
+        "blend x0, attention alone (DAAM's rule)", "blend", KEPT, X0, AttributionSettings("attention", "all"), False
+    )
+    paper = AttributionSettings("grad_sam", "o2-3", propagation=2)
+    yield Way("blend x0, value_norm", "blend", attribution=FOUND)
+    yield Way("blend x0, grad_sam", "blend", attribution=paper)
+    yield Way("blend paper, value_norm", "blend", mode=PAPER, attribution=FOUND)
+    yield Way("blend paper, grad_sam", "blend", mode=PAPER, attribution=paper)
 
 
 def main() -> None:
-    chosen = harness.options(__doc__, count=1000, steps=12, only="")  # --only: ways whose name holds this text
+    chosen = harness.options(__doc__, count=1000, steps=10, only="")  # --only: ways whose name holds this text
     demo, pairs = Demo(), drawn(chosen)
     latents = demo.encode(pairs.kept), demo.encode(pairs.references)
     real = features(demo, pairs.references)
@@ -78,9 +89,11 @@ def main() -> None:
             found = measured(demo, pairs, pictures) | {"Frechet distance": frechet(features(demo, pictures), real)}
             results["ways"][way.name] = found
             print(way.name, found, flush=True)
-            if chosen.pictures:
+            if chosen.pictures and chosen.count >= 8:
                 shown = torch.cat([pairs.kept[:8], pairs.references[:8], pictures[:8]])
-                harness.sheet(shown, min(8, chosen.count), chosen.pictures / f"{way.name}.png")
+                harness.sheet(shown, 8, chosen.pictures / f"{way.name}.png")
+    if chosen.pictures:
+        figure(demo, pairs, latents, chosen.pictures / "subject_kept.png")
     results["best img2img"] = best_img2img(results["ways"])
     harness.report(results, chosen)
 
@@ -111,18 +124,64 @@ def made(demo: Demo, pairs: Pairs, latents: tuple[Tensor, Tensor], way: Way, cho
     for rows in alike(demo, captions, pairs.specs):
         kept, reference = (part[rows] for part in latents)
         subject = subject_of(demo, [captions[i] for i in rows], pairs.specs[rows])
+        if not way.against:
+            subject = replace(subject, surroundings=())
         model, start, noise_mask = demo.model, reference, None
         if way.kind == "inpaint":
             noise_mask = functional.max_pool2d(pairs.mask[rows, None], 8)
         if way.kind == "blend":
-            blend = Blend(reference, subject, parse_windows(WINDOWS), way.mode, way.attribution, MaskSettings())
+            blend = Blend(reference, subject, parse_windows(WINDOWS), way.mode, way.attribution, MASK)
             model, start = blend_reference(demo.model, blend)[0], kept
-        noise = comfy.sample.prepare_noise(start, chosen.seed + int(rows[0]))
-        out[rows] = comfy.sample.sample(
-            model, noise, chosen.steps, CFG, "euler", "normal", subject.conditioning, demo.conditioning([""]), start,
-            denoise=way.strength, noise_mask=noise_mask, disable_pbar=True, seed=chosen.seed,
-        )  # fmt: skip
+        seed = chosen.seed + int(rows[0])
+        out[rows] = sampled_from(demo, model, subject, start, way.strength, chosen.steps, seed, noise_mask)
     return out
+
+
+def figure(demo: Demo, pairs: Pairs, latents: tuple[Tensor, Tensor], path: Path) -> None:
+    """Subject, reference, mask and result of the first four pairs in which the judge sees what was asked."""
+    from matplotlib import pyplot
+
+    columns = ("the subject's picture", "the reference", "the mask found", "the result")
+    rows = list(itertools.islice(_convincing(demo, pairs, latents), 4))
+    canvas, axes = pyplot.subplots(len(rows), 4, figsize=(8.4, 2.3 * len(rows)), layout="constrained", squeeze=False)
+    for place, title in zip(axes[0], columns, strict=True):
+        place.set_title(title)
+    for line, (caption, pictures) in zip(axes, rows, strict=True):
+        for place, picture in zip(line, pictures, strict=True):
+            place.imshow(picture, cmap="gray", vmin=0, vmax=1)
+            place.set(xticks=[], yticks=[])
+        line[0].set_ylabel(caption.replace(", ", ",\n"), fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    canvas.savefig(path, dpi=130)
+
+
+def _convincing(
+    demo: Demo, pairs: Pairs, latents: tuple[Tensor, Tensor], steps: int = 20
+) -> Iterator[tuple[str, tuple[Tensor, ...]]]:
+    """Captions, with pictures to show, of blends in which the judge sees subject and background."""
+    for number, caption in enumerate(world.captions(pairs.specs)):
+        row = slice(number, number + 1)
+        subject = subject_of(demo, [caption], pairs.specs[row])
+        blend = Blend(latents[1][row], subject, parse_windows(WINDOWS), attribution=FOUND, mask=MASK)
+        model, attribution = blend_reference(demo.model, blend)
+        sampled = sampled_from(demo, model, subject, latents[0][row], KEPT, steps, number)
+        result = demo.decode(sampled)
+        verdict, specs = demo.verdict(result), pairs.specs[row]
+        if verdict.subject == specs.subject and verdict.background == specs.background:
+            mask = attribution.windows[-1].mask[0]
+            drawn = (part[number].movedim(0, -1) for part in (pairs.kept, pairs.references))
+            yield caption, (*drawn, mask, result[0].movedim(0, -1).clamp(0, 1))
+
+
+def sampled_from(
+    demo: Demo, model: Any, subject: Subject, start: Tensor, strength: float, steps: int, seed: int,
+    noise_mask: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """What KSampler makes of latents [B, 8, 16, 16]."""
+    return comfy.sample.sample(
+        model, comfy.sample.prepare_noise(start, seed), steps, CFG, "euler", "normal", subject.conditioning,
+        demo.conditioning([""]), start, denoise=strength, noise_mask=noise_mask, disable_pbar=True, seed=seed,
+    )  # fmt: skip
 
 
 def measured(demo: Demo, pairs: Pairs, pictures: Tensor) -> dict[str, Any]:

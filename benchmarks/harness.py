@@ -48,9 +48,10 @@ def report(results: dict[str, Any], chosen: argparse.Namespace) -> None:
 class Demo:
     """The demo model and its judge; on CPUs in the precision that is fastest there."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype | None = None) -> None:
         torch.set_grad_enabled(False)
-        dtype = models.fast_dtype("cpu") if comfy.model_management.cpu_mode() else None
+        if dtype is None and comfy.model_management.cpu_mode():
+            dtype = models.fast_dtype("cpu")
         self.model, self.clip, self.vae = models.load_unet(dtype=dtype), models.load_clip(), models.load_vae()
         self.judge = judge.load_judge()
         self._prompts: dict[str, tuple[Tensor, Tensor]] = {}

@@ -107,6 +107,17 @@ def propagated(maps: torch.Tensor, q: torch.Tensor, k: torch.Tensor, heads: int,
     return resized(spread, maps.shape[-2:])
 
 
+def contrasted(maps: torch.Tensor, against: torch.Tensor) -> torch.Tensor:
+    """Subjects' maps [S, B, h, w] as shares of what subject and surroundings [A, B, h, w] get together, in [0, 1].
+
+    Without surroundings the maps stay as they are. Where the model looks at both alike the share is a half, so places
+    that draw much attention from every word no longer count (as GoCA, arXiv 2603.06178, divides by all words' maps).
+    """
+    if not len(against):
+        return maps
+    return maps / (maps + against.sum(0)).clamp_min(torch.finfo(torch.float32).tiny)
+
+
 def normalised(maps: torch.Tensor) -> torch.Tensor:
     """[..., h, w] scaled to a mean of 1 over each map, so that maps of several noise levels can be averaged."""
     return maps / maps.mean((-2, -1), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)

@@ -21,8 +21,8 @@ class MaskSettings:
 
     blur: float = 0.7
     rule: str = "mean + c std"
-    amount: float = 0.5
-    dilate: float = 1.0
+    amount: float = 0.8
+    dilate: float = 0.0
     feather: float = 0.0
     invert: bool = False
 

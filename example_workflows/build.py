@@ -354,7 +354,7 @@ def subject_demo(sheet: Sheet) -> None:
     )
     model = sheet.add("CBLoadDemoModel")
     picture = sheet.add("CBDemoPictures", "Reference picture", style="comic", style_seed=4, count=1, scene_seed=3)
-    _keep_subject(sheet, model, picture, "a cat in the city, comic style", "cat", "", 20, 4.0, "demo_")
+    _keep_subject(sheet, model, picture, "a cat in the city, comic style", "cat", "city", "", 20, 4.0, "demo_")
 
 
 def subject_sd15(sheet: Sheet) -> None:
@@ -370,7 +370,8 @@ def subject_sdxl(sheet: Sheet) -> None:
 def _subject_of_checkpoint(sheet: Sheet, name: str, checkpoint: str, side: int, cfg: float) -> None:
     sheet.note(
         f"## Keep the subject, replace the background ({name})\n\n1. Choose your checkpoint.\n2. Load the picture that "
-        "gives the background.\n3. Write the prompt, and in **phrase** its words for the subject.\n4. Press **Run**."
+        "gives the background.\n3. Write the prompt, in **phrase** its words for the subject and in **surroundings** "
+        "those for what lies around it.\n4. Press **Run**."
         "\n\nToo much background inside the mask: raise **amount**. Subject cut off: lower it, or raise **dilate**. "
         "Exact background: end the last window at 1.",
         320,
@@ -382,7 +383,7 @@ def _subject_of_checkpoint(sheet: Sheet, name: str, checkpoint: str, side: int, 
         "ImageScale", image=(picture, 0), upscale_method="lanczos", width=side, height=side, crop="center"
     )
     prompt = "a red fox sitting in a meadow, photo"
-    _keep_subject(sheet, model, fitted, prompt, "red fox", "blurry, deformed", 30, cfg)
+    _keep_subject(sheet, model, fitted, prompt, "red fox", "meadow", "blurry, deformed", 30, cfg)
 
 
 def _keep_subject(
@@ -391,6 +392,7 @@ def _keep_subject(
     picture: int,
     prompt: str,
     phrase: str,
+    surroundings: str,
     negative: str,
     steps: int,
     cfg: float,
@@ -400,7 +402,7 @@ def _keep_subject(
     model, clip, vae = ((loaded, slot) for slot in range(3))
     latent = sheet.add("VAEEncode", pixels=(picture, 0), vae=vae)
     sheet.next_column()
-    subject = sheet.add("CBSubject", tall=260, clip=clip, prompt=prompt, phrase=phrase)
+    subject = sheet.add("CBSubject", tall=260, clip=clip, prompt=prompt, phrase=phrase, surroundings=surroundings)
     unwanted = sheet.add("CLIPTextEncode", "Negative", tall=120, clip=clip, text=negative)
     blend = sheet.add("CBGradSAMBlend", model=model, reference=(latent, 0), subject=(subject, 1))
     sheet.next_column()

@@ -21,6 +21,7 @@ from ..engine.attribution import (
     STEPS,
     columns,
     combined,
+    contrasted,
     grad_sam,
     gradients_of,
     on_grid,
@@ -119,7 +120,7 @@ def chosen_layers(model: ModelPatcher, settings: AttributionSettings) -> Layers:
         asked = {layer: weight for layer, weight in zip(names, weights, strict=True) if weight > 0}
     if not asked:
         raise ValueError("'layers' chooses no layer: write some, such as o9-11, or auto.")
-    return Layers(blocks, asked, _finest(model, names, 1) if settings.propagation else ())
+    return Layers(blocks, asked, _finest(model, names, 1)[-1:] if settings.propagation else ())
 
 
 def _finest(model: ModelPatcher, layers: Sequence[LayerId], levels: int) -> tuple[LayerId, ...]:
@@ -171,7 +172,9 @@ def attribute(prediction: Prediction, subject: Subject, layers: Layers, settings
     Raises ValueError when none of the chosen layers ran.
     """
     spread = _Spread(prediction, layers, settings.propagation)
-    maps, method, note = _maps(prediction, subject.phrases, layers, settings, spread)
+    phrases = subject.phrases + subject.surroundings
+    maps, method, note = _maps(prediction, phrases, layers, settings, spread)
+    maps = contrasted(maps[: len(subject.phrases)], maps[len(subject.phrases) :])
     silent = [str(layer) for layer in layers.asked if layer not in prediction.ran]
     if len(silent) == len(layers.asked):
         raise ValueError("'layers' names layers that never ran: another node replaces or skips them; choose others.")

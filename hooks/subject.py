@@ -16,10 +16,14 @@ Conditioning = list[list[Any]]
 
 @dataclass(frozen=True)
 class Subject:
-    """Phrases of one prompt with their token positions, and the prompt as it was encoded."""
+    """Phrases of one prompt with their token positions, and the prompt as it was encoded.
+
+    `surroundings` are phrases that name what the subject is not; every map is then a share against theirs.
+    """
 
     conditioning: Conditioning
     phrases: tuple[Phrase, ...]
+    surroundings: tuple[Phrase, ...] = ()
 
     @property
     def text(self) -> torch.Tensor:
@@ -27,7 +31,7 @@ class Subject:
         return self.conditioning[0][0]
 
 
-def read_subject(clip: CLIP, prompt: str, phrases: str) -> Subject:
+def read_subject(clip: CLIP, prompt: str, phrases: str, surroundings: str = "") -> Subject:
     """Encode a prompt and find every phrase in it (one a line, or parted by commas).
 
     Raises ValueError when no phrase is given or one is not in the prompt.
@@ -38,8 +42,11 @@ def read_subject(clip: CLIP, prompt: str, phrases: str) -> Subject:
     readers = _readers(clip)
     tokens = clip.tokenize(prompt, return_word_ids=True)
     read = {key: words_of(tokens[key], spelling) for key, spelling in readers.items()}
-    found = tuple(Phrase(name, _positions(clip, name, readers, read)) for name in names)
-    return Subject(clip.encode_from_tokens_scheduled(clip.tokenize(prompt)), found)
+    found, around = (
+        tuple(Phrase(name, _positions(clip, name, readers, read, field)) for name in given)
+        for field, given in (("phrase", names), ("surroundings", phrases_in(surroundings)))
+    )
+    return Subject(clip.encode_from_tokens_scheduled(clip.tokenize(prompt)), found, around)
 
 
 def _readers(clip: CLIP) -> dict[str, Callable[[int], str]]:
@@ -52,20 +59,25 @@ def _readers(clip: CLIP) -> dict[str, Callable[[int], str]]:
 
 
 def _positions(
-    clip: CLIP, name: str, readers: dict[str, Callable[[int], str]], prompt: dict[str, list[Token]]
+    clip: CLIP,
+    name: str,
+    readers: dict[str, Callable[[int], str]],
+    prompt: dict[str, list[Token]],
+    field: str = "phrase",
 ) -> tuple[int, ...]:
     """Places of a phrase in the encoded prompt: all encoders' share one row of tokens."""
     phrase = clip.tokenize(name, return_word_ids=True)
     found = {key: positions_of(words_of(phrase[key], spelling), prompt[key]) for key, spelling in readers.items()}
     if not any(found.values()):
         words = spelled(next(iter(prompt.values()))) or "none"
-        raise ValueError(f"'phrase': '{name}' is not in the prompt, whose words are: {words}.")
+        raise ValueError(f"'{field}': '{name}' is not in the prompt, whose words are: {words}.")
     return tuple(sorted({position for places in found.values() for position in places}))
 
 
 def described(subject: Subject) -> str:
     """The subjects and their tokens, for the node's face."""
-    lines = (f"{phrase.text}: {_tokens(phrase.positions)}" for phrase in subject.phrases)
+    lines = [f"{phrase.text}: {_tokens(phrase.positions)}" for phrase in subject.phrases]
+    lines += [f"against {phrase.text}: {_tokens(phrase.positions)}" for phrase in subject.surroundings]
     return "\n".join(lines) + f"\nof {subject.text.shape[1]}, counted from 0, the start token"
 
 

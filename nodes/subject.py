@@ -38,6 +38,14 @@ class CBSubject(io.ComfyNode):
                     tooltip="The subject, in the prompt's own words: 'fox' or 'red fox'. Several subjects stand on "
                     "lines of their own or between commas. A word that the prompt repeats counts each time.",
                 ),
+                io.String.Input(
+                    "surroundings",
+                    optional=True,
+                    default="",
+                    tooltip="Words of the prompt that name what lies around the subject, such as 'snow'. Masks become "
+                    "much better with them: the subject is then where its words win over these. Leave it empty when "
+                    "the prompt names none.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -52,8 +60,8 @@ class CBSubject(io.ComfyNode):
 
     @classmethod
     @timed
-    def execute(cls, clip: CLIP, prompt: str, phrase: str) -> io.NodeOutput:
-        subject = read_subject(clip, prompt, phrase)
+    def execute(cls, clip: CLIP, prompt: str, phrase: str, surroundings: str = "") -> io.NodeOutput:
+        subject = read_subject(clip, prompt, phrase, surroundings)
         return io.NodeOutput(subject.conditioning, subject, ui=summary(described(subject)))
 
 

@@ -366,3 +366,18 @@ def test_bad_input_is_one_sentence() -> None:
         find_subject(of, picture, subject_of(of), Look((0.5,)), AttributionSettings("grad_sam"), positive=area)
     with torch.inference_mode():
         assert find_subject(of, picture, subject_of(of), Look((0.5,)), settings, positive=area).maps.isfinite().all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_surroundings_turn_a_map_into_a_share(method: str) -> None:
+    """The share rises from place to place exactly as the ratio of both phrases' own maps does."""
+    of = model("sd15")
+    around = Phrase("snow", (6,))
+    settings, look = AttributionSettings(method, "o11"), Look((0.6,))
+    picture, text = latent(4)["samples"], subject_of(of)
+    with torch.inference_mode():
+        share = find_subject(of, picture, Subject(text.conditioning, text.phrases, (around,)), look, settings).maps
+        apart = find_subject(of, picture, Subject(text.conditioning, (*text.phrases, around)), look, settings).maps
+    assert share.shape == (1, 1, *picture.shape[2:])
+    order = (apart[0] / apart[1]).flatten().argsort()
+    assert bool((share.flatten()[order].diff() >= -1e-4).all()) and share.std() > 0

@@ -72,6 +72,17 @@ def test_long_prompts_run_over_several_chunks(clip: Any) -> None:
     assert [place for place, number in enumerate(numbers) if number == FOX] == list(places)
 
 
+def test_surroundings_are_found_beside_the_subject_and_must_be_in_the_prompt(clip: Any) -> None:
+    with torch.inference_mode():
+        subject = read_subject(clip, "a red fox in the snow", "red fox", "snow")
+        assert [each.positions for each in subject.surroundings] == [(6,)]
+        assert [each.positions for each in subject.phrases] == [(2, 3)]
+        with pytest.raises(
+            ValueError, match="'surroundings': 'ice' is not in the prompt, whose words are: a, red, fox"
+        ):
+            read_subject(clip, "a red fox in the snow", "fox", "ice")
+
+
 def test_several_subjects_keep_their_order(clip: Any) -> None:
     assert found(clip, "a fox and a red hat", "red hat\nfox") == [(5, 6), (2,)]
 

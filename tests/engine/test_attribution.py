@@ -108,6 +108,21 @@ def test_blind_attention_spreads_evenly() -> None:
     torch.testing.assert_close(found, maps.mean((2, 3), keepdim=True).expand_as(maps))
 
 
+def test_contrast_takes_the_share_and_forgets_what_all_words_look_at() -> None:
+    """A place that subject and surroundings heed k times as much, both, keeps its share."""
+    subject, place = torch.tensor([[[[3.0, 1.0]]]]), torch.tensor([[[[1.0, 3.0]]]])
+    loud = torch.tensor([[[[10.0, 1.0]]]])
+    found = attribution.contrasted(subject * loud, place * loud)
+    torch.testing.assert_close(found, torch.tensor([[[[0.75, 0.25]]]]))
+
+
+def test_contrast_with_several_surroundings_adds_them_and_with_none_changes_nothing() -> None:
+    maps = torch.rand(2, 1, 3, 3)
+    assert attribution.contrasted(maps, maps[:0]) is maps
+    torch.testing.assert_close(attribution.contrasted(maps[:1], maps), maps[:1] / (maps[:1] + maps.sum(0)))
+    assert not attribution.contrasted(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)).any()
+
+
 def test_strength_is_the_length_over_channels() -> None:
     change = torch.zeros(1, 2, 1, 1)
     change[0, :, 0, 0] = torch.tensor([3.0, 4.0])
