@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import frontend
 from .comfyui import ROOT
 from .steps import Failed
 
@@ -130,7 +131,8 @@ def started(python: Path, comfy: Path, base: Path, cpu: bool, port: int | None =
 def _arguments(base: Path, port: int, cpu: bool) -> list[str | Path]:
     listen = ["--listen", "127.0.0.1", "--port", str(port), "--base-directory", base, "--disable-auto-launch"]
     alone = ["--database-url", "sqlite:///:memory:", "--disable-api-nodes"]
-    return [*listen, *alone, *(["--cpu"] if cpu else [])]
+    shown = frontend.wanted()
+    return [*listen, *alone, *(["--front-end-root", shown] if shown else []), *(["--cpu"] if cpu else [])]
 
 
 def _free_port() -> int:

@@ -73,7 +73,7 @@ function linkOf(graph, id) {
 function follow(node, link) {
   let graph = node.graph
   for (let steps = 0; link && steps < FEW; steps++) {
-    if (link.origin_id === SUBGRAPH_INPUT) {
+    if (Number(link.origin_id) === SUBGRAPH_INPUT) { // newer front ends write ids as text
       const name = graph.inputs?.[link.origin_slot]?.name
       const holder = holderOf(graph, rootGraph())
       const outer = holder && linkInto(holder, name)

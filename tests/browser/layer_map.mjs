@@ -49,7 +49,11 @@ async function use(page, name, vue, seen) {
 
 // A loader, Select Layers and a preview of its picture, big enough to point at.
 async function build(page) {
-  await page.evaluate(() => window.app.graph.clear())
+  await page.evaluate(() => {
+    const { app } = window
+    app.canvas.setGraph(app.rootGraph ?? app.graph) // the last visit may have ended inside a subgraph
+    app.graph.clear()
+  })
   await page.waitForTimeout(300) // Nodes 2.0 must see the old nodes go before new ones take their numbers
   await page.evaluate(profile => {
     const { app, LiteGraph } = window
