@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache, partial
@@ -15,15 +15,17 @@ from scipy.interpolate import RectBivariateSpline
 
 from .moments import Moments
 
-Terms = Sequence[torch.Tensor]  # what a divergence needs of every image, each [images, channels]
+Terms = Sequence[torch.Tensor]  # what a divergence needs of every image, and as many again for its work
 
-CPU_PIECE, ACCELERATOR_PIECE = 1 << 17, 1 << 22  # elements worked on at once; on a CPU a few such must fit its cache
+CPU_PIECE, ACCELERATOR_PIECE = 1 << 17, 1 << 24  # elements worked on at once: on a CPU the work stays in its cache
 
 # The Jensen-Shannon table: one cell for each combination of the top bits of two float32 numbers.
 BINS_PER_OCTAVE = 16
 _SHIFT = 23 - 4  # a float32 has 23 bits of mantissa; the first four make 16 bins an octave
-_GAP_OCTAVES = (-24, 16)  # of (mean difference)^2 / (std * std); beyond it means differ by 0.0002 or 256 widths
-_RATIO_OCTAVES = (-24, 14)  # of ln(std / std)^2; float32 holds no larger ratio
+_FLOOR = -24  # octave of the least value that is told from zero: means differ by 0.0002 widths, widths by 0.02 %
+_GAP_TOP = 16  # (mean difference)^2 / (std * std); from here, 256 widths, the divergence is ln 2 as float32 sees it
+_RATIO_TOP = 14  # ln(std / std)^2; float32 holds no larger ratio
+_FLOAT_TOP = 129  # the octave behind the last of float32, which is infinity's: no gap needs a bound of its own
 
 
 def pairwise(moments: Moments, distance: str) -> torch.Tensor:
@@ -39,11 +41,8 @@ def pairwise(moments: Moments, distance: str) -> torch.Tensor:
     with _workers() as pool:
         if not bool(torch.isfinite(moments.mean.sum() + moments.std.sum())):  # one sum is cheaper than asking each
             raise ValueError("The model's features are not finite numbers (NaN or infinite).")
-        summed = moments.mean.new_zeros(groups, images // 2, images, dtype=torch.float64)
-        pieces = [piece for group in range(groups) for piece in _pieces(moments, group)]
-        for (group, _), found in zip(pieces, pool.map(partial(_meetings, distance=distance), pieces), strict=True):
-            summed[group] += found
-        return _as_matrix(summed) / channels
+        summed = torch.cat(list(pool.map(partial(_meetings, DISTANCES[distance][1]), *_pieces(moments, distance))))
+        return _as_matrix(summed.unflatten(0, (groups, -1))) / channels
 
 
 @contextmanager
@@ -62,25 +61,36 @@ def _workers() -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(threads)
 
 
-def _pieces(moments: Moments, group: int) -> Iterator[tuple[int, Moments]]:
-    """Runs of channels of one group."""
-    mean, std = moments.mean[:, group], moments.std[:, group]
-    elements = CPU_PIECE if mean.device.type == "cpu" else ACCELERATOR_PIECE
-    width = max(1, elements // len(mean))
-    yield from ((group, Moments(*run)) for run in zip(mean.split(width, -1), std.split(width, -1), strict=True))
+@torch.inference_mode()
+def _pieces(moments: Moments, distance: str) -> tuple[list[Terms], list[Terms]]:
+    """Every pair of images, as what divergences need of one [1, images, channels] and of the other [shifts, ...].
+
+    Image n meets n + shift, around the end: views that overlap, in runs of shifts, group after group.
+    """
+    images, groups, channels = moments.mean.shape
+    elements = CPU_PIECE if moments.mean.device.type == "cpu" else ACCELERATOR_PIECE
+    run = max(1, elements // (images * channels))
+    ones, others = [], []
+    for group in range(groups):
+        terms = DISTANCES[distance][0](Moments(moments.mean[:, group], moments.std[:, group]))
+        runs = list(zip(*(_shifted(term).split(run) for term in terms), strict=True))
+        others += runs
+        ones += [[term[None] for term in terms]] * len(runs)
+    return ones, others
+
+
+def _shifted(term: torch.Tensor) -> torch.Tensor:
+    """[shifts, images, channels] from [images, channels], without a copy for each shift."""
+    images = len(term)
+    around = torch.cat([term, term[: images // 2]])
+    return around.unfold(0, images, 1).movedim(-1, 1)[1:]
 
 
 @torch.inference_mode()
-def _meetings(piece: tuple[int, Moments], distance: str) -> torch.Tensor:
-    """Divergences summed over channels, [shifts, images]: image n meets n + shift, two plain slices for each shift."""
-    _, moments = piece
-    prepare, divergence = DISTANCES[distance]
-    images = len(moments.mean)
-    around = [torch.cat([term, term[: images // 2]]) for term in prepare(moments)]
-    work = [torch.empty_like(around[0][:images]) for _ in range(3)]  # fresh memory would cost as much as the maths
-    one = [term[:images] for term in around]
-    shifts = range(1, images // 2 + 1)
-    return torch.stack([divergence(one, [term[s : s + images] for term in around], work) for s in shifts])
+def _meetings(divergence: Callable[[Terms, Terms, Terms], torch.Tensor], one: Terms, other: Terms) -> torch.Tensor:
+    """Divergences of one piece, summed over channels, [shifts, images]."""
+    work = [torch.empty_like(other[0], memory_format=torch.contiguous_format) for _ in range(2)]
+    return divergence(one, other, work)
 
 
 def _as_matrix(summed: torch.Tensor) -> torch.Tensor:
@@ -105,12 +115,23 @@ def _bhattacharyya(one: Terms, other: Terms, work: Terms) -> torch.Tensor:
     (mean1, variance1, scale1), (mean2, variance2, scale2) = one, other
     variances = torch.add(variance1, variance2, out=work[0])
     gap = torch.sub(mean1, mean2, out=work[1]).square_().div_(variances)
-    logs = variances.mul_(scale1).mul_(scale2).log_()
-    return _sum(gap) / 4 + _sum(logs) / 2
+    return _sum(gap) / 4 + _sum_of_logs(variances.mul_(scale1).mul_(scale2)) / 2
+
+
+def _sum_of_logs(values: torch.Tensor) -> torch.Tensor:
+    """Logarithms of values >= 1 summed over channels; values are lost. A product of four costs far less than four logs.
+
+    Four widths that each differ a billionfold would leave float32's range.
+    """
+    quarter = values.shape[-1] // 4
+    first, *others, rest = values.split([quarter] * 4 + [values.shape[-1] - 4 * quarter], -1)
+    for each in others:
+        first.mul_(each)
+    return _sum(first.log_()) + _sum(rest.log_())
 
 
 def _jensen_shannon_terms(moments: Moments) -> Terms:
-    return moments.mean, moments.std.reciprocal(), moments.std.log()
+    return moments.mean, moments.std.rsqrt(), moments.std.log()
 
 
 def _jensen_shannon(one: Terms, other: Terms, work: Terms) -> torch.Tensor:
@@ -120,58 +141,59 @@ def _jensen_shannon(one: Terms, other: Terms, work: Terms) -> torch.Tensor:
     The top bits of those floats are the cell, so cells are equally wide in relative terms and need no logarithm. One
     channel's value is within 1/30 of the true one; errors have no direction, so a layer's mean is within 1/400.
     """
-    (mean1, inverse1, log1), (mean2, inverse2, log2) = one, other
-    floor = mean1.new_tensor(2.0 ** _GAP_OCTAVES[0])
-    gap = torch.sub(mean1, mean2, out=work[0]).square_().mul_(inverse1)
-    gap = torch.addcmul(floor, gap, inverse2, out=gap).clamp_(max=2.0 ** _GAP_OCTAVES[1] * 0.99)
+    (mean1, scale1, log1), (mean2, scale2, log2) = one, other
+    floor = mean1.new_tensor(2.0**_FLOOR)
+    gap = torch.sub(mean1, mean2, out=work[0]).mul_(scale1).mul_(scale2)
     ratio = torch.sub(log1, log2, out=work[1])
-    ratio = torch.addcmul(floor, ratio, ratio, out=ratio)
-    cell = gap.view(torch.int32).bitwise_right_shift_(_SHIFT)
-    cell.add_(ratio.view(torch.int32).bitwise_right_shift_(_SHIFT), alpha=_bins(_GAP_OCTAVES))
-    torch.index_select(_jensen_shannon_table(cell.device), 0, cell.flatten(), out=work[2].view(-1))
-    return _sum(work[2])
+    gap_bin, ratio_bin = (
+        torch.addcmul(floor, apart, apart, out=apart).view(torch.int32).bitwise_right_shift_(_SHIFT)
+        for apart in (gap, ratio)
+    )
+    cell = ratio_bin.add_(gap_bin, alpha=_bins(_FLOOR, _RATIO_TOP))
+    torch.index_select(_jensen_shannon_table(cell.device), 0, cell.flatten(), out=gap.view(-1))
+    return _sum(gap)
 
 
 def _sum(values: torch.Tensor) -> torch.Tensor:
-    """Sum over channels; torch adds pairwise, so float32 is exact to 1e-6 within a chunk, and chunks add in float64."""
+    """Sum over channels; torch adds pairwise, so float32 is exact to 1e-6."""
     return values.sum(-1).double()
 
 
-def _bins(octaves: tuple[int, int]) -> int:
-    return (octaves[1] - octaves[0]) * BINS_PER_OCTAVE
+def _bins(low: int, high: int) -> int:
+    return (high - low) * BINS_PER_OCTAVE
 
 
-def _first_bin(octaves: tuple[int, int]) -> int:
-    return int(torch.tensor(2.0 ** octaves[0]).view(torch.int32)) >> _SHIFT
+def _first_bin() -> int:
+    return int(torch.tensor(2.0**_FLOOR).view(torch.int32)) >> _SHIFT
 
 
-def _centres(octaves: tuple[int, int]) -> np.ndarray:
+def _centres(top: int) -> np.ndarray:
     """The middle of each bin: an octave is 16 bins of equal width, as float32 counts."""
     within = 1 + (np.arange(BINS_PER_OCTAVE) + 0.5) / BINS_PER_OCTAVE
-    return np.concatenate([2.0**octave * within for octave in range(*octaves)])
+    return np.concatenate([2.0**octave * within for octave in range(_FLOOR, top)])
 
 
 @cache
 def _jensen_shannon_table(device: torch.device) -> torch.Tensor:
-    """The divergence at every cell's centre, flat, float32, ratio by gap, behind as many zeros as the bits count from.
+    """The divergence at every cell's centre, flat, float32, gap by ratio, behind as many zeros as the bits count from.
 
     Computed on a grid of octaves and carried to the cells by a cubic spline of ln(JSD / its second-order form),
     which is nearly flat: the spline's error is below 1e-4 of the value, half a cell's width below 1/32.
     """
-    gaps, ratios = _octave_marks(_GAP_OCTAVES), _octave_marks(_RATIO_OCTAVES)
-    exact = jensen_shannon_of(np.sqrt(gaps)[None, :], np.sqrt(ratios)[:, None])
-    bend = np.log(exact / _second_order(gaps[None, :], ratios[:, None]))
-    spline = RectBivariateSpline(np.log2(ratios), np.log2(gaps), bend)
-    gaps, ratios = _centres(_GAP_OCTAVES), _centres(_RATIO_OCTAVES)
-    values = np.exp(spline(np.log2(ratios), np.log2(gaps))) * _second_order(gaps[None, :], ratios[:, None])
-    first = _first_bin(_RATIO_OCTAVES) * _bins(_GAP_OCTAVES) + _first_bin(_GAP_OCTAVES)
-    table = torch.zeros(first + values.size)
-    table[first:] = torch.from_numpy(np.minimum(values, math.log(2)).ravel())
-    return table.to(device)
+    gaps, ratios = _octave_marks(_GAP_TOP), _octave_marks(_RATIO_TOP)
+    exact = jensen_shannon_of(np.sqrt(gaps)[:, None], np.sqrt(ratios)[None, :])
+    bend = np.log(exact / _second_order(gaps[:, None], ratios[None, :]))
+    spline = RectBivariateSpline(np.log2(gaps), np.log2(ratios), bend)
+    gaps, ratios = _centres(_GAP_TOP), _centres(_RATIO_TOP)
+    values = np.exp(spline(np.log2(gaps), np.log2(ratios))) * _second_order(gaps[:, None], ratios[None, :])
+    table = np.full((_bins(_FLOOR, _FLOAT_TOP), len(ratios)), math.log(2), dtype=np.float32)
+    table[: len(gaps)] = np.minimum(values, math.log(2))
+    behind = _first_bin() * (1 + len(ratios))
+    return torch.from_numpy(np.concatenate([np.zeros(behind, np.float32), table.ravel()])).to(device)
 
 
-def _octave_marks(octaves: tuple[int, int]) -> np.ndarray:
-    return 2.0 ** np.arange(octaves[0], octaves[1] + 1)
+def _octave_marks(top: int) -> np.ndarray:
+    return 2.0 ** np.arange(_FLOOR, top + 1)
 
 
 def _second_order(gap: np.ndarray, ratio: np.ndarray) -> np.ndarray:
