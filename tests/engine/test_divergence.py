@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 
 from conditional_balance.engine.divergence import DISTANCES, jensen_shannon_of, pairwise
-from conditional_balance.engine.moments import Moments
+from conditional_balance.engine.moments import VARIANCE_FLOOR, Moments
 
 widths = st.floats(0.02, 50)
 offsets = st.floats(-30, 30)
@@ -88,6 +88,14 @@ def test_bhattacharyya_is_what_the_authors_code_computes():
     sides = [torch.distributions.Normal(mean, std) for mean, std in ((mean1, std1), (mean2, std2))]
     published = sum(torch.distributions.kl_divergence(side, middle) for side in sides).mean() / 2
     assert float(pairwise(moments, "bhattacharyya")[0, 0, 1]) == pytest.approx(float(published), rel=1e-5)
+
+
+def test_bhattacharyya_holds_where_all_widths_are_as_far_apart_as_float16_features_allow():
+    narrow, wide = math.sqrt(VARIANCE_FLOOR), 65504 * math.sqrt(2)  # two tokens at float16's ends
+    std = torch.tensor([[[narrow] * 7], [[wide] * 7]])
+    exact = 0.5 * math.log((narrow**2 + wide**2) / (2 * narrow * wide))
+    found = pairwise(Moments(torch.zeros_like(std), std), "bhattacharyya")
+    assert float(found[0, 0, 1]) == pytest.approx(exact, rel=1e-5)
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
