@@ -208,6 +208,30 @@ def test_half_precision_weights_that_are_cast_agree_with_full_ones(method: str) 
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_a_model_loaded_for_little_memory_gives_the_same(method: str) -> None:
+    """Weights then stay behind and are cast, and a LoRA is added to them, inside every call."""
+    name = "diffusion_model.output_blocks.11.1.transformer_blocks.0.attn2.to_v.weight"
+    weight = torch.randn(32, 64, generator=torch.Generator().manual_seed(2))
+    maps = []
+    for room in (0, 1):  # bytes for weights; 0 is all that is needed
+        of = tiny_model("sd15")
+        of.add_patches({name: ("diff", (weight,))}, 1.0)
+        with torch.inference_mode():
+            of.patch_model(torch.device("cpu"), lowvram_model_memory=room)
+            assert of.model.model_lowvram == bool(room)
+            found = attribute(
+                prediction_of(of, *inputs(of), SIGMA),
+                subject_of(of),
+                chosen_layers(of, AttributionSettings(method)),
+                AttributionSettings(method),
+            )
+            of.unpatch_model()
+        assert (found.method, found.note) == (method, "")
+        maps.append(found.maps)
+    torch.testing.assert_close(maps[1], maps[0], rtol=0, atol=1e-3 * float(maps[0].max()))
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_v_prediction_is_read_as_noise(method: str) -> None:
     found = find(tiny_model("sd15", v_pred=True), method)
     assert found.method == method and found.maps.std() > 0
