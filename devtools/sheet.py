@@ -1,0 +1,221 @@
+"""Writes workflows and subgraph blueprints in the front end's format, from the schemas that a server answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from . import workflow
+
+WIDTH, GAP, ROW = 330, 50, 90  # columns and the space around nodes; above each one stands its title
+HEAD, LINE, FIELD = 50, 26, 70  # heights: a node without lines, a line, what a field of several lines adds
+SUMMARY = 50  # the words beneath a node of ours once it ran
+LAYER_MAP = 280
+WITH_LAYER_MAP = ("CBSelectLayers", "CBProfileSensitivity", "CBLoadSensitivityProfile")
+FRAME_HEAD, FRAME_EDGE = 90, 18  # a column's frame; its head holds its own title and the first node's
+SCREEN = (1300, 760)  # pixels that an opened workflow should fit in
+SMALLEST = 0.35  # scale below which nothing could be read
+INSIDE, OUTSIDE = -10, -20  # the front end's ids of a subgraph's borders
+
+Source = tuple[int, int]  # node id, output slot
+
+
+class Sheet:
+    """A workflow under construction: nodes in columns, links by (node, output slot)."""
+
+    def __init__(self, known: Mapping[str, Any]) -> None:
+        self.known, self.nodes, self.links, self.groups = known, [], [], []
+        self.left, self.width, self.ceiling, self.top = 0, 0, 0, 0
+        self.extent, self.seen = (0, 0), None
+
+    def next_column(self, title: str, width: int = WIDTH) -> None:
+        """Begin a column with a frame around the nodes that follow."""
+        self.left += self.width + GAP if self.width else 0
+        self.width, self.top = width, self.ceiling
+        frame = [self.left - FRAME_EDGE, self.top - FRAME_HEAD, width + 2 * FRAME_EDGE, FRAME_HEAD + FRAME_EDGE]
+        self.groups.append(
+            {"id": len(self.groups) + 1, "title": title, "bounding": frame, "color": "#3f789e", "font_size": 24,
+             "flags": {}}
+        )  # fmt: skip
+
+    def next_band(self) -> None:
+        """Go on below all columns so far, which are then what the opened workflow shows."""
+        self.seen = self.seen or self.extent
+        self.left, self.width, self.ceiling = 0, 0, self.extent[1] + FRAME_HEAD + 2 * GAP
+
+    def add(self, kind: str, title: str | None = None, tall: int | None = None, **inputs: Any) -> int:
+        """Place a node under the last one; an input is a value for a widget or (node id, slot) for any input."""
+        info, number = self.known[kind], len(self.nodes) + 1
+        sockets, values = self._inputs(kind, inputs)
+        outputs = [
+            {"name": name, "type": kind_of, "links": [], "slot_index": slot}
+            for slot, (name, kind_of) in enumerate(zip(info["output_name"], info["output"], strict=True))
+        ]
+        node = {"type": kind, "inputs": sockets, "outputs": outputs, "widgets_values": values}
+        self._place(node | {"properties": {"Node name for S&R": kind}}, tall or _height(kind, info, len(values)), title)
+        self._connect(number, sockets)
+        return number
+
+    def join(self, source: Source, node: int, name: str) -> None:
+        """Connect an input of a node that was placed before its source."""
+        sockets = self.nodes[node - 1]["inputs"]
+        slot = next(slot for slot, socket in enumerate(sockets) if socket["name"] == name)
+        sockets[slot]["link"] = self._link(source, node, slot, sockets[slot]["type"])
+
+    def note(self, text: str, tall: int = 260) -> None:
+        """A Markdown note for the reader."""
+        note = {"type": "MarkdownNote", "inputs": [], "outputs": [], "properties": {}, "widgets_values": [text]}
+        self._place(note | {"color": "#432", "bgcolor": "#653"}, tall, "Read me")
+
+    def _place(self, node: dict[str, Any], height: int, title: str | None) -> None:
+        number = len(self.nodes) + 1
+        node |= {
+            "id": number, "pos": [self.left, self.top], "size": [self.width, height], "flags": {}, "order": number - 1,
+            "mode": 0,
+        }  # fmt: skip
+        self.nodes.append(node | ({"title": title} if title else {}))
+        frame, bottom = self.groups[-1]["bounding"], self.top + height
+        frame[3] = bottom + FRAME_EDGE - frame[1]
+        self.extent = max(self.extent[0], self.left + self.width), max(self.extent[1], bottom)
+        self.top = bottom + ROW
+
+    def _inputs(self, kind: str, given: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Any]]:
+        info, sockets, values, given = self.known[kind], [], [], dict(given)
+        for part in ("required", "optional"):
+            for name in info["input_order"].get(part, []):
+                spec, options = workflow.spec_of(info["input"][part][name])
+                source = given.pop(name, None)
+                if spec not in workflow.WIDGET_TYPES:
+                    sockets.append({"name": name, "type": spec, "link": None, "from": source})
+                    continue
+                if isinstance(source, tuple):
+                    widget = {"widget": {"name": name}}
+                    sockets.append({"name": name, "type": spec, "link": None, "from": source} | widget)
+                    source = None
+                values.append(_default(info["input"][part][name]) if source is None else source)
+                values += ["fixed"] * len(workflow.companions(name, spec, options))
+                values += ["image"] * bool(options.get("image_upload"))  # the upload button
+        if given:
+            raise KeyError(f"{kind} has no input {', '.join(given)}")
+        return sockets, values
+
+    def _connect(self, number: int, sockets: list[dict[str, Any]]) -> None:
+        for slot, socket in enumerate(sockets):
+            source = socket.pop("from")
+            if source is not None:
+                socket["link"] = self._link(source, number, slot, socket["type"])
+
+    def _link(self, source: Source, target: int, slot: int, kind: str) -> int:
+        link, (origin, origin_slot) = len(self.links) + 1, source
+        self._outlet(origin, origin_slot).append(link)
+        self.links.append([link, origin, origin_slot, target, slot, kind])
+        return link
+
+    def _outlet(self, origin: int, slot: int) -> list[int]:
+        """The links that leave an output, to be added to."""
+        return self.nodes[origin - 1]["outputs"][slot]["links"]
+
+    def graph(self) -> dict[str, Any]:
+        """The workflow; opened, its first band is seen whole unless that makes it too small to read."""
+        width, height = self.seen or self.extent
+        scale = max(SMALLEST, min(1, SCREEN[0] / (width + 2 * GAP), SCREEN[1] / (height + FRAME_HEAD + GAP)))
+        return {
+            "last_node_id": len(self.nodes), "last_link_id": len(self.links), "nodes": self.nodes, "links": self.links,
+            "groups": self.groups, "config": {}, "extra": {"ds": {"scale": round(scale, 2), "offset": [110, 190]}},
+            "version": 0.4,
+        }  # fmt: skip
+
+
+class Blueprint(Sheet):
+    """A subgraph under construction: a sheet with borders, published as a node that any workflow can place."""
+
+    def __init__(self, known: Mapping[str, Any], name: str, about: str) -> None:
+        super().__init__(known)
+        self.name, self.about, self.ins, self.outs = name, about, [], []
+        self.id = str(uuid.uuid5(uuid.NAMESPACE_URL, name))  # the same at every build
+
+    def input(self, name: str, kind: str, value: Any = None) -> Source:
+        """A slot on the left border; one of a widget's type is a widget of the node, holding `value` at first."""
+        self.ins.append(self._slot(name, kind, len(self.ins)) | {"value": value})
+        return INSIDE, len(self.ins) - 1
+
+    def output(self, name: str, kind: str, source: Source) -> None:
+        """A slot on the right border."""
+        slot = len(self.outs)
+        self.outs.append(self._slot(name, kind, slot))
+        self.outs[slot]["linkIds"].append(self._link(source, OUTSIDE, slot, kind))
+
+    def _slot(self, name: str, kind: str, place: int) -> dict[str, Any]:
+        number = str(uuid.uuid5(uuid.UUID(self.id), f"{name} {kind}"))
+        return {"id": number, "name": name, "type": kind, "linkIds": [], "pos": [0, LINE * place]}
+
+    def _outlet(self, origin: int, slot: int) -> list[int]:
+        return self.ins[slot]["linkIds"] if origin == INSIDE else super()._outlet(origin, slot)
+
+    def graph(self) -> dict[str, Any]:
+        """A workflow of one node, whose type is the subgraph: the form in which the front end publishes them."""
+        node = {
+            "id": 1, "type": self.id, "pos": [0, 0], "size": [WIDTH, HEAD + LINE * len(self.ins)], "flags": {},
+            "order": 0, "mode": 0, "title": self.name,
+            "inputs": [self._outer(each) for each in self.ins],
+            "outputs": [{"name": each["name"], "type": each["type"], "links": []} for each in self.outs],
+            "properties": {"proxyWidgets": [["-1", each["name"]] for each in self._widgets()]},
+            "widgets_values": [each["value"] for each in self._widgets()],
+        }  # fmt: skip
+        return {
+            "revision": 0, "last_node_id": 1, "last_link_id": 0, "nodes": [node], "links": [],
+            "definitions": {"subgraphs": [self._definition()]}, "extra": {"BlueprintDescription": self.about},
+            "version": 0.4,
+        }  # fmt: skip
+
+    def _widgets(self) -> list[dict[str, Any]]:
+        return [each for each in self.ins if each["type"] in workflow.WIDGET_TYPES]
+
+    def _outer(self, slot: Mapping[str, Any]) -> dict[str, Any]:
+        outer = {"name": slot["name"], "type": slot["type"], "link": None}
+        return outer | ({"widget": {"name": slot["name"]}} if slot["type"] in workflow.WIDGET_TYPES else {})
+
+    def _definition(self) -> dict[str, Any]:
+        names = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+        right = self.extent[0] + 3 * GAP
+        return {
+            "id": self.id, "version": 1, "revision": 0, "config": {}, "name": self.name, "widgets": [], "extra": {},
+            "state": {
+                "lastGroupId": 0, "lastNodeId": len(self.nodes), "lastLinkId": len(self.links), "lastRerouteId": 0
+            },
+            "inputNode": {"id": INSIDE, "bounding": [-4 * GAP, 0, 140, 60 + 20 * len(self.ins)]},
+            "outputNode": {"id": OUTSIDE, "bounding": [right, 0, 140, 60 + 20 * len(self.outs)]},
+            "inputs": [{key: value for key, value in each.items() if key != "value"} for each in self.ins],
+            "outputs": self.outs, "nodes": self.nodes, "groups": self.groups,
+            "links": [dict(zip(names, link, strict=True)) for link in self.links],
+        }  # fmt: skip
+
+
+def save(graph: Mapping[str, Any], target: Path) -> None:
+    """Write a graph; the file is replaced whole."""
+    target.parent.mkdir(exist_ok=True)
+    part = target.with_suffix(".part")
+    part.write_text(json.dumps(graph, indent=1) + "\n", encoding="utf-8")
+    os.replace(part, target)
+
+
+def _height(kind: str, info: Mapping[str, Any], widgets: int) -> int:
+    """Room for every slot and widget, and for what our scripts add beneath."""
+    specs = [
+        workflow.spec_of(spec) for part in ("required", "optional") for spec in info["input"].get(part, {}).values()
+    ]
+    sockets = sum(kind_of not in workflow.WIDGET_TYPES for kind_of, _ in specs)
+    fields = sum(bool(options.get("multiline")) for _, options in specs)
+    ours = LAYER_MAP if kind in WITH_LAYER_MAP else SUMMARY * kind.startswith("CB")
+    return HEAD + LINE * (max(sockets, len(info["output"])) + widgets) + FIELD * fields + ours
+
+
+def _default(spec: list[Any]) -> Any:
+    """A widget's own default, else the first choice of a list."""
+    kind, options = workflow.spec_of(spec)
+    choices = spec[0] if isinstance(spec[0], list) else options.get("options", [])
+    return options.get("default", choices[0] if choices else "" if kind == "STRING" else None)
