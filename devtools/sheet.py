@@ -17,7 +17,7 @@ SUMMARY = 50  # the words beneath a node of ours once it ran
 LAYER_MAP = 280
 WITH_LAYER_MAP = ("CBSelectLayers", "CBProfileSensitivity", "CBLoadSensitivityProfile")
 FRAME_HEAD, FRAME_EDGE = 90, 18  # a column's frame; its head holds its own title and the first node's
-SCREEN = (1300, 760)  # pixels that an opened workflow should fit in
+CORNER, SCREEN = (75, 135), (1300, 740)  # pixels: what menus leave of a window of 1400 x 900
 SMALLEST = 0.35  # scale below which nothing could be read
 INSIDE, OUTSIDE = -10, -20  # the front end's ids of a subgraph's borders
 
@@ -122,10 +122,11 @@ class Sheet:
     def graph(self) -> dict[str, Any]:
         """The workflow; opened, its first band is seen whole unless that makes it too small to read."""
         width, height = self.seen or self.extent
-        scale = max(SMALLEST, min(1, SCREEN[0] / (width + 2 * GAP), SCREEN[1] / (height + FRAME_HEAD + GAP)))
+        scale = max(SMALLEST, min(1, SCREEN[0] / (width + GAP), SCREEN[1] / (height + FRAME_HEAD + GAP)))
+        offset = [round(CORNER[0] / scale + FRAME_EDGE), round(CORNER[1] / scale + FRAME_HEAD)]
         return {
             "last_node_id": len(self.nodes), "last_link_id": len(self.links), "nodes": self.nodes, "links": self.links,
-            "groups": self.groups, "config": {}, "extra": {"ds": {"scale": round(scale, 2), "offset": [110, 190]}},
+            "groups": self.groups, "config": {}, "extra": {"ds": {"scale": round(scale, 2), "offset": offset}},
             "version": 0.4,
         }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Writes the example workflows in the front end's format: python example_workflows/build.py
+"""Writes the example workflows and blueprints in the front end's format: python example_workflows/build.py
 
 Node ids, slots and the order of widgets come from the node list of a running ComfyUI, so that a change of a schema
 needs no editing by hand: build again.
@@ -19,7 +19,7 @@ from devtools import comfyui, environment, server
 from devtools.sheet import Blueprint, Sheet, Source, save
 
 STYLES = ("comic", "engraving", "stained glass", "neon", "mosaic", "poster")
-DEMO = {"seed": 5, "steps": 20, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
+DEMO = {"seed": 5, "steps": 12, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
 SDXL = DEMO | {"seed": 10, "steps": 30, "cfg": 5.0}
 BASE_SDXL = "sd_xl_base_1.0.safetensors"
 PUBLISHED = "sdxl-base-1.0.style.published.safetensors"
@@ -105,7 +105,7 @@ def style_demo(sheet: Sheet) -> None:
         " keeps.\n\nDrag **lambda** in *Select Layers*: the map lights up the layers that will listen; press **Run**"
         " again and the middle row changes.\n\nAt 0 it is the first row and at 1 the last: look for the least that"
         " brings the style over and leaves what you asked for in the picture.",
-        440,
+        360,
     )
     sheet.next_column("2  Drag lambda", 420)
     gate = sheet.add("CBSelectLayers", **{"lambda": BALANCED})
@@ -480,12 +480,13 @@ def style_and_structure(known: Mapping[str, Any]) -> Blueprint:
         known,
         "Style + structure, balanced",
         "Takes style from a reference through the layers that listen to it, and structure from a ControlNet for as long"
-        " as the layout needs it. Connect its outputs to a sampler.",
+        " as the layout needs it. Connect its outputs to a sampler. Without a style reference the first picture of the"
+        " batch is it.",
     )
     model, control = inside.input("model", "MODEL"), inside.input("control_net", "CONTROL_NET")
     positive, negative = inside.input("positive", "CONDITIONING"), inside.input("negative", "CONDITIONING")
     image = inside.input("control image", "IMAGE")
-    reference = inside.input("style reference (none: first row of the batch)", "STYLE_REFERENCE")
+    reference = inside.input("style reference", "STYLE_REFERENCE")
     ranking = inside.input("profile", "COMBO", PUBLISHED)
     share, kept = inside.input("lambda", "FLOAT", 0.43), inside.input("kept", "FLOAT", 0.15)
     inside.next_column("Style", 420)
@@ -521,22 +522,22 @@ WORKFLOWS = {
 BLUEPRINTS = (style_and_structure,)
 
 
-def build(known: Mapping[str, Any]) -> None:
-    """Write every workflow and blueprint; `known` is what a server answers at /object_info."""
+def build(known: Mapping[str, Any], root: Path) -> None:
+    """Write every workflow and blueprint below a folder; `known` is what a server answers at /object_info."""
     for name, describe in WORKFLOWS.items():
         sheet = Sheet(known)
         describe(sheet)
-        save(sheet.graph(), ROOT / "example_workflows" / f"{name}.json")
+        save(sheet.graph(), root / "example_workflows" / f"{name}.json")
     for describe in BLUEPRINTS:
         blueprint = describe(known)
-        save(blueprint.graph(), ROOT / "subgraphs" / f"{blueprint.name}.json")
+        save(blueprint.graph(), root / "subgraphs" / f"{blueprint.name}.json")
 
 
 def main() -> None:
     comfy = comfyui.find()
     env = environment.prepare(comfy, [])
     with server.started(env.python, comfy.path, comfyui.CACHE / "build", env.cpu) as running:
-        build(json.loads(running.get("/object_info")))
+        build(json.loads(running.get("/object_info")), ROOT)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The real front end in a real browser: it loads our scripts without complaint, and the example workflows run in it."""
+"""The real front end in a real browser: our scripts make no complaint, the examples open tidily and run."""
 
 from __future__ import annotations
 
@@ -6,35 +6,45 @@ import asyncio
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from conditional_balance.nodes.extension import ConditionalBalance
 from devtools import browser
 from devtools.server import ROOT, Server
+from devtools.sheet import Sheet
 from devtools.workflow import to_prompt
 
 NODES = [node.GET_SCHEMA().node_id for node in asyncio.run(ConditionalBalance().get_node_list())]
 EXAMPLES = {path.stem: path for path in sorted((ROOT / "example_workflows").glob("*.json"))}
 WORKFLOWS = {"core_nodes": ROOT / "tests" / "workflows" / "core_nodes.json"} | EXAMPLES
-DEMOS = ["core_nodes", *(name for name in EXAMPLES if "demo" in name)]
+RUN = ["core_nodes", "style_balanced_demo"]  # test_examples runs every demo workflow without a browser
+RENDERERS = ["litegraph", "nodes2"]
+BLUEPRINT = "Style + structure, balanced"
+PICTURES = ROOT / "out" / "browser"  # screenshots, to be looked at
 
 pytestmark = pytest.mark.skipif(browser.missing() is not None, reason=str(browser.missing()))
 
 
-@pytest.fixture(scope="module")
-def visit(server: Server) -> dict:
-    """What one visit saw: the front end's complaints, its nodes, and for each workflow its prompt and how it ended."""
-    orders = {
-        "playwright": str(browser.PLAYWRIGHT_MODULE),
-        "browser": browser.find_browser(),
-        "url": server.url,
-        "workflows": [{"name": name, "path": str(path), "run": name in DEMOS} for name, path in WORKFLOWS.items()],
-    }
-    script = Path(__file__).parent / "browser" / "visit.mjs"
-    done = subprocess.run(["node", script, json.dumps(orders)], capture_output=True, text=True, timeout=1800)
+def _visited(script: str, server: Server, **orders: Any) -> dict[str, Any]:
+    """What a script of tests/browser saw."""
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    orders |= {
+        "playwright": str(browser.PLAYWRIGHT_MODULE), "browser": browser.find_browser(), "url": server.url,
+        "pictures": str(PICTURES),
+    }  # fmt: skip
+    command = ["node", Path(__file__).parent / "browser" / script, json.dumps(orders)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def visit(server: Server) -> dict[str, Any]:
+    """The front end's complaints, its nodes, and for each workflow its prompt, how it ended and what overlaps."""
+    workflows = [{"name": name, "path": str(path), "run": name in RUN} for name, path in WORKFLOWS.items()]
+    return _visited("visit.mjs", server, workflows=workflows)
 
 
 def test_our_scripts_do_not_complain(visit: dict) -> None:
@@ -46,7 +56,7 @@ def test_every_node_is_in_the_menu(visit: dict) -> None:
     assert set(NODES) <= set(visit["nodes"])
 
 
-@pytest.mark.parametrize("name", DEMOS)
+@pytest.mark.parametrize("name", RUN)
 def test_workflow_runs(name: str, visit: dict) -> None:
     assert visit["workflows"][name]["end"] == {"event": "execution_success", "message": ""}
 
@@ -56,3 +66,61 @@ def test_front_end_and_dev_script_make_the_same_prompt(name: str, visit: dict, o
     ours = to_prompt(json.loads(WORKFLOWS[name].read_text(encoding="utf-8")), object_info)
     theirs = visit["workflows"][name]["prompt"]
     assert ours == {node: {key: part[key] for key in ("class_type", "inputs")} for node, part in theirs.items()}
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_nodes_of_an_example_do_not_cover_one_another(name: str, renderer: str, visit: dict) -> None:
+    assert visit["workflows"][name]["overlaps"][renderer] == []
+
+
+@pytest.fixture(scope="module")
+def placed(server: Server, object_info: dict) -> dict[str, Any]:
+    """What the blueprint offers where it was placed by searching for it, its prompt, and how it ran."""
+    workflow, links = _around_the_blueprint(object_info)
+    widgets = {"profile": "demo.style.safetensors", "lambda": 0.2, "kept": 0.5}
+    return _visited("blueprint.mjs", server, blueprint=BLUEPRINT, workflow=workflow, links=links, widgets=widgets)
+
+
+def _around_the_blueprint(known: dict) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A workflow that lacks only the blueprint, and the links between the two by the names of its slots."""
+    sheet = Sheet(known)
+    sheet.next_column("Demo")
+    model = sheet.add("CBLoadDemoModel")
+    control = sheet.add("CBLoadDemoControlNet")
+    scene = sheet.add("CBDemoPictures", count=1)
+    text = sheet.add("CLIPTextEncode", clip=(model, 1), text="a cat in the city, comic style")
+    sheet.next_column("Style")
+    latent = sheet.add("VAEEncode", pixels=(scene, 0), vae=(model, 2))
+    reference = sheet.add("CBStyleReference", latent=(latent, 0))
+    sampled = sheet.add("KSampler", latent_image=(latent, 0), steps=2)
+    decoded = sheet.add("VAEDecode", samples=(sampled, 0), vae=(model, 2))
+    sheet.add("SaveImage", images=(decoded, 0))
+    into = {
+        "model": (model, 0), "control_net": (control, 0), "positive": (text, 0), "negative": (text, 0),
+        "control image": (scene, 3), "style reference": (reference, 0),
+    }  # fmt: skip
+    links = [{"from": node, "slot": slot, "to": "blueprint", "name": name} for name, (node, slot) in into.items()]
+    out = ("model", "positive", "negative")
+    return sheet.graph(), links + [{"from": "blueprint", "slot": name, "to": sampled, "name": name} for name in out]
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_blueprint_offers_what_it_says(renderer: str, placed: dict) -> None:
+    sockets = ["model", "control_net", "positive", "negative", "control image", "style reference"]
+    assert placed[renderer]["inputs"] == [*sockets, "profile", "lambda", "kept"]
+    assert placed[renderer]["outputs"] == ["model", "positive", "negative"]
+    published = "sdxl-base-1.0.style.published.safetensors"
+    assert placed[renderer]["offered"] == {"profile": published, "lambda": 0.43, "kept": 0.15}
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_blueprint_sends_its_widgets_and_runs(renderer: str, placed: dict) -> None:
+    inside = {node["class_type"]: node["inputs"] for node in placed[renderer]["prompt"].values()}
+    assert inside["CBLoadSensitivityProfile"]["profile"] == "demo.style.safetensors"
+    assert inside["CBSelectLayers"]["lambda"] == 0.2 and inside["CBGateControlNet"]["kept"] == 0.5
+    assert placed[renderer]["end"] == {"event": "execution_success", "message": ""}
+
+
+def test_blueprint_makes_no_complaint(placed: dict) -> None:
+    assert [complaint for complaint in placed["complaints"] if "lueprint" in complaint or "subgraph" in complaint] == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from pathlib import Path
 
 import pytest
 
@@ -71,8 +70,3 @@ def test_a_failing_node_is_named(server: Server) -> None:
     }
     with pytest.raises(Failed, match="The node SaveImage failed: cannot write empty image"):
         server.run(prompt)
-
-
-def test_workflow_examples_are_offered(server: Server) -> None:
-    offered = json.loads(server.get("/workflow_templates")).get("conditional_balance", [])
-    assert sorted(offered) == sorted(path.stem for path in Path(ROOT / "example_workflows").glob("*.json"))

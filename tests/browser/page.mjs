@@ -3,6 +3,9 @@ import { pathToFileURL } from 'node:url'
 
 const ARGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
   '--disable-component-update', '--disable-sync']
+const RUN_MILLISECONDS = 600_000
+
+export const RENDERERS = ['litegraph', 'nodes2']
 
 // Calls visit(page, complaints) once the front end is up, and prints what it returns as one line of JSON. Complaints are
 // the page's errors, and grow.
@@ -25,4 +28,26 @@ export async function withPage({ playwright, browser: executablePath, url }, vis
   } finally {
     await browser.close()
   }
+}
+
+// Presses Run; the name of the event that ended it, and its message if it failed.
+export async function runLoaded(page) {
+  return page.evaluate(async milliseconds => {
+    const { api } = await import('/scripts/api.js')
+    const ends = ['execution_success', 'execution_error', 'execution_interrupted']
+    const ended = new Promise(resolve => {
+      for (const event of ends) {
+        api.addEventListener(event, e => resolve({ event, message: e.detail.exception_message ?? '' }), { once: true })
+      }
+      setTimeout(() => resolve({ event: 'timeout', message: '' }), milliseconds)
+    })
+    await window.app.queuePrompt(0, 1)
+    const refused = Object.keys(window.app.lastNodeErrors ?? {})
+    return refused.length ? { event: 'refused', message: JSON.stringify(window.app.lastNodeErrors) } : ended
+  }, RUN_MILLISECONDS)
+}
+
+// Chooses between the litegraph canvas and Nodes 2.0 for what is loaded next.
+export async function chooseRenderer(page, name) {
+  await page.evaluate(on => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on), name === 'nodes2')
 }

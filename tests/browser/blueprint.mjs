@@ -1,0 +1,46 @@
+// Places a subgraph blueprint as a person would, by searching for it, connects it and runs it. Reads its orders as JSON
+// from the first argument {playwright, browser, url, pictures, blueprint, widgets, workflow} and prints, by renderer,
+// what it saw; a screenshot goes to `pictures`. The workflow has every other node; links name the blueprint's slots.
+import { chooseRenderer, RENDERERS, runLoaded, withPage } from './page.mjs'
+
+const orders = JSON.parse(process.argv[2])
+
+await withPage(orders, async (page, complaints) => {
+  const seen = { complaints }
+  for (const renderer of RENDERERS) {
+    await chooseRenderer(page, renderer)
+    await page.evaluate(workflow => window.app.loadGraphData(workflow), orders.workflow)
+    await place(page)
+    seen[renderer] = await page.evaluate(connect, orders)
+    seen[renderer].prompt = await page.evaluate(async () => (await window.app.graphToPrompt()).output)
+    await page.waitForTimeout(1000)
+    await page.screenshot({ path: `${orders.pictures}/blueprint_${renderer}.png` })
+    seen[renderer].end = await runLoaded(page)
+  }
+  return seen
+})
+
+// Opens the search, types the blueprint's name and takes the first that is found.
+async function place(page) {
+  await page.mouse.dblclick(700, 820)
+  const field = page.locator('.comfy-vue-node-search-container input, [role="dialog"] input').first()
+  await field.fill(orders.blueprint)
+  await page.getByText(orders.blueprint).first().waitFor()
+  await page.keyboard.press('Enter')
+  await page.waitForFunction(() => window.app.graph._nodes.some(node => node.subgraph), null, { timeout: 30_000 })
+}
+
+// Connects the blueprint's slots by name and sets its widgets; what it offers of both.
+function connect({ links, widgets }) {
+  const { graph } = window.app
+  const holder = graph._nodes.find(node => node.subgraph)
+  const inputs = holder.inputs.map(each => each.name), outputs = holder.outputs.map(each => each.name)
+  for (const { from, slot, to, name } of links) {
+    const source = from === 'blueprint' ? holder : graph.getNodeById(from)
+    const target = to === 'blueprint' ? holder : graph.getNodeById(to)
+    source.connect(from === 'blueprint' ? outputs.indexOf(slot) : slot, target, target.inputs.findIndex(each => each.name === name))
+  }
+  const offered = Object.fromEntries(holder.widgets.map(widget => [widget.name, widget.value]))
+  for (const widget of holder.widgets) if (widget.name in widgets) widget.value = widgets[widget.name]
+  return { inputs, outputs, offered }
+}

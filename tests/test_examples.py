@@ -1,0 +1,96 @@
+"""Example workflows and blueprints in a real server: offered, built from the schemas, run by their demo twins."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import urllib.parse
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import comfyui_version
+import pytest
+from PIL import Image
+
+from devtools import comfyui
+from devtools.server import ROOT, Server
+from devtools.sheet import Sheet
+from devtools.workflow import to_prompt
+
+EXAMPLES = {
+    path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "example_workflows").glob("*.json")
+}
+BLUEPRINTS = {path.stem: path for path in (ROOT / "subgraphs").glob("*.json")}
+DEMOS = sorted(name for name in EXAMPLES if name.endswith("_demo"))
+CHECKPOINTS = sorted(EXAMPLES.keys() - set(DEMOS))
+STANDS_FOR = {"CBLoadImageClusters": "CBImageClusters"}  # the demo draws its pictures, so it reads no folder
+
+
+@pytest.fixture(scope="module")
+def builder() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("example_builder", ROOT / "example_workflows" / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_workflows_are_offered(server: Server) -> None:
+    offered = json.loads(server.get("/workflow_templates")).get("conditional_balance", [])
+    assert sorted(offered) == sorted(EXAMPLES)
+
+
+@pytest.mark.parametrize("name", BLUEPRINTS)
+def test_blueprint_is_offered(name: str, server: Server) -> None:
+    offered = json.loads(server.get("/global_subgraphs"))
+    (number,) = [number for number, entry in offered.items() if entry["name"] == name]
+    assert offered[number]["info"]["node_pack"] == "custom_nodes.conditional_balance"
+    served = json.loads(server.get(f"/global_subgraphs/{urllib.parse.quote(number)}"))
+    assert served["data"] == BLUEPRINTS[name].read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(
+    comfyui_version.__version__ != comfyui.VERSION, reason="The files are built with the pinned release's nodes."
+)
+def test_files_are_as_the_builder_writes_them(builder: ModuleType, object_info: dict, tmp_path: Path) -> None:
+    builder.build(object_info, tmp_path)
+    for folder in ("example_workflows", "subgraphs"):
+        built = {path.name: path.read_text() for path in (tmp_path / folder).glob("*.json")}
+        assert built == {path.name: path.read_text() for path in (ROOT / folder).glob("*.json")}
+
+
+def nodes_of_ours(workflow: dict[str, Any]) -> set[str]:
+    kinds = {node["type"] for node in workflow["nodes"]}
+    return {STANDS_FOR.get(kind, kind) for kind in kinds if kind.startswith("CB")}
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_every_workflow_has_a_demo_twin_with_the_same_nodes_of_ours(name: str) -> None:
+    twin = f"{name.rpartition('_')[0]}_demo"
+    assert twin in EXAMPLES
+    assert nodes_of_ours(EXAMPLES[name]) <= nodes_of_ours(EXAMPLES[twin])
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_note_says_what_to_do(name: str) -> None:
+    notes = [node["widgets_values"][0] for node in EXAMPLES[name]["nodes"] if node["type"] == "MarkdownNote"]
+    assert len(notes) == 1 and "**Run**" in notes[0]
+
+
+@pytest.mark.parametrize("name", DEMOS)
+def test_demo_workflow_runs(name: str, server: Server, object_info: dict) -> None:
+    outputs = server.run(to_prompt(EXAMPLES[name], object_info))
+    savers = {str(node["id"]) for node in EXAMPLES[name]["nodes"] if node["type"] == "SaveImage"}
+    assert savers and savers <= outputs.keys()
+    for picture in (picture for saver in savers for picture in outputs[saver]["images"]):
+        shown = Image.open(io.BytesIO(server.fetch(picture))).convert("L")
+        low, high = shown.getextrema()
+        assert high - low > 50, picture  # something is painted
+
+
+def test_a_sheet_refuses_an_input_that_the_node_lacks(object_info: dict) -> None:
+    sheet = Sheet(object_info)
+    sheet.next_column("Only")
+    with pytest.raises(KeyError, match="EmptyImage has no input colour"):
+        sheet.add("EmptyImage", colour=3)
