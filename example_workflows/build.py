@@ -110,7 +110,7 @@ def style_demo(sheet: Sheet) -> None:
     sheet.next_column("2  Drag lambda", 420)
     gate = sheet.add("CBSelectLayers", **{"lambda": BALANCED})
     sheet.next_column("3  Press Run again and compare", 880)
-    result = sheet.add("SaveImage", "Result", tall=780, filename_prefix="demo_style_balanced")
+    result = sheet.add("SaveImage", "Result", tall=780, filename_prefix="demo_style_lambda")
     sheet.next_band()
     shared = _demo_painting(sheet)
     sheet.join(shared.profile, gate, "profile")
@@ -134,7 +134,7 @@ def style_sweep_demo(sheet: Sheet) -> None:
         rows[f"lambda {share}"] = _row(sheet, shared, f"lambda {share}", **{"lambda": share})
     rows["all layers"] = _every_layer(sheet, shared)
     table = _contact_sheet(sheet, shared, rows)
-    sheet.add("SaveImage", "Result", tall=620, images=table, filename_prefix="demo_style_sweep")
+    sheet.add("SaveImage", "Result", tall=620, images=table, filename_prefix="demo_style_balanced")
 
 
 def compare_demo(sheet: Sheet) -> None:
@@ -467,11 +467,11 @@ def _keep_subject(
         **sampling,
     )  # fmt: skip
     decoded = sheet.add("VAEDecode", samples=(sampled, 0), vae=vae)
-    sheet.next_column("Result", 480)
-    sheet.add("SaveImage", "Result", tall=480, images=(decoded, 0), filename_prefix=f"{prefix}subject_kept")
     sheet.next_column("What was found", 480)
     shown = sheet.add("CBAttributionPreview", tall=480, attribution=(blend, 2), after=(sampled, 0), image=(decoded, 0))
     sheet.add("SaveImage", "Map, mask, overlay", tall=480, images=(shown, 1), filename_prefix=f"{prefix}subject_found")
+    sheet.next_column("Result", 480)
+    sheet.add("SaveImage", "Result", tall=480, images=(decoded, 0), filename_prefix=f"{prefix}subject_kept")
 
 
 def style_and_structure(known: Mapping[str, Any]) -> Blueprint:
