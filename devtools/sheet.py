@@ -12,13 +12,13 @@ from typing import Any
 from . import workflow
 
 WIDTH, GAP, ROW = 330, 50, 90  # columns and the space around nodes; above each one stands its title
-HEAD, LINE, FIELD = 50, 26, 70  # heights: a node without lines, a line, what a field of several lines adds
+HEAD, LINE, FIELD = 36, 26, 70  # heights: a node without lines, a line, what a field of several lines adds
 SUMMARY = 50  # the words beneath a node of ours once it ran
 LAYER_MAP = 280
 WITH_LAYER_MAP = ("CBSelectLayers", "CBProfileSensitivity", "CBLoadSensitivityProfile")
 FRAME_HEAD, FRAME_EDGE = 90, 18  # a column's frame; its head holds its own title and the first node's
-CORNER, SCREEN = (75, 135), (1300, 740)  # pixels: what menus leave of a window of 1400 x 900
-SMALLEST = 0.35  # scale below which nothing could be read
+CORNER, SCREEN = (75, 135), (1080, 620)  # pixels that menus leave of 1400 x 900; Nodes 2.0 spreads nodes by a fifth
+SMALLEST = 0.6  # the scale below which the canvas draws no text
 INSIDE, OUTSIDE = -10, -20  # the front end's ids of a subgraph's borders
 
 Source = tuple[int, int]  # node id, output slot

@@ -107,10 +107,10 @@ def style_demo(sheet: Sheet) -> None:
         " brings the style over and leaves what you asked for in the picture.",
         360,
     )
-    sheet.next_column("2  Drag lambda", 420)
+    sheet.next_column("2  Drag lambda", 380)
     gate = sheet.add("CBSelectLayers", **{"lambda": BALANCED})
-    sheet.next_column("3  Press Run again and compare", 880)
-    result = sheet.add("SaveImage", "Result", tall=780, filename_prefix="demo_style_lambda")
+    sheet.next_column("3  Press Run again and compare", 640)
+    result = sheet.add("SaveImage", "Result", tall=616, filename_prefix="demo_style_lambda")
     sheet.next_band()
     shared = _demo_painting(sheet)
     sheet.join(shared.profile, gate, "profile")
