@@ -78,9 +78,17 @@ def test_a_note_says_what_to_do(name: str) -> None:
     assert len(notes) == 1 and "**Run**" in notes[0]
 
 
+def _in_few_steps(prompt: dict[str, Any]) -> dict[str, Any]:
+    """The same graph in half the time: whether it runs is asked here, not how well it paints."""
+    for node in prompt.values():
+        if node["class_type"] == "KSampler":
+            node["inputs"]["steps"] = 6
+    return prompt
+
+
 @pytest.mark.parametrize("name", DEMOS)
 def test_demo_workflow_runs(name: str, server: Server, object_info: dict) -> None:
-    outputs = server.run(to_prompt(EXAMPLES[name], object_info))
+    outputs = server.run(_in_few_steps(to_prompt(EXAMPLES[name], object_info)))
     savers = {str(node["id"]) for node in EXAMPLES[name]["nodes"] if node["type"] == "SaveImage"}
     assert savers and savers <= outputs.keys()
     for picture in (picture for saver in savers for picture in outputs[saver]["images"]):
