@@ -13,7 +13,7 @@ from ..engine.attribution import METHODS
 from ..engine.grammar import parse
 from ..engine.masks import RULES, MaskSettings, heat, mask_of, overlay
 from ..engine.windows import parse_windows
-from ..hooks.attribution import DEFAULT, WEIGHTINGS, AttributionSettings
+from ..hooks.attribution_layers import DEFAULT, WEIGHTINGS, AttributionSettings
 from ..hooks.attribution_probe import Look, find_subject, percents_in
 from ..hooks.blend import MODES, X0, Attribution, Blend, Measured, blend_reference
 from ..hooks.reference import Conditioning
