@@ -31,7 +31,7 @@ PROMPT = {
         "class_type": "KSampler",
         "inputs": {
             "model": ["6", 0], "positive": ["4", 0], "negative": ["5", 0], "latent_image": ["6", 1], "seed": 5,
-            "steps": 6, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0,
+            "steps": 4, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0,
         },
     },
     "8": {"class_type": "VAEDecode", "inputs": {"samples": ["7", 0], "vae": ["1", 2]}},

@@ -58,14 +58,21 @@ async function load(page) {
     app.graph.clear()
     await new Promise(resolve => setTimeout(resolve, 300)) // Nodes 2.0 must see the old nodes go
     await app.loadApiJson(prompt, 'strip')
+    for (const widget of app.graph._nodes.flatMap(node => node.widgets ?? [])) {
+      if (widget.name === 'control_after_generate') widget.value = 'fixed' // later runs need not sample again
+    }
     const laidOut = JSON.parse(JSON.stringify(app.graph.serialize()))
     const apart = laidOut.nodes.find(node => node.type === 'CBAttributionPreview')
     Object.assign(apart, { pos: [3000, 0], size: [520, 80] })
     await app.loadGraphData(laidOut)
-    Object.assign(app.canvas.ds, { scale: 1, offset: [-2700, 120] })
-    app.canvas.setDirty(true, true)
   }, orders.prompt)
   await find(page)
+  await page.waitForTimeout(300) // Nodes 2.0 lays a workflow out more widely
+  await page.evaluate(() => {
+    const { canvas } = window.app, [left, top] = window.preview.pos
+    Object.assign(canvas.ds, { scale: 1, offset: [200 - left, 200 - top] })
+    canvas.setDirty(true, true)
+  })
   await page.waitForFunction(() => window.preview.widgets[0].element.querySelector('.cb-strip-note').textContent, null, WAIT)
 }
 
@@ -144,7 +151,7 @@ async function paste(page) {
     window.first = window.preview
     canvas.selectItems([window.preview])
     canvas.copyToClipboard([window.preview])
-    canvas.pasteFromClipboard({ position: [3540, 0], connectInputs: true })
+    canvas.pasteFromClipboard({ position: [window.first.pos[0] + 560, window.first.pos[1]], connectInputs: true })
   })
   await find(page)
   const copy = await shown(page, 'map')
