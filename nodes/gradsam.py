@@ -37,8 +37,8 @@ class CBGradSAMMask(io.ComfyNode):
             node_id="CBGradSAMMask",
             display_name="Grad-SAM Mask",
             category=CATEGORY,
-            description="Finds the subject in a picture with the model's own cross-attention and gradients. No "
-            "segmentation model is needed.",
+            description="Finds the subject in a picture with the model's own attention. No segmentation model is "
+            "needed.",
             inputs=[
                 io.Model.Input("model", tooltip="A UNet model: SD1.5, SDXL or a finetune of either."),
                 io.Latent.Input("latent", tooltip="The picture, encoded with the model's VAE; a batch gives a batch."),
@@ -53,7 +53,7 @@ class CBGradSAMMask(io.ComfyNode):
                     "latent_is",
                     options=[CLEAN, NOISY],
                     default=CLEAN,
-                    tooltip=f"{CLEAN}: noise is added to each level. {NOISY}: the latent comes from a sampler that "
+                    tooltip=f"{CLEAN}: noise is added, up to each level. {NOISY}: the latent comes from a sampler that "
                     "stopped midway; write that one noise level.",
                 ),
                 *_attribution_inputs(),
