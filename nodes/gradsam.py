@@ -42,8 +42,8 @@ class CBGradSAMMask(io.ComfyNode):
             node_id="CBGradSAMMask",
             display_name="Grad-SAM Mask",
             category=CATEGORY,
-            description="Finds the subject in a picture with the model's own cross-attention and gradients. No "
-            "segmentation model is needed.",
+            description="Finds the subject in a picture with the model's own attention. No segmentation model is "
+            "needed.",
             inputs=[
                 model_input(),
                 io.Latent.Input("latent", tooltip="The picture, encoded with the model's VAE; a batch gives a batch."),
@@ -167,7 +167,7 @@ def _look_inputs() -> list[io.Input]:
             "latent_is",
             options=[CLEAN, NOISY],
             default=CLEAN,
-            tooltip=f"{CLEAN}: noise is added to each level. {NOISY}: the latent comes from a sampler that "
+            tooltip=f"{CLEAN}: noise is added, up to each level. {NOISY}: the latent comes from a sampler that "
             "stopped midway; write that one noise level.",
         ),
     ]
