@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROSE, PAGES, LOCALES = ROOT / "docs" / "nodes", ROOT / "js" / "docs", ROOT / "locales"
 FIGURES = PAGES / "figures"
 WRITTEN_BY_HAND = ("zh", "ja")
+UNBOUNDED = 2**32  # the range of a seed tells nobody anything
 
 
 def schemas() -> list[Any]:
@@ -81,7 +82,9 @@ def _span(each: Any) -> str:
     if options is not None:
         return "files found" if each.default is None else ", ".join(_cell(option) for option in options)
     low, high = getattr(each, "min", None), getattr(each, "max", None)
-    return "" if low is None or high is None else f"{low:g} to {high:g}"
+    if low is None or high is None:
+        return ""
+    return f"{low:g} to {high:g}" if high < UNBOUNDED else f"{low:g} or more"
 
 
 def _name(output: Any) -> str:

@@ -308,12 +308,12 @@ def ablated(studio: Studio, graph: Graph) -> Image.Image:
 def named(studio: Studio, graph: Graph) -> Image.Image:
     subject = graph.first("CBSubject")
     phrase, around = graph.input(subject, "phrase"), graph.input(subject, "surroundings")
-    alone = graph.changed(subject, surroundings="")
+    swapped = graph.changed(subject, phrase=around, surroundings=phrase)
     picture = [_plain(graph), 0]
-    masks = [[_found(graph, each, picture), 1] for each in (alone, subject)]
-    (drawn,), (without,), (found,) = studio.shoot(graph, picture, *masks)
-    heads = ["", f"phrase: {phrase}", f"surroundings: {around}"]
-    return sheet([("", [drawn, without, found])], heads, title=f"prompt: {graph.input(subject, 'prompt')}", tile=200)
+    masks = [[_found(graph, each, picture), 1] for each in (subject, swapped)]
+    (drawn,), (found,), (rest,) = studio.shoot(graph, picture, *masks)
+    heads = ["", f"phrase: {phrase}", f"phrase: {around}"]
+    return sheet([("", [drawn, found, rest])], heads, title=f"prompt: {graph.input(subject, 'prompt')}", tile=200)
 
 
 @figure("CBGradSAMMask", of="subject_kept_demo")

@@ -102,9 +102,9 @@ def _teller() -> Callable[[str], None]:
 def _workflow(studio: Studio, gallery: Gallery, path: Path) -> None:
     """Run a demo workflow; write what it saves, the thumbnails of its family, and the figures that build on it."""
     graph = json.loads(path.read_text(encoding="utf-8"))
-    prompt = workflow.to_prompt(graph, studio.known)
-    if CONTROLLED in {node["class_type"] for node in prompt.values()} and not CONTROL_NET.exists():
+    if not can_run(graph):
         return gallery.skip(path.stem, NO_CONTROL_NET)
+    prompt = workflow.to_prompt(graph, studio.known)
     studio.tell(f"running {path.stem}")
     shown = _saved(studio, prompt, graph)
     shown |= _overviews(studio, Graph(prompt, studio.known), path.stem, next(iter(shown.values())).info)
@@ -114,6 +114,11 @@ def _workflow(studio: Studio, gallery: Gallery, path: Path) -> None:
     _write_thumbnails(gallery, path.stem, list(shown.values())[-1])
     _figures(studio, gallery, Graph(prompt, studio.known), path.stem)
     return None
+
+
+def can_run(graph: Mapping[str, Any]) -> bool:
+    """Whether the demo has the weights that a workflow asks for."""
+    return CONTROL_NET.exists() or CONTROLLED not in {node["type"] for node in graph["nodes"]}
 
 
 def _saved(studio: Studio, prompt: Mapping[str, Any], graph: Mapping[str, Any]) -> dict[str, Image.Image]:
@@ -139,12 +144,13 @@ def _overviews(studio: Studio, graph: Graph, of: str, carried: dict[str, str]) -
 
 
 def _write_doc(gallery: Gallery, name: str, picture: Image.Image) -> None:
-    """A picture at README size with its workflow inside."""
+    """A picture at README size, in 256 colours (a third of the bytes), with its workflow inside."""
     carried = PngImagePlugin.PngInfo()
-    for name in ("prompt", "workflow"):
-        carried.add_text(name, picture.info[name])
+    for key in ("prompt", "workflow"):
+        carried.add_text(key, picture.info[key])
     data = BytesIO()
-    _within(picture, README_WIDTH, picture.height).save(data, "PNG", pnginfo=carried, optimize=True)
+    small = _within(picture, README_WIDTH, picture.height).quantize(256)
+    small.save(data, "PNG", pnginfo=carried, optimize=True)
     gallery.write(DOCS / f"{name}.png", data.getvalue())
 
 
