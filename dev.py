@@ -6,6 +6,7 @@
     python dev.py serve           opens ComfyUI with this pack and the demo nodes
     python dev.py bench [NAME]    runs a benchmark, or lists them
     python dev.py train [PART]    trains the demo model again
+    python dev.py pictures [NAME] makes the pictures of README, templates and help pages again, or of one demo workflow
 
 ComfyUI is the one that COMFYUI_PATH names; else the one this pack is installed in; else a pinned release, fetched once
 into .cache/. Python is the one that runs this script if it has all that is needed; else .venv, made here, into which
@@ -38,7 +39,7 @@ BENCH_TOOLS = ["matplotlib"]
 
 def main(arguments: list[str]) -> int:
     """Run one command; returns the exit status."""
-    commands = {"demo": demo, "test": test, "serve": serve, "bench": bench, "train": train}
+    commands = {"demo": demo, "test": test, "serve": serve, "bench": bench, "train": train, "pictures": pictures}
     if not arguments or arguments[0] not in commands:
         print(__doc__)
         return 0 if arguments in ([], ["-h"], ["--help"]) else 2
@@ -96,6 +97,13 @@ def train(arguments: list[str]) -> int:
         raise Failed("There is no demo/train.py in this copy of the repository.")
     comfy, env = ready([])
     return _run([env.python, ROOT / "devtools" / "run.py", script, *arguments], comfy)
+
+
+def pictures(arguments: list[str]) -> int:
+    """Every picture that the repository ships, from the demo workflows."""
+    comfy, env = ready(BENCH_TOOLS)
+    script = [ROOT / "devtools" / "run.py", ROOT / "devtools" / "pictures.py"]
+    return _run([env.python, *script, *(["--cpu"] if env.cpu else []), *arguments], comfy)
 
 
 def _run(command: list[str | Path], comfy: comfyui.ComfyUI) -> int:

@@ -1,6 +1,7 @@
 """Writes what people read about the nodes from their schemas: python devtools/run.py devtools/face.py
 
-Help pages js/docs/<NodeId>.md join the hand-written docs/nodes/<NodeId>.md to tables of inputs and outputs;
+Help pages js/docs/<NodeId>.md join the hand-written docs/nodes/<NodeId>.md to tables of inputs and outputs and to the
+node's figure, js/docs/figures/<NodeId>.webp, which `python dev.py pictures` makes;
 locales/en/nodeDefs.json holds the schemas' own words. Other languages are written by hand; what they lack is listed.
 """
 
@@ -9,13 +10,15 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PROSE, PAGES, LOCALES = ROOT / "docs" / "nodes", ROOT / "js" / "docs", ROOT / "locales"
+FIGURES = PAGES / "figures"
 WRITTEN_BY_HAND = ("zh", "ja")
+UNBOUNDED = 2**32  # the range of a seed tells nobody anything
 
 
 def schemas() -> list[Any]:
@@ -25,16 +28,28 @@ def schemas() -> list[Any]:
     return [node.GET_SCHEMA() for node in asyncio.run(ConditionalBalance().get_node_list())]
 
 
+def figure_of(node_id: str) -> Path:
+    """The file of a node's figure."""
+    return FIGURES / f"{node_id}.webp"
+
+
 def page(schema: Any) -> str:
     """The help page of a node. Raises FileNotFoundError when nobody has written its prose."""
     prose = (PROSE / f"{schema.node_id}.md").read_text(encoding="utf-8").strip()
-    about, _, rest = prose.partition("\n## ")
-    parts = [f"# {schema.display_name}", about.strip(), "## Inputs", _inputs(schema)]
+    about, *sections = prose.split("\n## ")
+    caption, rest = _caption(sections)
+    figure = figure_of(schema.node_id).relative_to(PAGES).as_posix()
+    parts = [f"# {schema.display_name}", about.strip(), f"![{caption}]({figure})", f"*{caption}*"]
+    parts += ["## Inputs", _inputs(schema)]
     if schema.outputs:
         parts += ["## Outputs", _outputs(schema)]
-    if rest:
-        parts.append(f"## {rest}")
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *(f"## {section.strip()}" for section in rest)]) + "\n"
+
+
+def _caption(sections: Sequence[str]) -> tuple[str, list[str]]:
+    """What the section 'Figure' says, in one line, and the other sections."""
+    captions = [section.partition("\n")[2] for section in sections if section.startswith("Figure\n")]
+    return _cell("".join(captions)), [section for section in sections if not section.startswith("Figure\n")]
 
 
 def _inputs(schema: Any) -> str:
@@ -67,7 +82,9 @@ def _span(each: Any) -> str:
     if options is not None:
         return "files found" if each.default is None else ", ".join(_cell(option) for option in options)
     low, high = getattr(each, "min", None), getattr(each, "max", None)
-    return "" if low is None or high is None else f"{low:g} to {high:g}"
+    if low is None or high is None:
+        return ""
+    return f"{low:g} to {high:g}" if high < UNBOUNDED else f"{low:g} or more"
 
 
 def _name(output: Any) -> str:

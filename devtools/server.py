@@ -44,9 +44,13 @@ class Server:
         with urllib.request.urlopen(self.url + path, timeout=30) as answer:
             return answer.read()
 
-    def submit(self, prompt: Mapping[str, Any]) -> str:
-        """Queue an API-format prompt and return its id. Raises Failed with the server's reasons if it is refused."""
-        body = json.dumps({"prompt": prompt}).encode()
+    def submit(self, prompt: Mapping[str, Any], workflow: Mapping[str, Any] | None = None) -> str:
+        """Queue an API-format prompt and return its id. Raises Failed with the server's reasons if it is refused.
+
+        Pictures that the run saves carry the prompt, and `workflow`, the graph that the front end opens from them.
+        """
+        extra = {"extra_pnginfo": {"workflow": workflow}} if workflow else {}
+        body = json.dumps({"prompt": prompt, "extra_data": extra}).encode()
         request = urllib.request.Request(self.url + "/prompt", body, {"Content-Type": "application/json"})
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
@@ -55,14 +59,19 @@ class Server:
             raise Failed(f"The server refused the workflow: {_reasons(json.load(refusal))}") from refusal
 
     def run(
-        self, prompt: Mapping[str, Any], timeout: float = 600.0, tell: Callable[[str], None] = lambda line: None
+        self,
+        prompt: Mapping[str, Any],
+        timeout: float = 600.0,
+        tell: Callable[[str], None] = lambda line: None,
+        workflow: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Run an API-format prompt to its end; returns what each output node showed, by node id.
 
+        Pictures carry `workflow` as `submit` says.
         Every few seconds `tell` hears the last line of the log, which has ComfyUI's own progress.
         Raises Failed when a node fails, the server dies, or `timeout` seconds pass.
         """
-        prompt_id = self.submit(prompt)
+        prompt_id = self.submit(prompt, workflow)
         start = told = time.monotonic()
         while time.monotonic() < start + timeout:
             self.check()

@@ -13,16 +13,9 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ..engine.attribution import normalised
-from .attribution import (
-    AttributionSettings,
-    Found,
-    Layers,
-    Prediction,
-    attribute,
-    chosen_layers,
-    precision_of,
-    texts_of,
-)
+from .attribution import Found, attribute
+from .attribution_layers import AttributionSettings, Layers, chosen_layers
+from .attribution_prediction import Prediction, precision_of, texts_of
 from .reference import check_latent
 from .subject import Conditioning, Subject
 

@@ -17,7 +17,9 @@ from comfy.samplers import CFGGuider
 from ..engine.attribution import normalised
 from ..engine.masks import MaskSettings, mask_of, smoothed
 from ..engine.windows import Span, Window, spans
-from .attribution import AttributionSettings, Layers, Prediction, attribute, chosen_layers, precision_of, texts_of
+from .attribution import attribute
+from .attribution_layers import AttributionSettings, Layers, chosen_layers
+from .attribution_prediction import Prediction, precision_of, texts_of
 from .model_call import KEY, with_wrapper
 from .reference import check_latent, positive_place, positive_prompts
 from .subject import Subject

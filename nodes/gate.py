@@ -34,7 +34,7 @@ Gate = io.Custom("LAYER_GATE")
 
 GRAMMAR = (
     "o1.4-9 is transformers 4 to 9 of output block 1; i5 a whole block; o3-5 several; m the middle; all everything; "
-    "-m0 takes layers away; q:o1 acts on queries only; o1:0.5 at half weight. Commas part entries."
+    "-m0 takes layers away; q:o1 acts on queries only; o1:0.5 at half weight. Separate entries with commas."
 )
 
 

@@ -282,7 +282,7 @@ class CBCombineProfiles(io.ComfyNode):
                         f"profile_{number}",
                         optional=number > 2,
                         tooltip=f"Profile {number}, of the same architecture. "
-                        + ("Contrast uses these two." if number <= 2 else "For the trimmed mean; leave it open."),
+                        + ("Contrast uses these two." if number <= 2 else "For the trimmed mean; may stay open."),
                     )
                     for number in range(1, COMBINED + 1)
                 ),
@@ -346,7 +346,8 @@ def _settings() -> list[io.Input]:
             "features",
             options=list(FEATURES),
             default="q and k",
-            tooltip="Which projections to measure. q and k are what style injection needs.",
+            tooltip="What to measure of each layer: its queries (q), keys (k), values (v). q and k are what Style "
+            "Injection needs.",
         ),
         io.Int.Input(
             "seed",
@@ -354,8 +355,8 @@ def _settings() -> list[io.Input]:
             min=0,
             max=0xFFFFFFFFFFFFFFFF,
             control_after_generate=False,
-            tooltip="Draws the one noise that all images share, and the statistics. Another seed changes the ranking "
-            "a little.",
+            tooltip="Draws the noise, one for all images, and the resampling behind the intervals. Another seed "
+            "changes the ranking a little.",
         ),
     ]
 

@@ -13,7 +13,7 @@ from comfy_api.latest import io
 
 from ..engine.profile import SensitivityProfile, digest
 
-SUMMARY, PROFILE = "cb_summary", "cb_profile"  # keys of the `ui` output that js/ reads
+SUMMARY, PROFILE, STRIP = "cb_summary", "cb_profile", "cb_strip"  # keys of the `ui` output that js/ reads
 KEPT = 32
 NOTICEABLE = 0.1  # seconds; below, a summary does not mention them
 

@@ -162,8 +162,8 @@ def _by_hand() -> list[io.Input]:
         Profile.Input(
             "profile",
             optional=True,
-            tooltip="For policy ranked: a sensitivity profile of geometry, measured on clusters of pictures by one "
-            "hand each (same way of drawing, different subjects). Must fit the model.",
+            tooltip="For policy ranked: a sensitivity profile of geometry, measured on clusters that are each drawn by "
+            "one hand (same way of drawing, different subjects). Must fit the model.",
         ),
     ]
 

@@ -30,7 +30,7 @@ class CBPromptBatch(io.ComfyNode):
             node_id="CBPromptBatch",
             display_name="Prompt per Picture",
             category=CATEGORY,
-            description="Gives every picture of a batch its own prompt. The first one is the style reference's.",
+            description="Gives every picture of a batch its own prompt, one on each line.",
             inputs=[
                 io.Clip.Input("clip", tooltip="The CLIP that came with the model."),
                 io.String.Input(
@@ -38,9 +38,9 @@ class CBPromptBatch(io.ComfyNode):
                     default="a painting, in the style of ukiyo-e\na sailing ship, in the style of ukiyo-e",
                     multiline=True,
                     dynamic_prompts=True,
-                    tooltip="One prompt per line; empty lines are skipped. Line 1 is the style reference, the "
-                    "others are the pictures that take its style. Name the style in every line. Set the latent's "
-                    "batch_size to the number of lines.",
+                    tooltip="One prompt per line; empty lines are skipped. Set the latent's batch_size to the number "
+                    "of lines. Name the style in every line. When Style Injection has no reference, line 1 is the "
+                    "picture that the others take their style from.",
                 ),
             ],
             outputs=[
@@ -56,8 +56,8 @@ class CBPromptBatch(io.ComfyNode):
     def execute(cls, clip: CLIP, prompts: str) -> io.NodeOutput:
         lines = [line.strip() for line in prompts.splitlines() if line.strip()]
         if not lines:
-            raise ValueError("'prompts' is empty: write one prompt per line, the style reference's first.")
-        words = f"{len(lines)} prompts: set the latent's batch_size to {len(lines)}. Line 1 is the reference's."
+            raise ValueError("'prompts' is empty: write one prompt per line.")
+        words = f"{len(lines)} prompts: set the latent's batch_size to {len(lines)}."
         return io.NodeOutput(encode_rows(clip, lines), ui=summary(words))
 
 

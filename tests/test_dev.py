@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from devtools import comfyui, environment, workflow
+from devtools.graph import Graph
 from devtools.server import ROOT
 from devtools.steps import Failed, step
 
@@ -24,7 +25,7 @@ def dev(*arguments: str, **env: str) -> subprocess.CompletedProcess:
 def test_without_a_command_it_lists_them() -> None:
     done = dev()
     assert done.returncode == 0
-    assert all(f"dev.py {name}" in done.stdout for name in ("demo", "test", "serve", "bench", "train"))
+    assert all(f"dev.py {name}" in done.stdout for name in ("demo", "test", "serve", "bench", "train", "pictures"))
 
 
 def test_an_unknown_command_is_an_error() -> None:
@@ -111,3 +112,43 @@ def test_a_node_that_follows_a_muted_one_loses_its_input() -> None:
     show = {"id": 2, "type": "Show", "mode": 0, "inputs": [{"name": "images", "type": "IMAGE", "link": 1}]}
     graph = {"nodes": [{"id": 1, "type": "Make", "mode": 2}, show], "links": [[1, 1, 0, 2, 0, "IMAGE"]]}
     assert workflow.to_prompt(graph, info) == {"2": {"class_type": "Show", "inputs": {}}}
+
+
+KNOWN = {
+    "Load": {"input": {}},
+    "Sample": {"input": {"required": {"model": ["MODEL"], "steps": ["INT", {"default": 20}], "how": [["a", "b"], {}]}}},
+}
+
+
+def chain() -> Graph:
+    """Two samplers behind one loader, the second one's model through a patch."""
+    prompt = {
+        "1": {"class_type": "Load", "inputs": {}},
+        "2": {"class_type": "Patch", "inputs": {"model": ["1", 0], "strength": 1}},
+        "3": {"class_type": "Sample", "inputs": {"model": ["1", 0], "steps": 20}},
+        "4": {"class_type": "Sample", "inputs": {"model": ["2", 0], "steps": 20}},
+        "5": {"class_type": "Decode", "inputs": {"samples": ["4", 0], "vae": ["1", 2]}},
+    }
+    return Graph(prompt, KNOWN)
+
+
+def test_nodes_of_a_prompt_are_found_by_what_they_depend_on() -> None:
+    graph = chain()
+    assert graph.all("Sample") == ["3", "4"]
+    assert graph.all("Sample", upstream="Patch") == ["4"] and graph.all("Sample", without="Patch") == ["3"]
+    assert set(graph.only(["3"])) == {"1", "3"}
+
+
+def test_an_added_node_has_its_defaults() -> None:
+    graph = chain()
+    inputs = graph.prompt[graph.add("Sample", model=["1", 0])]["inputs"]
+    assert inputs == {"model": ["1", 0], "steps": 20, "how": "a"}
+
+
+def test_a_branch_is_rebuilt_on_another_node_and_the_prompt_stays() -> None:
+    graph, before = chain(), chain().prompt
+    decode = graph.rebuilt("5", "2", graph.changed("2", strength=0))
+    (samples, _), vae = graph.input(decode, "samples"), graph.input(decode, "vae")
+    assert vae == ["1", 2] and graph.input(graph.input(samples, "model")[0], "strength") == 0
+    assert {name: graph.prompt[name] for name in before} == before
+    assert graph.rebuilt("3", "2", "1") == "3"  # does not depend on it

@@ -6,12 +6,14 @@ import re
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from devtools import face
+from devtools import face, figures
 
 SCHEMAS = face.schemas()
 CURE = "run `python devtools/run.py devtools/face.py`"
 LANGUAGES = ("en", *face.WRITTEN_BY_HAND)
+LARGEST, ALL_FIGURES = 60_000, 900_000  # bytes: help pages open at once
 SCRIPTS = sorted((face.ROOT / "js").rglob("*.js"))
 
 
@@ -23,6 +25,30 @@ def test_the_help_page_says_what_the_schema_says(schema: Any) -> None:
     shown = face.PAGES / f"{schema.node_id}.md"
     assert shown.exists() and shown.read_text(encoding="utf-8") == face.page(schema), CURE
     assert all(f"| {each.id}" in face.page(schema) for each in schema.inputs)
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: schema.node_id)
+def test_every_page_shows_its_figure_and_says_what_it_shows(schema: Any) -> None:
+    file, shown = face.figure_of(schema.node_id), face.page(schema)
+    assert file.exists(), "run `python dev.py pictures`"
+    caption, source = re.search(r"^!\[(.+)\]\((.+)\)$", shown, re.MULTILINE).groups()
+    assert face.PAGES / source == file
+    assert len(caption) > 20 and f"\n*{caption}*\n" in shown, f"write '## Figure' in docs/nodes/{schema.node_id}.md"
+    with Image.open(file) as picture:
+        picture.load()
+        assert picture.width >= 300 and file.stat().st_size < LARGEST
+
+
+def test_the_figures_together_stay_small() -> None:
+    assert sum(file.stat().st_size for file in face.FIGURES.iterdir()) < ALL_FIGURES
+
+
+def test_no_figure_is_left_of_a_node_that_is_gone() -> None:
+    assert {file.name for file in face.FIGURES.iterdir()} == {face.figure_of(each.node_id).name for each in SCHEMAS}
+
+
+def test_every_node_has_its_way_to_a_figure() -> None:
+    assert set(figures.FIGURES) == {schema.node_id for schema in SCHEMAS}
 
 
 def test_no_page_is_left_of_a_node_that_is_gone() -> None:
@@ -38,6 +64,23 @@ def test_the_english_words_are_the_schemas() -> None:
 def test_every_node_input_and_output_is_translated(language: str) -> None:
     assert list(face.missing(face.read_words(language), face.all_words())) == []
     assert list(face.missing(face.all_words(), face.read_words(language))) == [], "of nodes or inputs that are gone"
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: schema.node_id)
+@pytest.mark.parametrize("language", face.WRITTEN_BY_HAND)
+def test_a_translation_names_the_same_numbers_and_choices(language: str, schema: Any) -> None:
+    """Good values and the words of a list stay as they are: a translation without them is of an older schema."""
+    words = face.read_words(language)[schema.node_id]
+    assert figures_in(schema.description) <= figures_in(words["description"])
+    for each in schema.inputs:
+        theirs = words["inputs"][each.id]["tooltip"]
+        assert figures_in(each.tooltip) <= figures_in(theirs), each.id
+        choices = {option for option in getattr(each, "options", None) or () if f"{option}:" in each.tooltip}
+        assert {choice for choice in choices if choice not in theirs} == set(), each.id
+
+
+def figures_in(text: str) -> set[str]:
+    return set(re.findall(r"\d+(?:\.\d+)?", text))
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

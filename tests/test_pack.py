@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import asyncio
 import re
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +69,15 @@ def test_node_ids_are_ours_and_unique() -> None:
 def test_help_pages_belong_to_nodes() -> None:
     pages = {page.stem for page in (ROOT / "js" / "docs").glob("*.md")}
     assert pages <= {schema.node_id for schema in schemas()}
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="The registry reads .comfyignore as git reads its own.")
+def test_the_registry_gets_help_pages_and_code_but_no_development_files() -> None:
+    shipped = ["__init__.py", "nodes/gate.py", "js/docs/CBSubject.md", "js/docs/figures/CBSubject.webp"]
+    left_out = ["docs/heat_map.png", "dev.py", "devtools/face.py", "demo/world.py"]
+    command = ["git", "-c", f"core.excludesFile={ROOT / '.comfyignore'}", "check-ignore", "--no-index"]
+    done = subprocess.run([*command, *shipped, *left_out], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == left_out, done.stderr
 
 
 def test_comfyui_reads_our_project_file() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 
 import pytest
+from PIL import Image
 
 from conditional_balance.nodes.extension import ConditionalBalance
 from devtools.server import PACKS, ROOT, Server
@@ -54,6 +56,16 @@ def test_runs_a_prompt_and_hands_out_the_picture(server: Server) -> None:
     (picture,) = server.run(prompt)["2"]["images"]
     assert server.fetch(picture).startswith(b"\x89PNG")
     assert (server.base / "output" / picture["filename"]).exists()
+
+
+def test_a_saved_picture_carries_the_workflow(server: Server) -> None:
+    prompt = {
+        "1": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 7}},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "carrier"}},
+    }
+    (picture,) = server.run(prompt, workflow={"nodes": [], "links": []})["2"]["images"]
+    carried = Image.open(io.BytesIO(server.fetch(picture))).info
+    assert json.loads(carried["workflow"]) == {"nodes": [], "links": []} and json.loads(carried["prompt"]) == prompt
 
 
 def test_a_refused_prompt_says_why(server: Server) -> None:

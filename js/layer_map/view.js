@@ -8,7 +8,7 @@ import { ask } from './server.js'
 
 const NAME = 'cb_layer_map'
 const LOOK_MILLISECONDS = 100
-const EMPTY_HEIGHT = 40, TEXT_HEIGHT = 76, PANEL_HEIGHT = 100, TALLEST = 1200
+const EMPTY_HEIGHT = 40, TEXT_HEIGHT = 92, PANEL_HEIGHT = 100, TALLEST = 1200
 const KEYS = { Enter: 'next', ' ': 'next', p: 'pin', x: 'exclude', Delete: 'free', Backspace: 'free' }
 const MOVES = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }
 
@@ -174,6 +174,7 @@ export class LayerMap {
     this.line.title = this.line.textContent
     this.line.classList.toggle('cb-map-error', Boolean(this.error))
     this.detail.textContent = this.cursor ? this.describe(this.cursor) : this.words(this.editable ? 'hint' : 'hintRead')
+    this.detail.title = this.detail.textContent
     this.canvas.setAttribute('aria-label', this.words('label'))
   }
 

@@ -196,8 +196,9 @@ async function inSubgraph(page) {
     const first = app.graph._nodes.find(n => n.comfyClass === 'CBSelectLayers')
     const { subgraph } = app.graph.convertToSubgraph(new Set([first]))
     window.select = subgraph._nodes.find(n => n.comfyClass === 'CBSelectLayers')
-    app.canvas.setGraph(subgraph)
   })
+  await page.waitForTimeout(300) // the node keeps its number: Nodes 2.0 must see it go before it comes again inside
+  await page.evaluate(() => window.app.canvas.setGraph(window.select.graph))
   await settled(page)
   const seen = await changed(page, 'lambda', 0.1)
   await page.screenshot({ path: `${orders.pictures}/subgraph.png` })

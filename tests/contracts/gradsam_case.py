@@ -13,7 +13,8 @@ from conditional_balance.engine.layers import LayerId
 from conditional_balance.engine.masks import MaskSettings
 from conditional_balance.engine.subject import Phrase
 from conditional_balance.engine.windows import parse_windows
-from conditional_balance.hooks.attribution import AttributionSettings, Prediction
+from conditional_balance.hooks.attribution_layers import AttributionSettings
+from conditional_balance.hooks.attribution_prediction import Prediction
 from conditional_balance.hooks.blend import Attribution, Blend, blend_reference
 from conditional_balance.hooks.subject import Subject
 from tiny import cond, latent, sample

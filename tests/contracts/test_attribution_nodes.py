@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
+import folder_paths
 import pytest
 import torch
 from comfy_api.latest import io
 from gradsam_case import run, subject_of
+from PIL import Image
 from style_case import HEIGHT, WIDTH, model
 
-from conditional_balance.hooks.blend import Attribution
-from conditional_balance.nodes import gradsam as gradsam_nodes
+from conditional_balance.engine.windows import Window
+from conditional_balance.hooks.blend import Attribution, Measured
+from conditional_balance.nodes import attribution_preview, gradsam
 from conditional_balance.nodes import subject as subject_nodes
 from tiny import cond, latent, sample
 
-NODES = [*subject_nodes.NODES, *gradsam_nodes.NODES]
+NODES = [*subject_nodes.NODES, *gradsam.NODES, *attribution_preview.NODES]
 BY_ID = {node.define_schema().node_id: node for node in NODES}
 
 
 def call(node_id: str, **inputs: Any) -> tuple[Any, ...]:
+    """The outputs of a node that is executed."""
+    return executed(node_id, **inputs).args
+
+
+def executed(node_id: str, **inputs: Any) -> io.NodeOutput:
     """Execute a node as the server does: in inference mode, every widget that is not given at its default."""
     schema = BY_ID[node_id].define_schema()
     defaults = {each.id: each.default for each in schema.inputs if getattr(each, "default", None) is not None}
     with torch.inference_mode():
-        return BY_ID[node_id].execute(**{**defaults, **inputs}).args
+        return BY_ID[node_id].execute(**{**defaults, **inputs})
 
 
 @pytest.mark.parametrize("node", NODES, ids=list(BY_ID))
@@ -59,6 +69,33 @@ def test_the_whole_chain_with_defaults(clip: Any) -> None:
     assert windows.shape == (3 * 2, 8 * HEIGHT, 3 * 8 * WIDTH, 3)
     assert windows.min() >= 0 and windows.max() <= 1
     assert len(words.splitlines()) == 3 and words.startswith("0.22-0.48, sigma ")
+
+
+def measured(batch: int, side: int, subjects: int = 2) -> Attribution:
+    """Two windows' findings in which the subjects lie in the left half."""
+    mask = torch.zeros(batch, side, side)
+    mask[..., : side // 2] = 1
+    maps = torch.rand(subjects, batch, side, side) + mask
+    ranges = Window(0.2, 0.5), Window(0.7)
+    return Attribution([Measured(each, 2.5, maps, mask, "value_norm", "A caveat.") for each in ranges])
+
+
+@pytest.mark.parametrize(("side", "shown"), [(8, 64), (80, 512)])
+def test_the_strip_has_a_tile_for_each_window(side: int, shown: int) -> None:
+    """The pictures are saved where core keeps previews, and are not shown a second time as core's own."""
+    inputs = {"attribution": measured(2, side), "after": latent(1)}
+    ui = executed("CBAttributionPreview", **inputs, image=torch.rand(2, 8 * side, 8 * side, 3)).ui
+    assert set(ui) == {"cb_strip", "cb_summary", "text"}
+    assert [tile["window"] for tile in ui["cb_strip"]] == ["20% to 50%", "70%"]
+    for tile in ui["cb_strip"]:
+        assert set(tile) == {"window", "words", "map", "mask", "overlay"}
+        assert tile["words"] == "sigma 2.50: value_norm, 50%, 50% of the picture. A caveat."
+        for file in (file for view in ("map", "mask", "overlay") for file in tile[view]):
+            path = Path(folder_paths.get_temp_directory(), file["subfolder"], file["filename"])
+            assert file["type"] == "temp" and Image.open(path).size == (shown, shown)
+        assert [len(tile[view]) for view in ("map", "mask", "overlay")] == [2, 2, 2]
+    assert ui["cb_summary"][0].startswith("2 windows; at the last the mask covers 50%, 50% of the picture")
+    json.dumps(ui)
 
 
 @pytest.mark.parametrize("method", ["jvp", "grad_sam"])

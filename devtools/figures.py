@@ -1,0 +1,365 @@
+"""The figure of every node's help page: what it shows, and how it comes out of the demo workflows' runs.
+
+A figure is a function under `@figure`. Those that build on a workflow get its prompt just after it ran, when every
+result of it is still cached, and add what else they want to see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import accumulate, groupby
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+from PIL import Image
+
+from conditional_balance.engine.gate import CombinedGate, LayerGate, RankedGate, ScaledGate, WrittenGate
+from conditional_balance.engine.gate_map import sampled, spread_sigmas, standard_sigma
+from conditional_balance.engine.grammar import parse
+from conditional_balance.engine.layers import LayerId
+from conditional_balance.engine.profile import SensitivityProfile, load
+from conditional_balance.engine.structure import PaperSchedule, RankedSlots, StructureGate, parse_weights, slot_layout
+
+from .comfyui import ROOT
+from .contact import grids, parts, sheet, stacked
+from .graph import Graph, Link
+from .server import Server
+
+PUBLISHED = "sdxl-base-1.0.style.published.safetensors"
+CONTROL_NET = ROOT / "demo" / "weights" / "controlnet.safetensors"
+MAP_WIDTH = 760
+LOOK = {"noise_levels": 6, "size": 128, "features": "q"}  # of the profiles that only figures show
+SLOTS = 6  # residuals of the demo model besides the middle one
+STEPS = 48  # columns of a chart over the schedule
+
+
+@dataclass(frozen=True)
+class Studio:
+    """The running server and what it knows."""
+
+    server: Server
+    known: Mapping[str, Any]
+    tell: Callable[[str], None]
+
+    def shoot(self, graph: Graph, *links: Link) -> list[list[Image.Image]]:
+        """The pictures that flow out of these outputs of a prompt."""
+        # Each under a name of its own: ComfyUI does not tell again what it has told, when nothing has changed.
+        shown = [graph.add("SaveImage", images=link, filename_prefix=f"shots/{uuid4().hex}") for link in links]
+        outputs = self.server.run(graph.only(shown), tell=self.tell)
+        return [[opened(self.server.fetch(each)) for each in outputs[name]["images"]] for name in shown]
+
+    def report(self, graph: Graph, node: str) -> str:
+        """The text that a node shows on itself."""
+        return self.server.run(graph.only([node]), tell=self.tell)[node]["text"][0]
+
+    @property
+    def profiles(self) -> Path:
+        return self.server.base / "models" / "sensitivity_profiles"
+
+
+def opened(data: bytes) -> Image.Image:
+    """A picture file's contents as RGB; `info` still has the workflow that it carries."""
+    picture = Image.open(BytesIO(data))
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """How one node's figure is made; `of` names the workflow whose prompt it builds on."""
+
+    draw: Callable[[Studio, Graph], Image.Image]
+    of: str | None
+    needs_control_net: bool
+
+
+FIGURES: dict[str, Figure] = {}  # by node
+OVERVIEWS: dict[str, Figure] = {}  # by the file in docs/ that shows a whole workflow
+
+
+def figure(node: str, of: str | None = None, needs_control_net: bool = False) -> Callable:
+    """Names the node that a function draws the figure of."""
+
+    def note(draw: Callable[[Studio, Graph], Image.Image]) -> Callable[[Studio, Graph], Image.Image]:
+        FIGURES[node] = Figure(draw, of, needs_control_net)
+        return draw
+
+    return note
+
+
+def overview(name: str, of: str) -> Callable:
+    """Names the picture docs/NAME.png that a function draws of a workflow, where no single output shows it."""
+
+    def note(draw: Callable[[Studio, Graph], Image.Image]) -> Callable[[Studio, Graph], Image.Image]:
+        OVERVIEWS[name] = Figure(draw, of, needs_control_net=False)
+        return draw
+
+    return note
+
+
+# Profiles
+
+
+@figure("CBImageClusters", of="profile_demo")
+def clusters(studio: Studio, graph: Graph) -> Image.Image:
+    return sheet(_clusters(studio, graph), tile=110)
+
+
+@figure("CBLoadImageClusters", of="profile_demo")
+def folders(studio: Studio, graph: Graph) -> Image.Image:
+    rows = [(f"    {label}/", pictures) for label, pictures in _clusters(studio, graph)]
+    return sheet(rows, title="input/my styles/", tile=110)
+
+
+def _clusters(studio: Studio, graph: Graph) -> list[tuple[str, list[Image.Image]]]:
+    """Names and pictures of the workflow's first clusters."""
+    nodes = graph.all("CBImageClusters")[:3]
+    batches = studio.shoot(graph, *(graph.input(node, "images") for node in nodes))
+    return [(graph.input(node, "name"), batch[:4]) for node, batch in zip(nodes, batches, strict=True)]
+
+
+@figure("CBProfileSensitivity", of="profile_demo")
+def measured(studio: Studio, graph: Graph) -> Image.Image:
+    ((heat_map,),) = studio.shoot(graph, [graph.first("CBProfileSensitivity"), 1])
+    return stacked([heat_map], MAP_WIDTH)
+
+
+@figure("CBSaveSensitivityProfile", of="profile_demo")
+def saved(studio: Studio, graph: Graph) -> Image.Image:
+    name = graph.input(graph.first("CBSaveSensitivityProfile"), "name") + ".safetensors"
+    ((heat_map,),) = studio.shoot(graph, [graph.add("CBLoadSensitivityProfile", profile=name), 1])
+    return sheet([("", [heat_map])], title=f"models/sensitivity_profiles/{name}", tile=480)
+
+
+@figure("CBLoadSensitivityProfile")
+def loaded(studio: Studio, graph: Graph) -> Image.Image:
+    ((heat_map,),) = studio.shoot(graph, [graph.add("CBLoadSensitivityProfile", profile=PUBLISHED), 1])
+    return stacked([heat_map], MAP_WIDTH)
+
+
+@figure("CBCombineProfiles")
+def contrasted(studio: Studio, graph: Graph) -> Image.Image:
+    style, geometry = _measured(graph, "style"), graph.add("CBLoadSensitivityProfile", profile=_geometry(studio))
+    operation = "contrast (first minus second)"
+    mixed = graph.add("CBCombineProfiles", operation=operation, profile_1=[style, 0], profile_2=[geometry, 0])
+    maps = studio.shoot(graph, [style, 1], [geometry, 1], [mixed, 1])
+    return stacked([picture for (picture,) in maps], MAP_WIDTH)
+
+
+def _geometry(studio: Studio) -> str:
+    """The file of a small profile of geometry, measured where it is not there yet."""
+    name = "demo.geometry.figure"
+    if not (studio.profiles / f"{name}.safetensors").exists():
+        graph = Graph({}, studio.known)
+        kept = graph.add("CBSaveSensitivityProfile", profile=[_measured(graph, "hand"), 0], name=name)
+        studio.server.run(graph.only([kept]), tell=studio.tell)
+    return f"{name}.safetensors"
+
+
+def _measured(graph: Graph, question: str) -> str:
+    """Add a small profile of clusters that differ in the `style` or in the `hand` of Draw Demo Pictures."""
+    model = graph.add("CBLoadDemoModel")
+    clusters: dict[str, Link] = {}
+    for number, name in enumerate(graph.choices("CBDemoPictures", question)[:5]):
+        scene = {"style": "comic", "style_seed": number, "count": 4, "scene_seed": 7} | {question: name}
+        pictures = [graph.add("CBDemoPictures", **scene), 0]
+        clusters = {"previous": [graph.add("CBImageClusters", images=pictures, name=name, **clusters), 0]}
+    text = graph.add("CLIPTextEncode", clip=[model, 1], text="a picture")
+    return graph.add(
+        "CBProfileSensitivity", model=[model, 0], clusters=clusters["previous"], vae=[model, 2], positive=[text, 0],
+        measures={"hand": "geometry"}.get(question, question), **LOOK,
+    )  # fmt: skip
+
+
+# Gates
+
+
+@figure("CBSelectLayers")
+def selected(studio: Studio, graph: Graph) -> Image.Image:
+    profile = _published()
+    return _maps({f"lambda {share:g}": RankedGate(profile, share) for share in (0.2, 0.43, 0.7)}, profile)
+
+
+@figure("CBLayerGate")
+def written(studio: Studio, graph: Graph) -> Image.Image:
+    texts = ("o1.4-9, o2", "all, -m", "o1, o2:0.5")
+    return _maps({text: WrittenGate(parse(text)) for text in texts}, _published())
+
+
+@figure("CBCombineGates")
+def combined(studio: Studio, graph: Graph) -> Image.Image:
+    profile = _published()
+    ranked, by_hand = RankedGate(profile, 0.43), WrittenGate(parse("o1, o3-5"))
+    both = {name: CombinedGate(ranked, by_hand, name) for name in ("and", "or", "minus")}
+    gates = {"gate": ranked, "other": by_hand, **both, "scale 0.5": ScaledGate(ranked, 0.5)}
+    return _maps(gates, profile)
+
+
+def _published() -> SensitivityProfile:
+    return load(ROOT / "sensitivity_profiles" / PUBLISHED)
+
+
+def _maps(gates: Mapping[str, LayerGate], profile: SensitivityProfile) -> Image.Image:
+    """What gates open: layers down, the schedule along; half-dark where only queries or only keys are open."""
+    sigmas = spread_sigmas(float(profile.sigmas[0]), float(profile.sigmas[-1]))
+    panels = {name: sampled(gate, profile.layers, sigmas)[:, :2].mean(1).T.numpy() for name, gate in gates.items()}
+    return grids(panels, _block_names(profile.layers), [(6, "noise"), (len(sigmas) - 8, "picture")])
+
+
+def _block_names(layers: Sequence[LayerId]) -> list[tuple[float, str]]:
+    """Where the middle of a block is, and its name, for the outermost blocks and those with room for a name."""
+    grouped = groupby(layers, lambda layer: layer[:2])
+    blocks = [(f"{block[0]}{number}", len(list(some))) for (block, number), some in grouped]
+    ends = accumulate(size for _, size in blocks)
+    middles = [(end - (size + 1) / 2, name, size) for end, (name, size) in zip(ends, blocks, strict=True)]
+    return [(at, name) for at, name, size in middles if size > 4 or name in (blocks[0][0], blocks[-1][0])]
+
+
+# Style
+
+
+@figure("CBStyleInjection", of="style_balanced_demo")
+def injected(studio: Studio, graph: Graph) -> Image.Image:
+    plain = graph.first("VAEDecode", without="CBStyleInjection")
+    styled = graph.first("VAEDecode", upstream="CBSelectLayers")
+    (reference, *_), before, after = studio.shoot(graph, _reference(graph), [plain, 0], [styled, 0])
+    rows = [("", [shown, *pair]) for shown, *pair in zip([reference, None], before, after, strict=False)]
+    return sheet(rows, ["reference", "without", "with"])
+
+
+@figure("CBStyleReference", of="style_balanced_demo")
+def referred(studio: Studio, graph: Graph) -> Image.Image:
+    styled = graph.first("VAEDecode", upstream="CBSelectLayers")
+    first, other = _reference(graph), [graph.changed(_reference(graph)[0], style_seed=8, scene_seed=5), 0]
+    swapped = graph.rebuilt(styled, _reference(graph)[0], other[0])
+    references = studio.shoot(graph, first, other)
+    results = studio.shoot(graph, [styled, 0], [swapped, 0])
+    rows = [("", [shown[0], *taken[:3]]) for shown, taken in zip(references, results, strict=True)]
+    return sheet(rows, ["reference", "", "takes its style", ""], tile=130)
+
+
+def _reference(graph: Graph) -> Link:
+    """The picture that the workflow's style reference encodes."""
+    latent = graph.input(graph.first("CBStyleReference"), "latent")
+    return graph.input(latent[0], "pixels")
+
+
+@figure("CBPromptBatch", of="style_balanced_demo")
+def prompted(studio: Studio, graph: Graph) -> Image.Image:
+    lines = graph.input(graph.first("CBPromptBatch"), "prompts").splitlines()
+    (pictures,) = studio.shoot(graph, [graph.first("VAEDecode", without="CBStyleInjection"), 0])
+    labels = [f"{number}   {line}" for number, line in enumerate(filter(str.strip, lines), 1)]
+    return sheet([(label, [picture]) for label, picture in zip(labels, pictures, strict=True)], tile=90)
+
+
+# Structure
+
+
+@figure("CBGateControlNet")
+def gated(studio: Studio, graph: Graph) -> Image.Image:
+    geometry = load(studio.profiles / _geometry(studio))
+    gates = {
+        "kept 1": PaperSchedule(1.0),
+        "paper, kept 0.15": PaperSchedule(0.15),
+        "ranked, kept 0.5": RankedSlots(geometry, 0.5),
+        "1x2 0.5x2 0x2 m1": parse_weights("1x2 0.5x2 0x2 m1"),
+    }
+    panels = {name: _slots(gate, geometry) for name, gate in gates.items()}
+    return grids(panels, _slot_names(), [(4, "noise"), (STEPS - 6, "picture")], columns=2)
+
+
+def _slots(gate: StructureGate, profile: SensitivityProfile) -> np.ndarray:
+    """A gate's weights [slots + 1, STEPS] over the schedule, the middle residual last."""
+    layout = slot_layout(SLOTS, profile.layers)
+    sigmas = [standard_sigma((step + 0.5) / STEPS) for step in range(STEPS)]
+    weights = [gate.weights(sigma, layout, standard_sigma) for sigma in sigmas]
+    return np.array([[*each.skips, each.middle] for each in weights]).T
+
+
+def _slot_names() -> list[tuple[int, str]]:
+    return [(0, "finest"), (SLOTS - 1, "deepest"), (SLOTS, "middle")]
+
+
+@figure("CBProfileControlSlots", of="style_balanced_demo", needs_control_net=True)
+def ablated(studio: Studio, graph: Graph) -> Image.Image:
+    model, control = graph.first("CBLoadDemoModel"), graph.add("CBLoadDemoControlNet")
+    scenes = graph.add("CBDemoPictures", style="comic", style_seed=9, count=4, scene_seed=11)
+    prompts = graph.add("CBPromptBatch", clip=[model, 1], prompts=[scenes, 2])
+    applied = graph.add(
+        "ControlNetApplyAdvanced", positive=[prompts, 0], negative=[prompts, 0], control_net=[control, 0],
+        image=[scenes, 3],
+    )  # fmt: skip
+    latent = graph.add("VAEEncode", pixels=[scenes, 0], vae=[model, 2])
+    node = graph.add("CBProfileControlSlots", model=[model, 0], positive=[applied, 0], latent=[latent, 0])
+    rows = [[float(part) for part in line.split()] for line in studio.report(graph, node).splitlines()[2:]]
+    change = np.array(rows)[:, 1:].T / 100
+    levels = [(place, f"{row[0]:.2g}") for place, row in enumerate(rows)]
+    panel = {"change without one residual": change}
+    return grids(panel, _slot_names(), levels, "noise level (sigma)", size=(4.6, 3.0), numbers=True)
+
+
+# Subjects
+
+
+@figure("CBSubject", of="subject_kept_demo")
+def named(studio: Studio, graph: Graph) -> Image.Image:
+    subject = graph.first("CBSubject")
+    phrase, around = graph.input(subject, "phrase"), graph.input(subject, "surroundings")
+    swapped = graph.changed(subject, phrase=around, surroundings=phrase)
+    picture = [_plain(graph), 0]
+    masks = [[_found(graph, each, picture), 1] for each in (subject, swapped)]
+    (drawn,), (found,), (rest,) = studio.shoot(graph, picture, *masks)
+    heads = ["", f"phrase: {phrase}", f"phrase: {around}"]
+    return sheet([("", [drawn, found, rest])], heads, title=f"prompt: {graph.input(subject, 'prompt')}", tile=200)
+
+
+@figure("CBGradSAMMask", of="subject_kept_demo")
+def masked(studio: Studio, graph: Graph) -> Image.Image:
+    picture = [_plain(graph), 0]
+    found = _found(graph, graph.first("CBSubject"), picture)
+    mask = graph.add("MaskToImage", mask=[found, 0])
+    (drawn,), (white,), (shown,) = studio.shoot(graph, picture, [mask, 0], [found, 1])
+    return sheet([("", [drawn, white, shown])], ["picture", "mask", "overlay"], tile=200)
+
+
+def _plain(graph: Graph) -> str:
+    """What the workflow's sampler draws when Grad-SAM Blend only measures."""
+    blend = graph.first("CBGradSAMBlend")
+    return graph.rebuilt(graph.first("VAEDecode"), blend, graph.changed(blend, mode="only measure"))
+
+
+def _found(graph: Graph, subject: str, picture: Link) -> str:
+    """Add a Grad-SAM Mask on a picture."""
+    model = graph.first("CBLoadDemoModel")
+    latent = graph.add("VAEEncode", pixels=picture, vae=[model, 2])
+    return graph.add("CBGradSAMMask", model=[model, 0], latent=[latent, 0], subject=[subject, 1], image=picture)
+
+
+@figure("CBGradSAMBlend", of="subject_kept_demo")
+def blended(studio: Studio, graph: Graph) -> Image.Image:
+    encoded = graph.input(graph.first("CBGradSAMBlend"), "reference")[0]
+    reference, kept = graph.input(encoded, "pixels"), [graph.first("VAEDecode"), 0]
+    (around,), (alone,), (result,) = studio.shoot(graph, reference, [_plain(graph), 0], kept)
+    return sheet([("", [alone, around, result])], ["without", "reference", "with"], tile=200)
+
+
+@overview("subject_masks", of="subject_kept_demo")
+def subject_masks(studio: Studio, graph: Graph) -> Image.Image:
+    blend, shown = graph.first("CBGradSAMBlend"), graph.first("CBAttributionPreview")
+    phrase = graph.input(graph.first("CBSubject"), "phrase")
+    reference = graph.input(graph.input(blend, "reference")[0], "pixels")
+    links = [_plain(graph), 0], [shown, 1], reference, [graph.first("VAEDecode"), 0]
+    (alone,), (*_, found), (around,), (result,) = studio.shoot(graph, *links)
+    heads = ["the model alone", f"where its {phrase} is", "reference", "blended"]
+    return sheet([("", [alone, parts(found, 3)[0], around, result])], heads, tile=194)
+
+
+@figure("CBAttributionPreview", of="subject_kept_demo")
+def previewed(studio: Studio, graph: Graph) -> Image.Image:
+    (windows,) = studio.shoot(graph, [graph.first("CBAttributionPreview"), 1])
+    labels = [part.strip() for part in graph.input(graph.first("CBGradSAMBlend"), "windows").split(",")]
+    rows = [(label, parts(window, 3)) for label, window in zip(labels, windows, strict=True)]
+    return sheet(rows, ["map", "mask", "overlay"])

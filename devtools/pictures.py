@@ -1,0 +1,207 @@
+"""Makes every picture that the repository ships from runs on the demo model: `python dev.py pictures [WORKFLOW ...]`.
+
+- docs/NAME.png, where README shows it or it is there already, from the demo workflow that saves `demo_NAME`;
+- example_workflows/NAME.jpg for every workflow: its own result, or for a checkpoint's workflow its demo twin's;
+- js/docs/figures/NODE.webp for every node's help page (devtools/figures.py).
+
+Pictures in docs/ carry their workflow: dragged into ComfyUI they open it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, PngImagePlugin
+
+from devtools import comfyui, face, server, workflow
+from devtools.comfyui import ROOT
+from devtools.contact import stacked
+from devtools.figures import CONTROL_NET, FIGURES, OVERVIEWS, Studio, opened
+from devtools.graph import Graph
+from devtools.steps import Failed
+
+WORKFLOWS, DOCS = ROOT / "example_workflows", ROOT / "docs"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+README_WIDTH, THUMBNAIL = 798, 512  # pixels
+CONTROLLED = "CBLoadDemoControlNet"
+NO_CONTROL_NET = f"needs {CONTROL_NET.relative_to(ROOT)}: run `python dev.py train controlnet` first"
+
+
+class Gallery:
+    """Writes pictures, each file whole or not at all, and remembers what it wrote and what it could not."""
+
+    def __init__(self) -> None:
+        self.written: list[Path] = []
+        self.skipped: list[str] = []
+
+    def write(self, path: Path, data: bytes) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        part.write_bytes(data)
+        os.replace(part, path)
+        self.written.append(path)
+
+    def skip(self, what: str, why: str) -> None:
+        self.skipped.append(f"{what} {why}")
+        print(f"  skipped: {what} {why}", flush=True)
+
+    def __str__(self) -> str:
+        lines = [f"  {path.stat().st_size / 1000:6.0f} kB  {path.relative_to(ROOT)}" for path in self.written]
+        return "\n".join([f"wrote {len(lines)} pictures:", *lines, *(f"skipped: {each}" for each in self.skipped)])
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Remake all pictures; 1 when a node has no figure."""
+    parser = argparse.ArgumentParser(prog="dev.py pictures")
+    parser.add_argument("--cpu", action="store_true", help="run ComfyUI on the processor")
+    parser.add_argument("workflow", nargs="*", help="only the pictures of these demo workflows")
+    given, start, gallery = parser.parse_args(arguments), time.monotonic(), Gallery()
+    comfy, base = Path(os.environ["COMFYUI_PATH"]), comfyui.CACHE / "pictures"
+    shutil.rmtree(base, ignore_errors=True)  # so that nothing of an earlier run is found
+    with server.started(Path(sys.executable), comfy, base, given.cpu) as running:
+        studio = Studio(running, json.loads(running.get("/object_info")), _teller())
+        for path in _chosen(given.workflow):
+            _workflow(studio, gallery, path)
+        if not given.workflow:
+            _figures(studio, gallery, Graph({}, studio.known), None)
+    print(f"\n{gallery}\nin {time.monotonic() - start:.0f} s")
+    return _complain_of_nodes_without_figure()
+
+
+def _chosen(names: Sequence[str]) -> list[Path]:
+    """The demo workflows that are asked for, all without a name. Raises Failed for one that does not exist."""
+    found = {path.stem: path for path in sorted(WORKFLOWS.glob("*_demo.json"))}
+    if unknown := set(names) - set(found):
+        raise Failed(f"There is no demo workflow {', '.join(sorted(unknown))}; there are {', '.join(found)}.")
+    return [path for name, path in found.items() if not names or name in names]
+
+
+def _teller() -> Callable[[str], None]:
+    """Prints lines with the seconds since now, each once while it repeats."""
+    start, last = time.monotonic(), ""
+
+    def tell(line: str) -> None:
+        nonlocal last
+        if line != last:
+            print(f"  {time.monotonic() - start:3.0f} s  {line}", flush=True)
+        last = line
+
+    return tell
+
+
+def _workflow(studio: Studio, gallery: Gallery, path: Path) -> None:
+    """Run a demo workflow; write what it saves, the thumbnails of its family, and the figures that build on it."""
+    graph = json.loads(path.read_text(encoding="utf-8"))
+    if not can_run(graph):
+        return gallery.skip(path.stem, NO_CONTROL_NET)
+    prompt = workflow.to_prompt(graph, studio.known)
+    studio.tell(f"running {path.stem}")
+    shown = _saved(studio, prompt, graph)
+    shown |= _overviews(studio, Graph(prompt, studio.known), path.stem, next(iter(shown.values())).info)
+    for name, picture in shown.items():
+        if name in OVERVIEWS or (DOCS / f"{name}.png").exists() or f"docs/{name}.png" in README:
+            _write_doc(gallery, name, picture)
+    _write_thumbnails(gallery, path.stem, list(shown.values())[-1])
+    _figures(studio, gallery, Graph(prompt, studio.known), path.stem)
+    return None
+
+
+def can_run(graph: Mapping[str, Any]) -> bool:
+    """Whether the demo has the weights that a workflow asks for."""
+    return CONTROL_NET.exists() or CONTROLLED not in {node["type"] for node in graph["nodes"]}
+
+
+def _saved(studio: Studio, prompt: Mapping[str, Any], graph: Mapping[str, Any]) -> dict[str, Image.Image]:
+    """Run a workflow: what it saves as `demo_NAME`, by name, in the order of its nodes; a batch becomes one picture."""
+    outputs = studio.server.run(prompt, tell=studio.tell, workflow=graph)
+    found: dict[str, Image.Image] = {}
+    for node in prompt:
+        files = [each for each in outputs.get(node, {}).get("images", []) if each["type"] == "output"]
+        if files:
+            pictures = [opened(studio.server.fetch(each)) for each in files]
+            joined = stacked(pictures, pictures[0].width) if len(pictures) > 1 else pictures[0]
+            joined.info = pictures[0].info
+            found[re.sub(r"^demo_|_\d+_\.png$", "", files[0]["filename"])] = joined
+    return found
+
+
+def _overviews(studio: Studio, graph: Graph, of: str, carried: dict[str, str]) -> dict[str, Image.Image]:
+    """Pictures of a whole workflow, by name; they carry it as well."""
+    drawn = {each: overview.draw(studio, graph) for each, overview in OVERVIEWS.items() if overview.of == of}
+    for picture in drawn.values():
+        picture.info = carried
+    return drawn
+
+
+def _write_doc(gallery: Gallery, name: str, picture: Image.Image) -> None:
+    """A picture at README size, in 256 colours (a third of the bytes), with its workflow inside."""
+    carried = PngImagePlugin.PngInfo()
+    for key in ("prompt", "workflow"):
+        carried.add_text(key, picture.info[key])
+    data = BytesIO()
+    small = _within(picture, README_WIDTH, picture.height).quantize(256)
+    small.save(data, "PNG", pnginfo=carried, optimize=True)
+    gallery.write(DOCS / f"{name}.png", data.getvalue())
+
+
+def _write_thumbnails(gallery: Gallery, demo: str, picture: Image.Image) -> None:
+    """The picture in the template browser: of the demo workflow and of its twins for real checkpoints."""
+    data = BytesIO()
+    _within(picture, THUMBNAIL, THUMBNAIL).save(data, "JPEG", quality=88)
+    for path in sorted(WORKFLOWS.glob(f"{demo.removesuffix('demo')}*.json")):
+        if path.stem.rpartition("_")[0] == demo.removesuffix("_demo"):
+            gallery.write(path.with_suffix(".jpg"), data.getvalue())
+
+
+def _within(picture: Image.Image, width: int, height: int) -> Image.Image:
+    """The picture scaled down, if need be, to fit."""
+    small = picture.copy()
+    small.thumbnail((width, height), Image.Resampling.LANCZOS)
+    return small
+
+
+def _figures(studio: Studio, gallery: Gallery, graph: Graph, of: str | None) -> None:
+    """The figures that build on a workflow, or on none."""
+    for node, figure in FIGURES.items():
+        if figure.of != of:
+            continue
+        if figure.needs_control_net and not CONTROL_NET.exists():
+            gallery.skip(f"the figure of {node}", NO_CONTROL_NET)
+            continue
+        studio.tell(f"figure of {node}")
+        drawn = figure.draw(studio, Graph(graph.prompt, studio.known))
+        gallery.write(face.figure_of(node), _packed(drawn))
+
+
+def _packed(picture: Image.Image) -> bytes:
+    """WebP, without loss where that is smaller, as it is for charts."""
+    tries = []
+    for how in ({"lossless": True}, {"quality": 86}):
+        data = BytesIO()
+        picture.save(data, "WEBP", method=6, **how)
+        tries.append(data.getvalue())
+    return min(tries, key=len)
+
+
+def _complain_of_nodes_without_figure() -> int:
+    lacking = [schema.node_id for schema in face.schemas() if schema.node_id not in FIGURES]
+    for node in lacking:
+        print(f"{node} has no figure: write one in devtools/figures.py", file=sys.stderr)
+    return 1 if lacking else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except Failed as failure:
+        sys.exit(f"\ndev.py stopped. {failure}")

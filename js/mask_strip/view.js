@@ -1,0 +1,146 @@
+// The mask strip on a node: a tile for each window with its pictures, and a switch between map, mask and overlay.
+import { api } from '../../../scripts/api.js'
+import { app } from '../../../scripts/app.js'
+import { addStyle } from '../style.js'
+import { loadWords } from '../words.js'
+
+const NAME = 'cb_mask_strip'
+const SHOWN = 'cb_strip', VIEW = 'cb_strip_view' // properties of the node, saved with the workflow
+const VIEWS = ['map', 'mask', 'overlay'], FIRST_VIEW = 'overlay'
+const EMPTY_HEIGHT = 50, BAR_HEIGHT = 62, WORDS_HEIGHT = 70, TILE_WIDTH = 150, TALLEST = 4000
+
+export class MaskStrip {
+  constructor(node) {
+    Object.assign(this, { node, words: null })
+    addStyle()
+    this.build()
+    this.addWidget()
+    loadWords().then(words => {
+      this.words = words
+      this.show()
+    })
+    const strip = this, before = node.onConfigure
+    node.onConfigure = function () {
+      const result = before?.apply(this, arguments)
+      strip.show() // a loaded or pasted node brings what it showed
+      return result
+    }
+  }
+
+  build() {
+    this.element = make('div', 'cb-strip')
+    this.bar = make('div', 'cb-strip-bar')
+    this.bar.setAttribute('role', 'group')
+    this.buttons = VIEWS.map(view => this.button(view))
+    this.bar.append(...this.buttons)
+    this.tiles = make('div', 'cb-strip-tiles')
+    this.note = make('div', 'cb-strip-note')
+    this.note.setAttribute('role', 'status')
+    this.element.append(this.bar, this.tiles, this.note)
+  }
+
+  button(view) {
+    const button = Object.assign(make('button', ''), { type: 'button' })
+    button.dataset.view = view
+    button.addEventListener('click', event => {
+      event.stopPropagation()
+      this.choose(view)
+    })
+    // The switch belongs to the strip: a press must not drag the node, Enter and Space must not reach the canvas.
+    for (const name of ['pointerdown', 'mousedown', 'dblclick']) {
+      button.addEventListener(name, event => event.button === 0 && event.stopPropagation())
+    }
+    button.addEventListener('keydown', event => ['Enter', ' '].includes(event.key) && event.stopPropagation())
+    return button
+  }
+
+  addWidget() {
+    const options = {
+      serialize: false,
+      hideOnZoom: false,
+      getMinHeight: () => this.height(),
+      getMaxHeight: () => (this.windows().length ? TALLEST : EMPTY_HEIGHT),
+    }
+    const widget = this.node.addDOMWidget(NAME, NAME, this.element, options)
+    widget.serialize = false // it is no input: neither the workflow nor the prompt keeps it
+  }
+
+  windows() {
+    return this.node.properties[SHOWN] ?? []
+  }
+
+  view() {
+    const chosen = this.node.properties[VIEW]
+    return VIEWS.includes(chosen) ? chosen : FIRST_VIEW
+  }
+
+  // The least height in the litegraph canvas: as many tiles beside each other as the node is wide enough for.
+  height() {
+    const windows = this.windows()
+    if (!windows.length) return EMPTY_HEIGHT
+    const beside = Math.max(Math.floor((this.node.size[0] - 30) / TILE_WIDTH), 1)
+    const count = windows[0].overlay.length, columns = columnsOf(count)
+    const pictures = (TILE_WIDTH * Math.ceil(count / columns)) / columns
+    return BAR_HEIGHT + Math.ceil(windows.length / beside) * (pictures + WORDS_HEIGHT)
+  }
+
+  // After a run of the node: what its windows found.
+  executed(windows) {
+    this.node.properties[SHOWN] = windows
+    this.show()
+  }
+
+  choose(view) {
+    this.node.properties[VIEW] = view
+    this.show()
+    this.node.graph?.change?.()
+    app.extensionManager?.workflow?.activeWorkflow?.changeTracker?.checkState?.() // one step of undo
+  }
+
+  show() {
+    if (!this.words) return
+    const windows = this.windows(), view = this.view()
+    this.element.toggleAttribute('data-empty', !windows.length)
+    this.bar.setAttribute('aria-label', this.words('stripLabel'))
+    for (const button of this.buttons) {
+      button.textContent = this.words(button.dataset.view)
+      button.setAttribute('aria-pressed', String(button.dataset.view === view))
+    }
+    this.note.textContent = windows.length ? '' : this.words('stripEmpty')
+    this.tiles.replaceChildren(...windows.map(window => this.tile(window, view)))
+    this.makeRoom()
+  }
+
+  tile({ window, words, ...pictures }, view) {
+    const tile = make('figure', 'cb-strip-tile'), shown = make('div', 'cb-strip-pictures')
+    const caption = make('figcaption', ''), files = pictures[view] ?? []
+    shown.style.setProperty('--cb-strip-columns', columnsOf(files.length))
+    shown.append(...files.map((file, place) => this.picture(file, `${window}, ${this.words(view)} ${place + 1}`)))
+    caption.append(make('strong', '', window), make('span', '', words))
+    caption.title = words
+    tile.append(shown, caption)
+    return tile
+  }
+
+  picture(file, alt) {
+    const picture = Object.assign(make('img', ''), { alt, draggable: false, src: api.apiURL(`/view?${new URLSearchParams(file)}`) })
+    picture.addEventListener('error', () => { this.note.textContent = this.words('stripGone') })
+    return picture
+  }
+
+  // Makes the node high enough for what has come.
+  makeRoom() {
+    const { node } = this, least = node.computeSize()[1]
+    if (node.size[1] < least) node.setSize([node.size[0], least])
+    node.setDirtyCanvas?.(true, true)
+  }
+}
+
+// The batch of one window is laid out in a square.
+function columnsOf(count) {
+  return Math.max(Math.ceil(Math.sqrt(count)), 1)
+}
+
+function make(tag, className, text = '') {
+  return Object.assign(document.createElement(tag), { className, textContent: text })
+}

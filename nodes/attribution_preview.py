@@ -1,0 +1,111 @@
+"""The node that shows what a blend found while the sampler ran, as one strip of windows beneath itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..engine.masks import heat
+from ..hooks.blend import Attribution, Measured
+from .findings import coverage, enlarged, enlarged_mask, report, with_mask
+from .gradsam import Attributed
+from .shown import STRIP, summary, timed
+from .subject import CATEGORY
+
+TILE = 512
+"""The longer side of the strip's pictures, in pixels at most: enough on a node, quickly saved and sent."""
+
+
+class CBAttributionPreview(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CBAttributionPreview",
+            display_name="Attribution Preview",
+            category=CATEGORY,
+            description="Shows what Grad-SAM Blend found while the sampler ran: for every window the map, the mask "
+            "and the mask over the picture.",
+            is_output_node=True,
+            inputs=[
+                Attributed.Input("attribution", tooltip="From Grad-SAM Blend."),
+                io.Latent.Input(
+                    "after",
+                    tooltip="The sampler's latent. It makes this node wait for the run whose findings it shows.",
+                ),
+                io.Image.Input(
+                    "image", optional=True, tooltip="The decoded result, for the overlay. Without it the map is shown."
+                ),
+            ],
+            outputs=[
+                io.Mask.Output(
+                    display_name="mask", tooltip="The last window's mask, one for each picture, 1 on the subject."
+                ),
+                io.Image.Output(
+                    display_name="windows", tooltip="One picture for each window and image: map, mask, overlay."
+                ),
+                io.String.Output(display_name="report", tooltip="Noise level, method and coverage of every window."),
+            ],
+        )
+
+    @classmethod
+    @timed
+    def execute(
+        cls, attribution: Attribution, after: dict[str, torch.Tensor], image: torch.Tensor | None = None
+    ) -> io.NodeOutput:
+        windows = attribution.windows
+        if not windows:
+            raise ValueError(
+                "'attribution' is empty: connect 'after' to the sampler that uses Grad-SAM Blend's model, and write "
+                "'windows' that the run passes through."
+            )
+        drawn = [_drawn(each, image) for each in windows]
+        text = "\n".join(f"{each.window}, {_in_words(each)}" for each in windows)
+        strip = {STRIP: [_tile(*each, cls) for each in zip(windows, drawn, strict=True)]}
+        shown = strip | ui.PreviewText(text).as_dict() | summary(_in_short(windows))
+        panels = torch.cat([torch.cat(list(views.values()), 2) for views in drawn])
+        return io.NodeOutput(enlarged_mask(windows[-1].mask, image), panels, text, ui=shown)
+
+
+def _drawn(window: Measured, image: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """A window's pictures [B, H, W, 3] by view; the map is the strongest subject's."""
+    maps, mask = enlarged(window.maps, image), enlarged_mask(window.mask, image)
+    return {
+        "map": heat(maps.amax(0)),
+        "mask": mask[..., None].expand(-1, -1, -1, 3),
+        "overlay": with_mask(image, maps, mask),
+    }
+
+
+def _tile(window: Measured, drawn: dict[str, torch.Tensor], node: type[io.ComfyNode]) -> dict[str, Any]:
+    """A window's part of the strip: what to write at it, and by view the files of its pictures."""
+    files = {view: ui.PreviewImage(_small(pictures), cls=node).values for view, pictures in drawn.items()}
+    return {"window": _in_percent(window), "words": _in_words(window), **files}
+
+
+def _small(pictures: torch.Tensor) -> torch.Tensor:
+    """[B, H, W, 3] within TILE pixels; smaller pictures stay as they are."""
+    scale = TILE / max(pictures.shape[1:3])
+    if scale >= 1:
+        return pictures
+    size = [max(round(scale * side), 1) for side in pictures.shape[1:3]]
+    return torch.nn.functional.interpolate(pictures.movedim(-1, 1), size=size, mode="area").movedim(1, -1)
+
+
+def _in_percent(found: Measured) -> str:
+    start, end = found.window
+    return f"{start:.0%}" if end is None else f"{start:.0%} to {end:.0%}"
+
+
+def _in_words(found: Measured) -> str:
+    return f"sigma {found.sigma:.2f}: {report(found.method, found.note, found.mask)}"
+
+
+def _in_short(windows: list[Measured]) -> str:
+    count = len(windows)
+    covered = f"the mask covers {coverage(windows[-1].mask)} of the picture."
+    return f"1 window; {covered}" if count == 1 else f"{count} windows; at the last {covered}"
+
+
+NODES = [CBAttributionPreview]

@@ -1,0 +1,44 @@
+"""How nodes draw and tell what was found of a subject: maps, masks and their overlays at a picture's size."""
+
+from __future__ import annotations
+
+import torch
+from comfy import utils
+
+from ..engine.masks import heat, overlay
+
+PIXELS = 8  # per cell of the latent, as in every UNet's VAE
+
+
+def report(method: str, note: str, mask: torch.Tensor) -> str:
+    """The method, how much of each picture the mask [B, h, w] covers, and any caveat, in a sentence or more."""
+    empty = " Nothing was found: lower 'amount', or choose otsu." if not mask.any() else ""
+    return f"{method}, {coverage(mask)} of the picture.{empty}{' ' + note if note else ''}"
+
+
+def coverage(mask: torch.Tensor) -> str:
+    """The share of each picture that its mask covers: "14%, 9%"."""
+    return ", ".join(f"{float(share):.0%}" for share in mask.mean((-2, -1)))
+
+
+def enlarged(maps: torch.Tensor, image: torch.Tensor | None) -> torch.Tensor:
+    """Maps [S, B, h, w] at the picture's size."""
+    return _resized(maps, image, "bicubic")
+
+
+def enlarged_mask(mask: torch.Tensor, image: torch.Tensor | None) -> torch.Tensor:
+    """A mask [B, h, w] at the picture's size, no value of it changed."""
+    return _resized(mask[None], image, "nearest-exact")[0]
+
+
+def with_mask(image: torch.Tensor | None, maps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The mask [B, H, W] laid over the image, or over the strongest subject's map of [S, B, H, W]."""
+    if image is None:
+        return overlay(heat(maps.amax(0)), mask)
+    return overlay(utils.repeat_to_batch_size(image[..., :3].to(maps), maps.shape[1]), mask)
+
+
+def _resized(maps: torch.Tensor, image: torch.Tensor | None, how: str) -> torch.Tensor:
+    """[N, B, h, w] at an image's size, or 8 pixels to a cell."""
+    size = [PIXELS * side for side in maps.shape[-2:]] if image is None else list(image.shape[1:3])
+    return torch.nn.functional.interpolate(maps.float(), size=size, mode=how)

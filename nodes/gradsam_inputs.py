@@ -1,0 +1,180 @@
+"""What the nodes that look for a subject ask alike: how it is looked for, and how the map becomes a mask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..engine.attribution import METHODS
+from ..engine.grammar import parse
+from ..engine.masks import RULES, MaskSettings
+from ..engine.windows import parse_windows
+from ..hooks.attribution_layers import DEFAULT, WEIGHTINGS, AttributionSettings
+from ..hooks.attribution_probe import percents_in
+from .subject import Subject
+from .widgets import advanced
+
+
+def model_input() -> io.Input:
+    return io.Model.Input("model", tooltip="A UNet model: SD1.5, SDXL or a finetune of either.")
+
+
+def subject_input(tooltip: str) -> io.Input:
+    return Subject.Input("subject", tooltip=tooltip)
+
+
+def attribution_inputs() -> list[io.Input]:
+    """How the subject is looked for."""
+    return [_method(), _layers(), *map(advanced, (_weighting(), _propagation(), _probes()))]
+
+
+def mask_inputs(dilate: float = 0.0) -> list[io.Input]:
+    """How the map becomes a mask; lengths in cells of the latent, 8 pixels each."""
+    return [_blur(), *_threshold(), _dilate(dilate), _feather(), _invert()]
+
+
+def attribution_settings(values: dict[str, Any]) -> AttributionSettings:
+    """The settings in the values of `attribution_inputs`."""
+    names = ("method", "layers", "weighting", "propagation", "probes")
+    return AttributionSettings(*(values[name] for name in names))
+
+
+def mask_settings(values: dict[str, Any]) -> MaskSettings:
+    """The settings in the values of `mask_inputs`."""
+    names = ("blur", "threshold", "amount", "dilate", "feather", "invert")
+    return MaskSettings(*(values[name] for name in names))
+
+
+def problem_in(texts: dict[str, str | None]) -> bool | str:
+    """True, or what is wrong with the first text that cannot be read; linked ones are None and checked later."""
+    readers = {"layers": _read_layers, "windows": parse_windows, "noise_levels": percents_in}
+    for name, text in texts.items():
+        try:
+            if text is not None:
+                readers[name](text)
+        except ValueError as problem:
+            return f"'{name}': {problem}"
+    return True
+
+
+def _read_layers(text: str) -> None:
+    if text.strip() not in ("", DEFAULT):
+        parse(text)
+
+
+def _method() -> io.Input:
+    return io.Combo.Input(
+        "method",
+        options=list(METHODS),
+        default="value_norm",
+        tooltip="value_norm: attention, weighted by how much it says; the best masks on the demo model. attention: "
+        "the same unweighted. jvp: how far the prediction moves when the subject's attention is turned up; one "
+        "more pass for each phrase, wants fp32 or fp16. grad_sam: attention times its gradient, the paper's rule; "
+        "more time and memory.",
+    )
+
+
+def _layers() -> io.Input:
+    return io.String.Input(
+        "layers",
+        default=DEFAULT,
+        tooltip="Cross-attention layers to ask. auto takes the UNet's finest ones. By hand: o9-11 for SD1.5, "
+        "o3-5 for SDXL; -m0 takes layers away, o9:0.5 counts a layer half.",
+    )
+
+
+def _weighting() -> io.Input:
+    return io.Combo.Input(
+        "weighting",
+        options=list(WEIGHTINGS),
+        default=WEIGHTINGS[0],
+        tooltip="How layers and heads count in the mean (not in jvp, which weighs by itself). by layer and by "
+        "head measure each one's effect with one more pass each: slower.",
+    )
+
+
+def _propagation() -> io.Input:
+    return io.Int.Input(
+        "propagation",
+        default=2,
+        min=0,
+        max=4,
+        tooltip="Spreads the map along fine self-attention, so that it follows borders. 2 suits most; 0 leaves "
+        "the map as found.",
+    )
+
+
+def _probes() -> io.Input:
+    return io.Int.Input(
+        "probes",
+        default=2,
+        min=1,
+        max=64,
+        tooltip="Backward passes of grad_sam. More give a calmer map and cost as much each; 2 to 4 do.",
+    )
+
+
+def _blur() -> io.Input:
+    return io.Float.Input(
+        "blur",
+        default=0.7,
+        min=0.0,
+        max=16.0,
+        step=0.1,
+        tooltip="Smooths the map before the threshold; in cells of the latent (8 pixels). Raise it when the mask "
+        "is ragged.",
+    )
+
+
+def _threshold() -> list[io.Input]:
+    return [
+        io.Combo.Input(
+            "threshold",
+            options=list(RULES),
+            default="mean + c std",
+            tooltip="What counts as subject. mean + c std: the paper's rule. otsu: the best split into two groups, "
+            "no number needed. top share: a fixed share of the picture.",
+        ),
+        io.Float.Input(
+            "amount",
+            default=0.8,
+            min=-3.0,
+            max=5.0,
+            step=0.05,
+            tooltip="c of 'mean + c std' (0.5 in the paper; higher is tighter), or the share of 'top share' "
+            "from 0 to 1. Not used by otsu.",
+        ),
+    ]
+
+
+def _dilate(default: float) -> io.Input:
+    return io.Float.Input(
+        "dilate",
+        default=default,
+        min=0.0,
+        max=32.0,
+        step=0.5,
+        tooltip="Grows the mask by so many cells (8 pixels each). 0 for the tightest mask; 1 keeps a blend from "
+        "cutting into the subject.",
+    )
+
+
+def _feather() -> io.Input:
+    return io.Float.Input(
+        "feather",
+        default=0.0,
+        min=0.0,
+        max=32.0,
+        step=0.5,
+        tooltip="Fades the mask out over so many cells around the subject. 1 or 2 hides seams.",
+    )
+
+
+def _invert() -> io.Input:
+    return io.Boolean.Input(
+        "invert",
+        default=False,
+        tooltip="Swap inside and outside: a blend then keeps the surroundings and takes the subject's place from "
+        "the reference.",
+    )

@@ -1,0 +1,28 @@
+// Opens the help of nodes in ComfyUI's front end and looks whether their figures show. Reads its orders as JSON from the
+// first argument {playwright, browser, url, nodes, pictures} and prints what it saw as one line of JSON.
+import { withPage } from './page.mjs'
+
+const orders = JSON.parse(process.argv[2])
+await withPage(orders, async page => {
+  await page.evaluate(() => { window.app.extensionManager.sidebarTab.activeSidebarTabId = 'node-library' })
+  const seen = {}
+  for (const node of orders.nodes) seen[node] = await open(page, node)
+  await page.screenshot({ path: `${orders.pictures}/help.png` })
+  return seen
+})
+
+// The figure's width in the open help of a node, on disk and on screen, and the page's title and text.
+async function open(page, node) {
+  await page.evaluate(node => {
+    const stores = document.querySelector('#vue-app').__vue_app__.config.globalProperties.$pinia._s
+    stores.get('nodeHelp').openHelp(stores.get('nodeDef').nodeDefsByName[node])
+  }, node)
+  const figure = page.locator(`.node-help-content img[src*="figures/${node}."]`)
+  await figure.waitFor({ timeout: 30_000 })
+  return figure.evaluate(async image => {
+    await image.decode()
+    const help = image.closest('.node-help-content')
+    const title = help.querySelector('h1').textContent
+    return { width: image.naturalWidth, shown: image.clientWidth, title, text: help.textContent }
+  })
+}

@@ -1,0 +1,121 @@
+"""The mask strip in a real browser, in both renderers: a tile for each window, and a view that the workflow keeps."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from devtools import browser
+from devtools.server import ROOT, Server
+
+RENDERERS = ["litegraph", "nodes2"]
+WINDOWS = ["22% to 48%", "48% to 68%", "68% to 90%"]
+PROMPT = {
+    "1": {"class_type": "CBLoadDemoModel", "inputs": {}},
+    "2": {"class_type": "CBDemoPictures", "inputs": {"count": 2}},
+    "3": {"class_type": "VAEEncode", "inputs": {"pixels": ["2", 0], "vae": ["1", 2]}},
+    "4": {
+        "class_type": "CBSubject",
+        "inputs": {"clip": ["1", 1], "prompt": "a cat in the city, comic style", "phrase": "cat, city"},
+    },
+    "5": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": ""}},
+    "6": {
+        "class_type": "CBGradSAMBlend",
+        "inputs": {"model": ["1", 0], "reference": ["3", 0], "subject": ["4", 1]},
+    },
+    "7": {
+        "class_type": "KSampler",
+        "inputs": {
+            "model": ["6", 0], "positive": ["4", 0], "negative": ["5", 0], "latent_image": ["6", 1], "seed": 5,
+            "steps": 4, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0,
+        },
+    },
+    "8": {"class_type": "VAEDecode", "inputs": {"samples": ["7", 0], "vae": ["1", 2]}},
+    "9": {
+        "class_type": "CBAttributionPreview",
+        "inputs": {"attribution": ["6", 2], "after": ["7", 0], "image": ["8", 0]},
+    },
+}  # fmt: skip
+"""Two pictures with two subjects each."""
+
+pytestmark = pytest.mark.skipif(browser.missing() is not None, reason=str(browser.missing()))
+
+
+@pytest.fixture(scope="module")
+def seen(server: Server) -> dict[str, Any]:
+    """What one visit saw; its screenshots are in out/mask_strip, to be looked at."""
+    pictures = ROOT / "out" / "mask_strip"
+    pictures.mkdir(parents=True, exist_ok=True)
+    orders = {
+        "playwright": str(browser.PLAYWRIGHT_MODULE), "browser": browser.find_browser(), "url": server.url,
+        "prompt": PROMPT, "pictures": str(pictures),
+    }  # fmt: skip
+    script = Path(__file__).parent / "browser" / "mask_strip.mjs"
+    done = subprocess.run(["node", script, json.dumps(orders)], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    (pictures / "seen.json").write_text(done.stdout, encoding="utf-8")
+    return json.loads(done.stdout)
+
+
+def files(state: dict[str, Any]) -> list[str]:
+    return [picture["file"] for tile in state["tiles"] for picture in tile["pictures"]]
+
+
+def test_our_scripts_do_not_complain(seen: dict[str, Any]) -> None:
+    assert [complaint for complaint in seen["complaints"] if "conditional_balance" in complaint] == []
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_the_visit_went_to_its_end(seen: dict[str, Any], renderer: str) -> None:
+    assert "problem" not in seen[renderer], seen[renderer]["problem"]
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_before_a_run_it_says_what_to_do(seen: dict[str, Any], renderer: str) -> None:
+    assert seen[renderer]["empty"]["note"] == "Run once to see what each window found."
+    assert seen[renderer]["empty"]["tiles"] == []
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_a_run_shows_a_tile_for_each_window(seen: dict[str, Any], renderer: str) -> None:
+    first = seen[renderer]["first"]
+    assert seen[renderer]["end"] == "execution_success"
+    assert [tile["window"] for tile in first["tiles"]] == WINDOWS
+    for tile in first["tiles"]:
+        assert tile["words"].startswith("sigma ") and "% of the picture" in tile["words"]
+        assert [picture["alt"] for picture in tile["pictures"]] == [f"{tile['window']}, overlay {n}" for n in (1, 2)]
+        assert all(min(picture["wide"], picture["high"]) > 40 for picture in tile["pictures"])
+    assert first["pressed"] == ["overlay"] and first["note"] == "" and first["others"] == 0
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_mouse_and_keyboard_switch_the_view(seen: dict[str, Any], renderer: str) -> None:
+    views = [seen[renderer][moment] for moment in ("first", "clicked", "keyed")]
+    assert [view["pressed"] for view in views] == [["overlay"], ["mask"], ["map"]]
+    assert [view["saved"] for view in views] == [None, "mask", "map"]
+    assert len({file for view in views for file in files(view)}) == 3 * len(WINDOWS) * 2
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_a_saved_workflow_and_a_pasted_node_bring_view_and_pictures(seen: dict[str, Any], renderer: str) -> None:
+    kept = files(seen[renderer]["keyed"])
+    pasted = seen[renderer]["pasted"]
+    assert files(seen[renderer]["reloaded"]) == files(pasted["copy"]) == files(pasted["first"]) == kept
+    assert pasted["changed"]["pressed"] == ["overlay"] and pasted["first"]["pressed"] == ["map"]
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_it_works_inside_a_subgraph(seen: dict[str, Any], renderer: str) -> None:
+    inside = seen[renderer]["subgraph"]
+    assert files(inside["brought"]) == files(seen[renderer]["first"])
+    assert inside["end"] == "execution_success"
+    assert [tile["window"] for tile in inside["found"]["tiles"]] == WINDOWS
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_pictures_that_are_gone_are_told(seen: dict[str, Any], renderer: str) -> None:
+    assert seen[renderer]["gone"]["note"] == "The server no longer has these pictures: run once more to see them."
