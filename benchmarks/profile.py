@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import comfy.model_base
@@ -16,6 +12,7 @@ import comfy.supported_models
 import torch
 from comfy.model_patcher import ModelPatcher
 
+from benchmarks._command import command_line, keep
 from conditional_balance.engine.divergence import DISTANCES, pairwise
 from conditional_balance.engine.moments import Moments
 from conditional_balance.engine.scoring import scores_of, separation_of
@@ -46,19 +43,15 @@ MIDDLE_SIZE = {
 }
 
 
-def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument("--threads", type=int, help="processor threads (default: torch's own choice)")
-    options = parser.parse_args(argv)
+def main() -> None:
+    options = command_line(__doc__, threads=0).parse_args()  # 0: torch's own choice
     if options.threads:
         torch.set_num_threads(options.threads)
     with torch.inference_mode():
         figures = {"threads": torch.get_num_threads(), **capture_cost(), "scoring": scoring_cost()}
     for line in _told(figures):
         print(line)
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    keep(figures, options)
 
 
 def capture_cost() -> dict[str, Any]:
@@ -221,4 +214,4 @@ def _told(figures: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
