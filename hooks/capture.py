@@ -12,7 +12,7 @@ import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ..engine.divergence import pairwise
+from ..engine.divergence import pairing
 from ..engine.layers import LayerId
 from ..engine.moments import Moments, join_channels, moments_of
 from .model_layers import attention_layers, unet_of
@@ -21,6 +21,7 @@ Key = tuple[LayerId, str]
 Conditioning = list[list[Any]]
 OnImages = Callable[[int], None]
 OnLevel = Callable[[int, torch.Tensor], None]
+Pairs = Callable[[Moments], torch.Tensor]
 
 IMAGES_A_PASS = 4  # more fill no accelerator better, and a fixed number gives the same rounding every time
 
@@ -156,9 +157,12 @@ class _Probe:
 
     def _distances(self, batches: list[dict[Key, Moments]], sigma: float) -> torch.Tensor:
         """Distances [features, layers, images, images] of one noise level, on the CPU."""
-        return torch.stack([self._layer_distances(batches, layer, sigma) for layer in self.layers], 1)
+        with pairing(self.distance) as pairs:
+            return torch.stack([self._layer_distances(batches, layer, sigma, pairs) for layer in self.layers], 1)
 
-    def _layer_distances(self, batches: list[dict[Key, Moments]], layer: LayerId, sigma: float) -> torch.Tensor:
+    def _layer_distances(
+        self, batches: list[dict[Key, Moments]], layer: LayerId, sigma: float, pairs: Pairs
+    ) -> torch.Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
         keys = [(layer, feature) for feature in self.features]
         if not all(key in batch for batch in batches for key in keys):
@@ -168,7 +172,7 @@ class _Probe:
             )
         mean, std = (torch.stack([_joined(batches, key)[part] for key in keys], 1) for part in (0, 1))
         try:
-            return pairwise(Moments(mean, std), self.distance).cpu()
+            return pairs(Moments(mean, std)).cpu()
         except ValueError as error:
             raise ValueError(
                 f"'model' gives no finite numbers in layer {layer} at sigma {sigma:.2f}: look for NaN in the images, "
