@@ -57,6 +57,7 @@ def main() -> None:
             "renoised latent": bench.compare(batch=1, hidden=True),
         }
         report = {"setting": bench.setting(), "results": results, "memory": bench.memory()}
+    report["met"] = met(report)
     _tell(report)
     keep(report, options)
 
@@ -235,6 +236,16 @@ def _cond(seed: int) -> list[list[Any]]:
     return [[torch.randn(1, 77, CONTEXT, generator=generator), {"pooled_output": pooled}]]
 
 
+def met(report: dict[str, Any]) -> dict[str, bool]:
+    """Which goals the figures reach."""
+    results, memory = report["results"].values(), report["memory"]
+    return {
+        "lambda 0": all(figures["lambda 0 / plain"] <= GOALS["lambda 0"] for figures in results),
+        "lambda 0.43": all(figures["lambda 0.43 / least"] <= GOALS["lambda 0.43"] for figures in results),
+        "nothing grows": memory["after step 16"] <= memory["after step 2"],
+    }
+
+
 def _tell(report: dict[str, Any]) -> None:
     print(", ".join(f"{key} {value}" for key, value in report["setting"].items()))
     for name, figures in report["results"].items():
@@ -244,6 +255,7 @@ def _tell(report: dict[str, Any]) -> None:
         print(f"  lambda 0.43 / least  {figures['lambda 0.43 / least']:.3f}   (goal {GOALS['lambda 0.43']})")
     memory = report["memory"]
     print(f"\nlive tensors after step 2: {memory['after step 2']} bytes, after step 16: {memory['after step 16']}")
+    print(", ".join(f"{goal}: {'met' if reached else 'MISSED'}" for goal, reached in report["met"].items()))
 
 
 if __name__ == "__main__":
