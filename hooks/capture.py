@@ -16,9 +16,9 @@ from ..engine.divergence import pairing
 from ..engine.layers import LayerId
 from ..engine.moments import Moments, join_channels, moments_of
 from .model_layers import attention_layers, unet_of
+from .probe import Conditioning, look_at
 
 Key = tuple[LayerId, str]
-Conditioning = list[list[Any]]
 OnImages = Callable[[int], None]
 OnLevel = Callable[[int, torch.Tensor], None]
 Pairs = Callable[[Moments], torch.Tensor]
@@ -99,17 +99,17 @@ def measure(
     `seed`. `on_images(count)` hears of every batch, `on_level(level, distances [features, layers, images, images])` of
     every finished level. The model runs as in a sampler: LoRA, ControlNet, hooks and areas of the conditioning act.
     """
-    guider = comfy.samplers.CFGGuider(model)
-    guider.inner_set_conds({"positive": positive} | ({"negative": negative} if negative is not None else {}))
+    conds = {"positive": positive} | ({"negative": negative} if negative is not None else {})
     noise = comfy.sample.prepare_noise(latents[:1], seed).expand(min(IMAGES_A_PASS, len(latents)), -1, -1, -1)
     with recording(model, features) as recorder:
-        probe = _Probe(latents, recorder, tuple(attention_layers(model)), features, distance, on_images, on_level)
-        guider.sample(noise, torch.zeros_like(noise), probe, sigmas, disable_pbar=True, seed=seed)
+        layers = tuple(attention_layers(model))
+        measuring = _Measuring(latents, recorder, layers, features, distance, on_images, on_level)
+        look_at(model, conds, noise, sigmas, seed, measuring)
         return recorder.image_passes
 
 
-class _Probe:
-    """Stands where a sampler stands, so that ComfyUI prepares and cleans up everything; it only looks."""
+class _Measuring:
+    """What `measure` looks at, one noise level after another."""
 
     def __init__(
         self,
@@ -124,25 +124,16 @@ class _Probe:
         self.latents, self.recorder, self.layers, self.features = latents, recorder, layers, features
         self.distance, self.on_images, self.on_level = distance, on_images, on_level
 
-    def sample(
-        self,
-        guider: comfy.samplers.CFGGuider,
-        sigmas: torch.Tensor,
-        extra_args: dict[str, Any],
-        callback: Any,
-        noise: torch.Tensor,
-        latent_image: torch.Tensor,
-        *args: Any,
-        **kwargs: Any,
-    ) -> torch.Tensor:
+    def __call__(
+        self, guider: comfy.samplers.CFGGuider, noise: torch.Tensor, sigmas: torch.Tensor, model_options: dict[str, Any]
+    ) -> None:
         base = guider.inner_model
         images = base.process_latent_in(self.latents.to(noise))
         same_noise = noise[:1].expand_as(images)
         for level, sigma in enumerate(sigmas):
             noisy = base.model_sampling.noise_scaling(sigma[None], same_noise, images)
-            moments = list(self._batches(guider, noisy, sigma, extra_args["model_options"]))
+            moments = list(self._batches(guider, noisy, sigma, model_options))
             self.on_level(level, self._distances(moments, float(sigma)))
-        return latent_image
 
     def _batches(
         self, guider: comfy.samplers.CFGGuider, noisy: torch.Tensor, sigma: torch.Tensor, model_options: dict[str, Any]
