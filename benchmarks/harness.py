@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from benchmarks._command import command_line, keep
 from conditional_balance.hooks.prompts import encode_rows
 from demo import judge, models, world
 
@@ -25,24 +24,15 @@ BATCH = 64
 
 
 def options(about: str | None, **defaults: Any) -> argparse.Namespace:
-    """The options every benchmark has, `--json FILE` and `--seed N`, and its own with their defaults."""
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the results here")
+    """The options of a benchmark of the demo world: `--json`, `--pictures`, `--seed`, and its own with defaults."""
+    parser = command_line(about, seed=0, **defaults)
     parser.add_argument("--pictures", type=Path, help="write contact sheets into this folder")
-    parser.add_argument("--seed", type=int, default=0)
-    for name, value in defaults.items():
-        parser.add_argument(f"--{name}", type=type(value), default=value)
     return parser.parse_args()
 
 
 def report(results: dict[str, Any], chosen: argparse.Namespace) -> None:
-    """Print results as JSON and write them where `--json` says, whole or not at all."""
-    text = json.dumps(results, indent=1)
-    print(text)
-    if chosen.json:
-        part = chosen.json.with_suffix(".part")
-        part.write_text(text + "\n", encoding="utf-8")
-        os.replace(part, chosen.json)
+    """Print results as JSON and write them where `--json` says."""
+    print(keep(results, chosen))
 
 
 class Demo:

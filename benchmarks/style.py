@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import logging
 import math
 import platform
@@ -29,6 +28,7 @@ import comfy.samplers
 import comfy.supported_models
 import torch
 
+from benchmarks._command import command_line, keep
 from conditional_balance.engine.gate import RankedGate
 from conditional_balance.engine.profile import SensitivityProfile, load
 from conditional_balance.engine.style import StyleSettings, adain, layer_styles
@@ -43,8 +43,8 @@ GOALS = {"lambda 0": 1.02, "lambda 0.43": 1.10}
 CONTEXT, POOLED = 64, 2816
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    options = _arguments(argv)
+def main() -> None:
+    options = _arguments()
     logging.disable(logging.WARNING)
     torch.manual_seed(0)
     device = comfy.model_management.get_torch_device()
@@ -57,20 +57,19 @@ def main(argv: Sequence[str] | None = None) -> None:
             "renoised latent": bench.compare(batch=1, hidden=True),
         }
         report = {"setting": bench.setting(), "results": results, "memory": bench.memory()}
+    report["met"] = met(report)
     _tell(report)
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    keep(report, options)
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+def _arguments() -> argparse.Namespace:
+    parser = command_line(__doc__)
     parser.add_argument("--channels", type=int, default=32, help="the UNet's width; SDXL has 320")
     parser.add_argument("--size", type=int, default=32, help="side of the latent; 128 is 1024 pixels")
     parser.add_argument("--steps", type=int, default=4, help="sampling steps of one run")
     parser.add_argument("--rounds", type=int, default=15, help="runs of each kind, in turns")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
-    return parser.parse_args(argv)
+    return parser.parse_args()
 
 
 class Bench:
@@ -237,6 +236,16 @@ def _cond(seed: int) -> list[list[Any]]:
     return [[torch.randn(1, 77, CONTEXT, generator=generator), {"pooled_output": pooled}]]
 
 
+def met(report: dict[str, Any]) -> dict[str, bool]:
+    """Which goals the figures reach."""
+    results, memory = report["results"].values(), report["memory"]
+    return {
+        "lambda 0": all(figures["lambda 0 / plain"] <= GOALS["lambda 0"] for figures in results),
+        "lambda 0.43": all(figures["lambda 0.43 / least"] <= GOALS["lambda 0.43"] for figures in results),
+        "nothing grows": memory["after step 16"] <= memory["after step 2"],
+    }
+
+
 def _tell(report: dict[str, Any]) -> None:
     print(", ".join(f"{key} {value}" for key, value in report["setting"].items()))
     for name, figures in report["results"].items():
@@ -246,6 +255,7 @@ def _tell(report: dict[str, Any]) -> None:
         print(f"  lambda 0.43 / least  {figures['lambda 0.43 / least']:.3f}   (goal {GOALS['lambda 0.43']})")
     memory = report["memory"]
     print(f"\nlive tensors after step 2: {memory['after step 2']} bytes, after step 16: {memory['after step 16']}")
+    print(", ".join(f"{goal}: {'met' if reached else 'MISSED'}" for goal, reached in report["met"].items()))
 
 
 if __name__ == "__main__":

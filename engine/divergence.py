@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 
 import numpy as np
 import torch
@@ -15,9 +16,9 @@ from scipy.interpolate import RectBivariateSpline
 
 from .moments import Moments
 
-Terms = Sequence[torch.Tensor]  # what a divergence needs of every image, and as many again for its work
+Terms = Sequence[torch.Tensor]  # what a divergence needs of every image
 
-CPU_PIECE, ACCELERATOR_PIECE = 1 << 18, 1 << 24  # elements worked on at once: on a CPU the work stays in its cache
+CPU_PIECE, ACCELERATOR_PIECE = 1 << 19, 1 << 24  # elements worked on at once: on a CPU the work stays in its cache
 
 # The Jensen-Shannon table: one cell for each combination of the top bits of two float32 numbers.
 BINS_PER_OCTAVE = 16
@@ -35,48 +36,73 @@ def pairwise(moments: Moments, distance: str) -> torch.Tensor:
     value is the mean over channels of the divergence of two 1-D Gaussians.
     Raises ValueError on moments that are not finite, or for fewer than two images.
     """
-    images, groups, channels = moments.mean.shape
-    if images < 2:
-        raise ValueError("A distance needs two images.")
-    with _workers() as pool:
-        if not bool(torch.isfinite(moments.mean.sum() + moments.std.sum())):  # one sum is cheaper than asking each
-            raise ValueError("The model's features are not finite numbers (NaN or infinite).")
-        summed = torch.cat(list(pool.map(partial(_meetings, DISTANCES[distance][1]), *_pieces(moments, distance))))
-        return _as_matrix(summed.unflatten(0, (groups, -1))) / channels
+    with pairing(distance) as pairs:
+        return pairs(moments)
 
 
 @contextmanager
-def _workers() -> Iterator[ThreadPoolExecutor]:
-    """As many threads as torch has, each with operations of its own.
+def pairing(distance: str) -> Iterator[Callable[[Moments], torch.Tensor]]:
+    """`pairwise` for one layer after another: threads and work memory stay until the block ends.
 
-    Torch's way, every operation split over all threads, makes so many small ones wait for one another: many times
-    slower when the machine has anything else to do.
+    As many threads as torch has, each with operations of its own. Torch's way, every operation split over all threads,
+    makes so many small ones wait for one another: many times slower when the machine has anything else to do.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(threads) as pool:
-            yield pool
+            yield _Pairs(distance, pool, threads)
     finally:
         torch.set_num_threads(threads)
 
 
-@torch.inference_mode()
-def _pieces(moments: Moments, distance: str) -> tuple[list[Terms], list[Terms]]:
-    """Every pair of images, as what divergences need of one [1, images, channels] and of the other [shifts, ...].
+class _Pairs:
+    def __init__(self, distance: str, pool: ThreadPoolExecutor, threads: int) -> None:
+        self._terms, self._divergence = DISTANCES[distance]
+        self._pool, self._threads, self._work = pool, threads, _Work()
 
-    Image n meets n + shift, around the end: views that overlap, in runs of shifts, group after group.
-    """
-    images, groups, channels = moments.mean.shape
-    elements = CPU_PIECE if moments.mean.device.type == "cpu" else ACCELERATOR_PIECE
-    run = max(1, elements // (images * channels))
-    ones, others = [], []
-    for group in range(groups):
-        terms = DISTANCES[distance][0](Moments(moments.mean[:, group], moments.std[:, group]))
-        runs = list(zip(*(_shifted(term).split(run) for term in terms), strict=True))
-        others += runs
-        ones += [[term[None] for term in terms]] * len(runs)
-    return ones, others
+    def __call__(self, moments: Moments) -> torch.Tensor:
+        images, groups, channels = moments.mean.shape
+        if images < 2:
+            raise ValueError("A distance needs two images.")
+        if not bool(torch.isfinite(moments.mean.sum() + moments.std.sum())):  # one sum is cheaper than asking each
+            raise ValueError("The model's features are not finite numbers (NaN or infinite).")
+        summed = torch.cat(list(self._pool.map(self._meetings, *self._shares(moments))))
+        return _as_matrix(summed.unflatten(0, (groups, -1))) / channels
+
+    @torch.inference_mode()
+    def _shares(self, moments: Moments) -> tuple[list[Terms], list[Terms]]:
+        """Every pair of images, as what divergences need of one [1, images, channels] and of others [shifts, ...].
+
+        Image n meets n + shift, around the end: views that overlap. All threads get a share of the shifts.
+        """
+        images, groups, _ = moments.mean.shape
+        shares = min(images // 2, -(-self._threads // groups))
+        ones, others = [], []
+        for mean, std in zip(moments.mean.unbind(1), moments.std.unbind(1), strict=True):
+            terms = self._terms(Moments(mean, std))
+            ones += [[term[None] for term in terms]] * shares
+            others += zip(*(_shifted(term).tensor_split(shares) for term in terms), strict=True)
+        return ones, others
+
+    @torch.inference_mode()
+    def _meetings(self, one: Terms, others: Terms) -> torch.Tensor:
+        """Divergences of one share, summed over channels, [shifts, images]; as many shifts at once as make a piece."""
+        elements = CPU_PIECE if one[0].device.type == "cpu" else ACCELERATOR_PIECE
+        runs = zip(*(term.split(max(1, elements // one[0].numel())) for term in others), strict=True)
+        return torch.cat([self._divergence(one, run, self._work.like(run[0])) for run in runs])
+
+
+class _Work(threading.local):
+    """Two tensors for each thread to work in: fresh memory for every piece costs as much as a third of the maths."""
+
+    _held = torch.empty(2, 0)
+
+    def like(self, term: torch.Tensor) -> torch.Tensor:
+        """[2, *shape of term], with anything in it."""
+        if self._held.device != term.device or self._held.shape[1] < term.numel():
+            self._held = term.new_empty(2, term.numel())
+        return self._held[:, : term.numel()].unflatten(1, term.shape)
 
 
 def _shifted(term: torch.Tensor) -> torch.Tensor:
@@ -84,13 +110,6 @@ def _shifted(term: torch.Tensor) -> torch.Tensor:
     images = len(term)
     around = torch.cat([term, term[: images // 2]])
     return around.unfold(0, images, 1).movedim(-1, 1)[1:]
-
-
-@torch.inference_mode()
-def _meetings(divergence: Callable[[Terms, Terms, Terms], torch.Tensor], one: Terms, other: Terms) -> torch.Tensor:
-    """Divergences of one piece, summed over channels, [shifts, images]."""
-    work = [torch.empty_like(other[0], memory_format=torch.contiguous_format) for _ in range(2)]
-    return divergence(one, other, work)
 
 
 def _as_matrix(summed: torch.Tensor) -> torch.Tensor:
@@ -107,7 +126,7 @@ def _bhattacharyya_terms(moments: Moments) -> Terms:
     return moments.mean, moments.std.square(), (math.sqrt(2) * moments.std).reciprocal()
 
 
-def _bhattacharyya(one: Terms, other: Terms, work: Terms) -> torch.Tensor:
+def _bhattacharyya(one: Terms, other: Terms, work: torch.Tensor) -> torch.Tensor:
     """(m1 - m2)^2 / (8 s^2) + 1/2 ln(s^2 / (s1 s2)) with s^2 = (s1^2 + s2^2) / 2, summed over channels.
 
     What the authors' code computes, without its cancellation (conditional-balance.md 1.2).
@@ -135,7 +154,7 @@ def _jensen_shannon_terms(moments: Moments) -> Terms:
     return moments.mean, moments.std.rsqrt(), moments.std.log()
 
 
-def _jensen_shannon(one: Terms, other: Terms, work: Terms) -> torch.Tensor:
+def _jensen_shannon(one: Terms, other: Terms, work: torch.Tensor) -> torch.Tensor:
     """Jensen-Shannon divergence in nats, summed over channels, looked up in `_jensen_shannon_table`.
 
     Two 1-D Gaussians differ by two numbers only: how far their means lie apart in widths, and the ratio of widths.
@@ -144,12 +163,10 @@ def _jensen_shannon(one: Terms, other: Terms, work: Terms) -> torch.Tensor:
     """
     (mean1, scale1, log1), (mean2, scale2, log2) = one, other
     floor = mean1.new_tensor(2.0**_FLOOR)
-    gap = torch.sub(mean1, mean2, out=work[0]).mul_(scale1).mul_(scale2)
-    ratio = torch.sub(log1, log2, out=work[1])
-    gap_bin, ratio_bin = (
-        torch.addcmul(floor, apart, apart, out=apart).view(torch.int32).bitwise_right_shift_(_SHIFT)
-        for apart in (gap, ratio)
-    )
+    gap, ratio = work
+    torch.sub(mean1, mean2, out=gap).mul_(scale1).mul_(scale2)
+    torch.sub(log1, log2, out=ratio)
+    gap_bin, ratio_bin = torch.addcmul(floor, work, work, out=work).view(torch.int32).bitwise_right_shift_(_SHIFT)
     cell = ratio_bin.add_(gap_bin, alpha=_bins(_FLOOR, _RATIO_TOP))
     torch.index_select(_jensen_shannon_table(cell.device), 0, cell.flatten(), out=gap.view(-1))
     return _sum(gap)

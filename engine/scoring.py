@@ -86,10 +86,9 @@ def _cluster_sums(distances: torch.Tensor, member: torch.Tensor) -> _Blocks:
 
 def _ratios(blocks: _Blocks, weights: torch.Tensor) -> torch.Tensor:
     """Scores [..., draws] with cluster c drawn weights[draw, c] times; copies of a cluster never meet each other."""
-    inner = torch.einsum("...cc,dc->...d", blocks.sums, weights)
-    inner_pairs = weights @ blocks.pairs.diagonal()
-    outer = torch.einsum("dc,...ce,de->...d", weights, _off_diagonal(blocks.sums), weights)
-    outer_pairs = torch.einsum("dc,ce,de->d", weights, _off_diagonal(blocks.pairs), weights)
+    inner, inner_pairs = (part.diagonal(dim1=-2, dim2=-1) @ weights.T for part in blocks)
+    across = _off_diagonal(weights[:, :, None] * weights[:, None, :]).flatten(1)
+    outer, outer_pairs = (part.flatten(-2) @ across.T for part in blocks)
     return _ratio(inner / inner_pairs, outer / outer_pairs)
 
 
@@ -119,10 +118,9 @@ def _shuffled(labels: Sequence[int], seed: int) -> torch.Tensor:
 
 def _log_scores_of_labels(distances: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """ln score [..., labelings] for many labelings [labelings, images]: one matrix product with their pair masks."""
-    images = labels.shape[-1]
-    same = (labels[:, :, None] == labels[:, None, :]).double().flatten(1)
-    flat = distances.double().flatten(-2)
-    inner, total = flat @ same.T, flat.sum(-1, keepdim=True)
-    inner_pairs = same[0].sum() - images
-    ratio = _ratio(inner / inner_pairs, (total - inner) / (images * images - images - inner_pairs))
+    one, other = torch.triu_indices(labels.shape[-1], labels.shape[-1], offset=1, device=labels.device)
+    same = (labels[:, one] == labels[:, other]).double()
+    pairs = distances[..., one, other].double()
+    inner, total, inner_pairs = pairs @ same.T, pairs.sum(-1, keepdim=True), same[0].sum()
+    ratio = _ratio(inner / inner_pairs, (total - inner) / (len(one) - inner_pairs))
     return ratio.clamp(min=torch.finfo(torch.float64).tiny).log()

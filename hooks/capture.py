@@ -12,15 +12,16 @@ import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ..engine.divergence import pairwise
+from ..engine.divergence import pairing
 from ..engine.layers import LayerId
 from ..engine.moments import Moments, join_channels, moments_of
 from .model_layers import attention_layers, unet_of
+from .probe import Conditioning, look_at
 
 Key = tuple[LayerId, str]
-Conditioning = list[list[Any]]
 OnImages = Callable[[int], None]
 OnLevel = Callable[[int, torch.Tensor], None]
+Pairs = Callable[[Moments], torch.Tensor]
 
 IMAGES_A_PASS = 4  # more fill no accelerator better, and a fixed number gives the same rounding every time
 
@@ -98,17 +99,17 @@ def measure(
     `seed`. `on_images(count)` hears of every batch, `on_level(level, distances [features, layers, images, images])` of
     every finished level. The model runs as in a sampler: LoRA, ControlNet, hooks and areas of the conditioning act.
     """
-    guider = comfy.samplers.CFGGuider(model)
-    guider.inner_set_conds({"positive": positive} | ({"negative": negative} if negative is not None else {}))
+    conds = {"positive": positive} | ({"negative": negative} if negative is not None else {})
     noise = comfy.sample.prepare_noise(latents[:1], seed).expand(min(IMAGES_A_PASS, len(latents)), -1, -1, -1)
     with recording(model, features) as recorder:
-        probe = _Probe(latents, recorder, tuple(attention_layers(model)), features, distance, on_images, on_level)
-        guider.sample(noise, torch.zeros_like(noise), probe, sigmas, disable_pbar=True, seed=seed)
+        layers = tuple(attention_layers(model))
+        measuring = _Measuring(latents, recorder, layers, features, distance, on_images, on_level)
+        look_at(model, conds, noise, sigmas, seed, measuring)
         return recorder.image_passes
 
 
-class _Probe:
-    """Stands where a sampler stands, so that ComfyUI prepares and cleans up everything; it only looks."""
+class _Measuring:
+    """What `measure` looks at, one noise level after another."""
 
     def __init__(
         self,
@@ -123,25 +124,16 @@ class _Probe:
         self.latents, self.recorder, self.layers, self.features = latents, recorder, layers, features
         self.distance, self.on_images, self.on_level = distance, on_images, on_level
 
-    def sample(
-        self,
-        guider: comfy.samplers.CFGGuider,
-        sigmas: torch.Tensor,
-        extra_args: dict[str, Any],
-        callback: Any,
-        noise: torch.Tensor,
-        latent_image: torch.Tensor,
-        *args: Any,
-        **kwargs: Any,
-    ) -> torch.Tensor:
+    def __call__(
+        self, guider: comfy.samplers.CFGGuider, noise: torch.Tensor, sigmas: torch.Tensor, model_options: dict[str, Any]
+    ) -> None:
         base = guider.inner_model
         images = base.process_latent_in(self.latents.to(noise))
         same_noise = noise[:1].expand_as(images)
         for level, sigma in enumerate(sigmas):
             noisy = base.model_sampling.noise_scaling(sigma[None], same_noise, images)
-            moments = list(self._batches(guider, noisy, sigma, extra_args["model_options"]))
+            moments = list(self._batches(guider, noisy, sigma, model_options))
             self.on_level(level, self._distances(moments, float(sigma)))
-        return latent_image
 
     def _batches(
         self, guider: comfy.samplers.CFGGuider, noisy: torch.Tensor, sigma: torch.Tensor, model_options: dict[str, Any]
@@ -156,9 +148,12 @@ class _Probe:
 
     def _distances(self, batches: list[dict[Key, Moments]], sigma: float) -> torch.Tensor:
         """Distances [features, layers, images, images] of one noise level, on the CPU."""
-        return torch.stack([self._layer_distances(batches, layer, sigma) for layer in self.layers], 1)
+        with pairing(self.distance) as pairs:
+            return torch.stack([self._layer_distances(batches, layer, sigma, pairs) for layer in self.layers], 1)
 
-    def _layer_distances(self, batches: list[dict[Key, Moments]], layer: LayerId, sigma: float) -> torch.Tensor:
+    def _layer_distances(
+        self, batches: list[dict[Key, Moments]], layer: LayerId, sigma: float, pairs: Pairs
+    ) -> torch.Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
         keys = [(layer, feature) for feature in self.features]
         if not all(key in batch for batch in batches for key in keys):
@@ -168,7 +163,7 @@ class _Probe:
             )
         mean, std = (torch.stack([_joined(batches, key)[part] for key in keys], 1) for part in (0, 1))
         try:
-            return pairwise(Moments(mean, std), self.distance).cpu()
+            return pairs(Moments(mean, std)).cpu()
         except ValueError as error:
             raise ValueError(
                 f"'model' gives no finite numbers in layer {layer} at sigma {sigma:.2f}: look for NaN in the images, "

@@ -16,10 +16,10 @@ from comfy.patcher_extension import WrappersMP
 
 from ..engine.ablation import SlotAblation, relative_change
 from ..engine.structure import SlotWeights, gate_residuals
-from .capture import Conditioning
 from .control import layout_of
 from .model_call import ModelCall, with_wrapper
 from .model_layers import unet_of
+from .probe import Conditioning, look_at
 
 OnPass = Callable[[], None]
 
@@ -40,12 +40,9 @@ def ablate_slots(
     slots = layout_of(unet_of(model)).slots
     if not any("control" in options for _, options in positive):
         raise ValueError("'positive' carries no ControlNet: connect the output of Apply ControlNet.")
-    guider = comfy.samplers.CFGGuider(model)
-    guider.inner_set_conds({"positive": positive})
-    noise = comfy.sample.prepare_noise(latents, seed)
-    probe = _SlotProbe(latents, slots, on_pass)
-    guider.sample(noise, torch.zeros_like(noise), probe, sigmas, disable_pbar=True, seed=seed)
-    return SlotAblation(sigmas.double(), torch.tensor(probe.change, dtype=torch.float64))
+    ablating = _Ablating(latents, slots, on_pass)
+    look_at(model, {"positive": positive}, comfy.sample.prepare_noise(latents, seed), sigmas, seed, ablating)
+    return SlotAblation(sigmas.double(), torch.tensor(ablating.change, dtype=torch.float64))
 
 
 def leaving_out(slots: int) -> list[SlotWeights]:
@@ -55,31 +52,22 @@ def leaving_out(slots: int) -> list[SlotWeights]:
     return [SlotWeights(tuple(mask[:-1]), mask[-1]) for mask in masks]
 
 
-class _SlotProbe:
-    """Stands where a sampler stands, so that ComfyUI prepares and cleans up everything; it only looks."""
+class _Ablating:
+    """What `ablate_slots` looks at: every slot left out, one noise level after another."""
 
     def __init__(self, latents: torch.Tensor, slots: int, on_pass: OnPass) -> None:
         self.latents, self.variants, self.on_pass = latents, leaving_out(slots), on_pass
         self.change: list[list[float]] = []
 
-    def sample(
-        self,
-        guider: comfy.samplers.CFGGuider,
-        sigmas: torch.Tensor,
-        extra_args: dict[str, Any],
-        callback: Any,
-        noise: torch.Tensor,
-        latent_image: torch.Tensor,
-        *args: Any,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        base, options = guider.inner_model, extra_args["model_options"]
+    def __call__(
+        self, guider: comfy.samplers.CFGGuider, noise: torch.Tensor, sigmas: torch.Tensor, model_options: dict[str, Any]
+    ) -> None:
+        base = guider.inner_model
         images = base.process_latent_in(self.latents.to(noise))
         for sigma in sigmas:
             noisy = base.model_sampling.noise_scaling(sigma[None], noise, images)
-            full, none, *without = (self._predicted(guider, noisy, sigma, options, v) for v in self.variants)
+            full, none, *without = (self._predicted(guider, noisy, sigma, model_options, v) for v in self.variants)
             self.change.append([relative_change(full, one, none) for one in without])
-        return latent_image
 
     def _predicted(
         self,

@@ -15,10 +15,11 @@ from comfy.model_patcher import ModelPatcher
 from ..engine.heatmap import WIDTH, draw
 from ..engine.profile import SensitivityProfile
 from ..engine.scoring import check_clusters, scores_of, separation_of
-from .capture import Conditioning, measure
+from .capture import measure
 from .clusters import Clusters, encode, native_side, picture_size
 from .fingerprint import fingerprint_of
 from .model_layers import attention_layers
+from .probe import Conditioning
 
 NOISIEST, CLEANEST = 0.02, 0.999  # percent: all noise tells nothing apart, and the last step hardly differs from it
 PREVIEW_SECONDS = 1.0

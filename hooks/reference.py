@@ -86,13 +86,15 @@ def positive_place(guider: CFGGuider, conds: list[Any]) -> int | None:
 
 
 def check_latent(model: ModelPatcher, latent: torch.Tensor, what: str = "reference") -> None:
-    """Raises ValueError, naming the input `what`, for a latent that is none of this model's."""
+    """Raises ValueError, naming the input `what`, for a latent that is none of this model's or not finite."""
     expected = model.get_model_object("latent_format").latent_channels
     if latent.ndim != 4 or latent.shape[1] != expected:
         raise ValueError(
             f"'{what}' holds a latent of shape {list(latent.shape)}, but 'model' works on {expected} channels: "
             "encode the picture with this model's VAE."
         )
+    if not bool(torch.isfinite(latent).all()):
+        raise ValueError(f"'{what}' holds NaN or infinite values: check the picture and the VAE that it comes from.")
 
 
 def _conds(reference: StyleReference, guider: CFGGuider, latent: torch.Tensor) -> dict[str, Any]:

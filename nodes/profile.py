@@ -28,6 +28,7 @@ from .widgets import advanced
 CATEGORY = "conditional balance/profile"
 FOLDER = "sensitivity_profiles"
 SUFFIX = ".safetensors"
+LONGEST_NAME = 100  # in bytes; file systems take 255, with the ending and what a file being written is called
 FEATURES = {"q and k": ("q", "k"), "q, k and v": ("q", "k", "v"), "q": ("q",), "k": ("k",), "v": ("v",)}
 ASPECTS = ["from images", "1:1", "4:3", "3:4", "3:2", "2:3", "16:9", "9:16"]
 
@@ -434,8 +435,12 @@ def profile_path(name: str) -> Path:
 def _file_name(name: str) -> str:
     """A plain file name with the right ending; folders and names that hide or escape are refused."""
     name = name.strip().removesuffix(SUFFIX)
-    if not name or name.startswith(".") or any(mark in name for mark in '/\\:*?"<>|\0') or not name.isprintable():
-        raise ValueError(f"'name': '{name}' is no plain file name: use letters, digits, dots and dashes, no folders.")
+    bad = name.startswith(".") or any(mark in name for mark in '/\\:*?"<>|\0') or not name.isprintable()
+    if not name or bad or len(name.encode()) > LONGEST_NAME:
+        raise ValueError(
+            f"'name': '{name[:LONGEST_NAME]}' is no plain file name: use letters, digits, dots and dashes, "
+            f"{LONGEST_NAME} at most, and no folders."
+        )
     return name + SUFFIX
 
 

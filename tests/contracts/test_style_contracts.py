@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import types
 from collections.abc import Callable
 from dataclasses import is_dataclass
@@ -42,7 +43,7 @@ from style_case import (
 from conditional_balance.engine.gate import ScaledGate, windowed
 from conditional_balance.hooks.model_call import ModelCall
 from conditional_balance.hooks.model_layers import attention_layers
-from conditional_balance.hooks.reference import FIRST_ROW, NOISE_SEED, HiddenReference
+from conditional_balance.hooks.reference import FIRST_ROW, NOISE_SEED, HiddenReference, StyleReference
 from conditional_balance.hooks.style_injection import _Run
 from tiny import cond, latent, sample, tiny_model
 
@@ -595,6 +596,14 @@ def test_a_reference_for_another_model_is_refused() -> None:
         run(styled(model("sdxl"), "all", hidden(of)))
     with pytest.raises(ValueError, match=r"'reference' holds a latent of shape \[1, 16, 8, 8\]"):
         styled(of, "all", type(other)(torch.zeros(1, 16, 8, 8), None))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_reference_that_is_not_finite_is_refused(bad: float) -> None:
+    of, latent = model("sd15"), torch.zeros(1, 4, 8, 8)
+    latent[0, 1, 2, 3] = bad
+    with pytest.raises(ValueError, match="'reference' holds NaN or infinite values: check the picture and the VAE"):
+        styled(of, "all", StyleReference(latent))
 
 
 # 12. Determinism ----------------------------------------------------------------------------------------------------

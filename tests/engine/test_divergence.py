@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
-from conditional_balance.engine.divergence import DISTANCES, jensen_shannon_of, pairwise
+from conditional_balance.engine.divergence import DISTANCES, jensen_shannon_of, pairing, pairwise
 from conditional_balance.engine.moments import VARIANCE_FLOOR, Moments
 
 widths = st.floats(0.02, 50)
@@ -119,6 +119,20 @@ def test_work_in_pieces_changes_nothing(distance, monkeypatch):
     whole = pairwise(moments, distance)
     monkeypatch.setattr(divergence, "CPU_PIECE", 1)
     torch.testing.assert_close(pairwise(moments, distance), whole)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("threads", [1, 3, 16])
+def test_layers_of_any_width_and_any_threads_share_one_pairing(distance, threads):
+    layers = [random_moments(6, 2, channels, seed=channels) for channels in (7, 64, 5)]
+    apart, before = [pairwise(moments, distance) for moments in layers], torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with pairing(distance) as pairs:
+            assert all(torch.equal(pairs(moments), alone) for moments, alone in zip(layers, apart, strict=True))
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
