@@ -123,4 +123,4 @@ def test_placed_subgraph_sends_its_widgets_and_runs(renderer: str, placed: dict)
 
 
 def test_placed_subgraph_makes_no_complaint(placed: dict) -> None:
-    assert [complaint for complaint in placed["complaints"] if "lueprint" in complaint or "subgraph" in complaint] == []
+    assert [complaint for complaint in placed["complaints"] if "subgraph blueprint" in complaint] == []
