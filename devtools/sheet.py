@@ -84,24 +84,24 @@ class Sheet:
         self.top = bottom + ROW
 
     def _inputs(self, kind: str, given: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Any]]:
-        info, sockets, values, given = self.known[kind], [], [], dict(given)
+        """A node's inputs in the order that the front end makes, sockets before widgets, and its widgets' values."""
+        info, sockets, widgets, values, given = self.known[kind], [], [], [], dict(given)
         for part in ("required", "optional"):
             for name in info["input_order"].get(part, []):
                 spec, options = workflow.spec_of(info["input"][part][name])
-                source = given.pop(name, None)
+                given_here = given.pop(name, None)
+                source, value = (given_here, None) if isinstance(given_here, tuple) else (None, given_here)
+                entry = {"name": name, "type": spec, "link": None, "from": source}
                 if spec not in workflow.WIDGET_TYPES:
-                    sockets.append({"name": name, "type": spec, "link": None, "from": source})
+                    sockets.append(entry)
                     continue
-                if isinstance(source, tuple):
-                    widget = {"widget": {"name": name}}
-                    sockets.append({"name": name, "type": spec, "link": None, "from": source} | widget)
-                    source = None
-                values.append(_default(info["input"][part][name]) if source is None else source)
+                widgets.append(entry | {"widget": {"name": name}})
+                values.append(_default(info["input"][part][name]) if value is None else value)
                 values += ["fixed"] * len(workflow.companions(name, spec, options))
                 values += ["image"] * bool(options.get("image_upload"))  # the upload button
         if given:
             raise KeyError(f"{kind} has no input {', '.join(given)}")
-        return sockets, values
+        return sockets + widgets, values
 
     def _connect(self, number: int, sockets: list[dict[str, Any]]) -> None:
         for slot, socket in enumerate(sockets):

@@ -126,7 +126,7 @@ def style_sweep_demo(sheet: Sheet) -> None:
     sheet.note(
         "## More and more style\n\nEvery row paints the same four prompts with the same noise. The reference's style"
         " enters through no layer, through the 20, 43 and 70 % that the profile ranks most style-sensitive, and through"
-        " all.\n\nTo try one lambda after another by hand, open *style_balanced_demo*.",
+        " all.\n\nPress **Run**. To try one lambda after another by hand, open *style_balanced_demo*.",
     )
     shared = _demo_painting(sheet)
     rows = {"plain": _row(sheet, shared, "plain")}

@@ -106,7 +106,7 @@ def _around_the_blueprint(known: dict) -> tuple[dict[str, Any], list[dict[str, A
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)
-def test_blueprint_offers_what_it_says(renderer: str, placed: dict) -> None:
+def test_placed_subgraph_offers_what_it_says(renderer: str, placed: dict) -> None:
     sockets = ["model", "control_net", "positive", "negative", "control image", "style reference"]
     assert placed[renderer]["inputs"] == [*sockets, "profile", "lambda", "kept"]
     assert placed[renderer]["outputs"] == ["model", "positive", "negative"]
@@ -115,12 +115,12 @@ def test_blueprint_offers_what_it_says(renderer: str, placed: dict) -> None:
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)
-def test_blueprint_sends_its_widgets_and_runs(renderer: str, placed: dict) -> None:
+def test_placed_subgraph_sends_its_widgets_and_runs(renderer: str, placed: dict) -> None:
     inside = {node["class_type"]: node["inputs"] for node in placed[renderer]["prompt"].values()}
     assert inside["CBLoadSensitivityProfile"]["profile"] == "demo.style.safetensors"
     assert inside["CBSelectLayers"]["lambda"] == 0.2 and inside["CBGateControlNet"]["kept"] == 0.5
     assert placed[renderer]["end"] == {"event": "execution_success", "message": ""}
 
 
-def test_blueprint_makes_no_complaint(placed: dict) -> None:
-    assert [complaint for complaint in placed["complaints"] if "lueprint" in complaint or "subgraph" in complaint] == []
+def test_placed_subgraph_makes_no_complaint(placed: dict) -> None:
+    assert [complaint for complaint in placed["complaints"] if "subgraph blueprint" in complaint] == []

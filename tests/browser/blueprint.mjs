@@ -22,7 +22,7 @@ await withPage(orders, async (page, complaints) => {
 
 // Opens the search, types the blueprint's name and takes the first that is found.
 async function place(page) {
-  await page.mouse.dblclick(1000, 450) // right of all nodes
+  await page.evaluate(() => window.app.extensionManager.command.execute('Workspace.SearchBox.Toggle'))
   const field = page.locator('.comfy-vue-node-search-container input, [role="dialog"] input').first()
   await field.fill(orders.blueprint)
   await page.getByText(orders.blueprint).first().waitFor()
