@@ -16,7 +16,7 @@ from conditional_balance.hooks.model_layers import attention_layers
 from conditional_balance.hooks.reference import StyleReference
 from conditional_balance.hooks.style_injection import StyleInjection, StyleSettings, inject_style
 from demo import world
-from demo.judge import style_distance
+from demo.judge import Verdict, style_distance
 
 
 def main() -> None:
@@ -44,9 +44,17 @@ def autoencoder_and_judge(demo: Demo, dice: torch.Generator, count: int) -> dict
     result = {"PSNR": round(float(-10 * (restored - fresh).square().mean().log10()), 2)}
     for name, pictures in (("fresh", fresh), ("autoencoded", restored)):
         verdict = demo.verdict(pictures)
-        right = share(verdict.subject == specs.subject), share(verdict.background == specs.background)
-        result[name] = dict(zip(("subject", "background"), right, strict=True))
+        result[name] = recognised(verdict, specs)
     return result
+
+
+def recognised(verdict: Verdict, specs: world.Specs) -> dict[str, float]:
+    """How often the judge sees the subject, the background and the style family that are meant."""
+    return {
+        "subject": share(verdict.subject == specs.subject),
+        "background": share(verdict.background == specs.background),
+        "style family": share(verdict.family == specs.family[:, 0]),
+    }
 
 
 def style_aucs(demo: Demo, dice: torch.Generator, count: int) -> dict[str, Any]:
@@ -97,26 +105,16 @@ def redrawn(demo: Demo, pictures: Tensor, prompts: list[str], denoise: float = 0
 
 
 def captions(demo: Demo, dice: torch.Generator, chosen: Any) -> dict[str, float]:
-    """How often fresh prompts get their subject, background and style family (five nearest of 1200 drawn pictures)."""
+    """How often fresh prompts get what they ask for."""
     specs = world.random_specs(chosen.prompts, dice)
     prompts = world.captions(specs)
     parts = [
         demo.sample(demo.model, prompts[i : i + 50], chosen.seed + i, chosen.steps) for i in range(0, len(prompts), 50)
     ]
     pictures = demo.decode(torch.cat(parts))
-    verdict = demo.verdict(pictures)
-    bank = world.random_specs(1200, dice)
-    nearest = (
-        style_distance(verdict.style[:, None], demo.verdict(draw(bank)).style[None]).topk(5, largest=False).indices
-    )
-    family = bank.family[:, 0][nearest].mode(1).values
     if chosen.pictures:
         harness.sheet(pictures[:64], 8, chosen.pictures / "samples.png")
-    return {
-        "subject": share(verdict.subject == specs.subject),
-        "background": share(verdict.background == specs.background),
-        "style nearest": share(family == specs.family[:, 0]),
-    }
+    return recognised(demo.verdict(pictures), specs)
 
 
 def attention_needed(demo: Demo, dice: torch.Generator) -> dict[str, dict[str, float]]:

@@ -1,8 +1,8 @@
-"""The judge: what a picture shows, and how far two pictures are apart in style.
+"""The judge: what a picture shows, which style family it is of, and how far two pictures are apart in style.
 
-Two small convolutional networks. `subject` and `background` are classes; style is a point on a sphere, learned so that
-two scenes in one style lie together and two styles lie apart (NT-Xent, arXiv 2002.05709 eq. 1), over styles remixed
-from the known families, so that it also orders styles it never saw.
+Three small convolutional networks. `subject`, `background` and `family` (of the known ones) are classes. Style is a
+point on a sphere, learned so that two scenes in one style lie together and two styles lie apart (NT-Xent, arXiv
+2002.05709 eq. 1), over styles remixed from the known families, so that it also orders styles it never saw.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .world import BACKGROUND_NAMES, SUBJECT_NAMES
+from .world import BACKGROUND_NAMES, KNOWN, SUBJECT_NAMES
 
 WEIGHTS = Path(__file__).parent / "weights" / "judge.safetensors"
 
@@ -43,38 +43,43 @@ class ContentNet(nn.Module):
 
 
 class StyleNet(nn.Module):
-    """[B, 3, 128, 128] to unit vectors [B, 64], from mean and spread of features at four scales."""
+    """[B, 3, 128, 128] to [B, `size`], from mean and spread of features at four scales."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
         widths = (3, 32, 48, 64, 96)
         self.stages = nn.ModuleList(stage(a, b, 2) for a, b in pairwise(widths))
-        self.head = nn.Sequential(nn.Linear(2 * sum(widths), 256), nn.ReLU(), nn.Linear(256, 64))
+        self.head = nn.Sequential(nn.Linear(2 * sum(widths), 256), nn.ReLU(), nn.Linear(256, size))
 
     def forward(self, pictures: Tensor) -> Tensor:
         features, summaries = pictures * 2 - 1, []
         for step in (nn.Identity(), *self.stages):
             features = step(features)
             summaries += [features.mean((2, 3)), (features.var((2, 3)) + 1e-5).sqrt()]
-        return functional.normalize(self.head(torch.cat(summaries, 1)), dim=1)
+        return self.head(torch.cat(summaries, 1))
 
 
 class Verdict(NamedTuple):
     subject: Tensor  # [B] class indices
     background: Tensor  # [B]
+    family: Tensor  # [B] indices into FAMILY_NAMES, whose first are the known ones
     style: Tensor  # [B, 64] unit vectors
 
 
 class Judge(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.content, self.style = ContentNet(), StyleNet()
+        self.content, self.family, self.style = ContentNet(), StyleNet(len(KNOWN)), StyleNet(64)
+
+    def point(self, pictures: Tensor) -> Tensor:
+        """Where the pictures lie in style: unit vectors [B, 64]."""
+        return functional.normalize(self.style(pictures).float(), dim=1)
 
     @torch.no_grad()
     def forward(self, pictures: Tensor) -> Verdict:
         """Judge pictures [B, 3, 128, 128] in [0, 1]."""
         subject, background = self.content(pictures)
-        return Verdict(subject.argmax(1), background.argmax(1), self.style(pictures))
+        return Verdict(subject.argmax(1), background.argmax(1), self.family(pictures).argmax(1), self.point(pictures))
 
 
 def style_distance(a: Tensor, b: Tensor) -> Tensor:

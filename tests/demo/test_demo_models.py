@@ -63,6 +63,7 @@ def test_judge_names_what_is_drawn_and_orders_styles(vae, pictures) -> None:
     first, second = judge(restored(vae, drawn)), judge(restored(vae, world.render(again)[0]))
     assert float((first.subject == specs.subject).float().mean()) > 0.9
     assert float((first.background == specs.background).float().mean()) > 0.9
+    assert float((first.family == specs.family[:, 0]).float().mean()) > 0.9
     distance = style_distance(first.style[:, None], second.style[None])
     same, other = distance.diagonal(), distance[~torch.eye(64, dtype=torch.bool)]
     assert float((same[:, None] < other[None]).float().mean()) > 0.95
