@@ -407,7 +407,7 @@ def subject_demo(sheet: Sheet) -> None:
     sheet.note(
         "## Keep the subject, replace the background\n\nThe prompt names a subject; the reference gives everything "
         "around it. **Grad-SAM Blend** looks where the model draws the subject, and takes the rest from the reference. "
-        "**Attribution Preview** shows what it found: map, mask, overlay, one row for each window.\n\nChange the "
+        "**Attribution Preview** shows what it found: map, mask or overlay, a tile for each window.\n\nChange the "
         "**phrase** or the **windows** and press **Run**.",
         340,
     )
@@ -453,7 +453,7 @@ def _keep_subject(
     sampling: dict[str, Any],
     prefix: str = "",
 ) -> None:
-    """From a model and a reference picture to the blended picture and what the windows found."""
+    """From a model and a reference picture to what the windows found and the blended picture."""
     model, clip, vae = ((loaded, slot) for slot in range(3))
     latent = sheet.add("VAEEncode", pixels=(picture, 0), vae=vae)
     sheet.next_column("What to keep")
@@ -467,9 +467,8 @@ def _keep_subject(
         **sampling,
     )  # fmt: skip
     decoded = sheet.add("VAEDecode", samples=(sampled, 0), vae=vae)
-    sheet.next_column("What was found", 480)
-    shown = sheet.add("CBAttributionPreview", tall=480, attribution=(blend, 2), after=(sampled, 0), image=(decoded, 0))
-    sheet.add("SaveImage", "Map, mask, overlay", tall=480, images=(shown, 1), filename_prefix=f"{prefix}subject_found")
+    sheet.next_column("What was found", 540)
+    sheet.add("CBAttributionPreview", tall=480, attribution=(blend, 2), after=(sampled, 0), image=(decoded, 0))
     sheet.next_column("Result", 480)
     sheet.add("SaveImage", "Result", tall=480, images=(decoded, 0), filename_prefix=f"{prefix}subject_kept")
 
