@@ -107,15 +107,13 @@ def main() -> None:
 
 
 class Studio:
-    """The demo model with its ControlNet and profiles, and a bank of drawn styles to recognise families by."""
+    """The demo model with its ControlNet and profiles."""
 
     def __init__(self) -> None:
         self.demo = Demo()
         dtype = self.demo.model.model.get_dtype()
         self.control = models.load_control_net(dtype=dtype)
         self.style, self.geometry = load(PROFILES / "demo.style.safetensors"), load_geometry()
-        self.bank = world.random_specs(600, torch.Generator().manual_seed(77))
-        self.bank_style = self.demo.verdict(draw(self.bank)).style
 
     @functools.cached_property
     def scenes(self) -> Callable[[int, int, str], Scenes]:
@@ -165,14 +163,9 @@ class Studio:
             seen.subject == scenes.specs.subject,
             seen.background == scenes.specs.background,
             style_distance(seen.style, target),
-            self.families(seen.style) == scenes.reference.family[:, 0],
+            seen.family == scenes.reference.family[:, 0],
         )
         return torch.stack([column.float() for column in columns], 1)
-
-    def families(self, style: Tensor) -> Tensor:
-        """The style family [B] that most of the five nearest drawn pictures have."""
-        nearest = style_distance(style[:, None], self.bank_style[None]).topk(5, largest=False).indices
-        return self.bank.family[:, 0][nearest].mode(1).values
 
 
 def load_geometry() -> SensitivityProfile:
