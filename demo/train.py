@@ -386,6 +386,10 @@ def train_unet(options: argparse.Namespace) -> None:
     before the finest blocks must tell which part of the scene is where, in whatever style: a true version of the
     representations that REPA aligns with (arXiv 2410.06940). The head is dropped afterwards.
 
+    Nor can a text encoder learn from so few pictures alone to tell its words apart, as CLIP does before any UNet sees
+    it: most tokens said the style and nothing else, and fish were drawn as stars. So the tokens of a caption must on
+    average name its words. The pooled text is left out half of the time, or cross-attention would have little to say.
+
     Every fourth step shows couples: two scenes in one style, the second of which may look at the first in every
     self-attention layer. Large models learn from what they are trained on that style is worth looking for in another
     part of a picture; here nothing else would teach it, and sharing attention would move little.
@@ -401,7 +405,8 @@ def train_unet(options: argparse.Namespace) -> None:
         models.load_packed_text_weights(text, load_file(paths[1]), words)
     pool = encoded_pool(options, load_autoencoder(options))
     head, features = structure_head(unet, options)
-    trainer = Trainer(unet, text, head, rate=options.rate, muon_rate=10 * options.rate)
+    names = nn.Linear(models.TEXT_WIDTH, sum(CAPTION_PARTS), bias=False, device=options.device)
+    trainer = Trainer(unet, text, head, names, rate=options.rate, muon_rate=10 * options.rate)
     word_rows = torch.searchsorted(words, tokens)
     sizes, alphas = size_embedding(options.device), signal_shares().to(options.device)
     alone, together = attention_options(options.device), {"optimized_attention_override": coupled_attention}
@@ -413,18 +418,21 @@ def train_unet(options: argparse.Namespace) -> None:
     for progress, speak in steps(options, options.batch * options.processes, 1e6, "unet"):
         coupled = trainer.count % 4 == 3
         rows, captions = (couples if coupled else singles)(pool, options.batch)
-        times = drawn_times(len(rows) // (1 + coupled), options.device, lean=1.4).repeat(1 + coupled)
+        times = drawn_times(len(rows) // (1 + coupled), options.device, lean=1.2).repeat(1 + coupled)
         noisy, target = noised(pool.latents[rows], times, alphas, options.dtype)
         with OutOfPlace():
             context, _, pooled, _ = text(word_rows[captions], dtype=options.dtype)
+            pooled = pooled * (torch.rand(len(pooled), 1, device=pooled.device) < 0.5)
             y = torch.cat([pooled, sizes.expand(len(pooled), -1).to(pooled.dtype)], 1)
             predicted = unet(noisy, times, context, y=y, transformer_options=together if coupled else alone).float()
         error, roles = (predicted - target).square().mean(1), pool.coverage[rows].float()
         loss = subject_weighted(error, roles)
         structure = -(roles * functional.log_softmax(head(features[0]).float(), 1)).sum(1).mean()
-        trainer.step(loss + 0.3 * structure, progress)
+        words_missed = unnamed_words(context.float().mean(1), names.weight, captions)
+        trainer.step(loss + 0.3 * structure + 0.3 * words_missed, progress)
         if speak:
-            print(f"loss {error.mean().item():.4f}, structure {structure.item():.3f}", flush=True)
+            told = f"loss {error.mean().item():.4f}, structure {structure.item():.3f}, words {words_missed.item():.3f}"
+            print(told, flush=True)
         if trainer.count % 500 == 0 and options.rank == 0:
             with trainer.averaged():
                 checkpoint()
@@ -435,7 +443,7 @@ def train_unet(options: argparse.Namespace) -> None:
 
 def singles(pool: Pool, count: int) -> tuple[Tensor, Tensor]:
     """Rows of the pool and of their captions in `caption_tokens`."""
-    rows = torch.multinomial(pool.odds, count, replacement=True)
+    rows = torch.randint(len(pool.latents), (count,), device=pool.latents.device)
     return rows, caption_rows(pool.specs[rows])
 
 
@@ -526,6 +534,22 @@ def caption_tokens() -> Tensor:
     return torch.tensor([[token for token, _ in tokenizer.tokenize_with_weights(text)[0]] for text in texts])
 
 
+CAPTION_PARTS = [len(names) + 1 for names in (world.SUBJECT_NAMES, world.BACKGROUND_NAMES, world.FAMILY_NAMES)]
+
+
+def unnamed_words(text: Tensor, directions: Tensor, captions: Tensor) -> Tensor:
+    """Cross-entropy of a caption's parts given `text` [B, D], by its components along a direction for each word.
+
+    Directions [words, D] have unit length, so that it is the text that must change and not they.
+    """
+    logits = 3 * text @ functional.normalize(directions, dim=1).T
+    _, backgrounds, families = CAPTION_PARTS
+    parts = captions // (backgrounds * families), captions // families % backgrounds, captions % families
+    return sum(
+        functional.cross_entropy(guess, part) for guess, part in zip(logits.split(CAPTION_PARTS, 1), parts, strict=True)
+    )
+
+
 def caption_rows(specs: world.Specs, unnamed: float = 0.2) -> Tensor:
     """Rows of `caption_tokens` for a batch; words are left out at random, one caption in ten altogether."""
     device = specs.subject.device
@@ -548,12 +572,6 @@ class Pool(NamedTuple):
     latents: Tensor  # [N, 8, 16, 16]
     coverage: Tensor  # [N, 6, 16, 16]: the share of each role of the scene
     specs: world.Specs
-    odds: Tensor  # [N]: how often each is shown
-
-
-# How often a subject is shown against the others. Fish and car are wide and low; seen as often as the rest, they were
-# drawn as stars long after the others were learned.
-HARD_SUBJECTS = {"fish": 3.0, "car": 2.0}
 
 
 @torch.no_grad()
@@ -571,8 +589,7 @@ def encoded_pool(options: argparse.Namespace, vae: Autoencoder) -> Pool:
         pictures = (255 * world.paint(scene, specs[part])).round().byte()
         latents.append(encode_bytes(vae, pictures, options.dtype))
         coverage.append(functional.avg_pool2d(scene.coverage, SHRINK).to(options.dtype))
-    odds = torch.tensor([HARD_SUBJECTS.get(name, 1.0) for name in world.SUBJECT_NAMES], device=options.device)
-    pool = Pool(torch.cat(latents), torch.cat(coverage), specs, odds[specs.subject])
+    pool = Pool(torch.cat(latents), torch.cat(coverage), specs)
     print(f"unet: {len(specs):,} latents, spread {pool.latents.float().std():.3f}", flush=True)
     return pool
 
