@@ -124,6 +124,9 @@ def serve(arguments: list[str]) -> int:
             time.sleep(1)
 
 
+CONTROL_NET = ROOT / "demo" / "weights" / "controlnet.safetensors"
+
+
 def demo(arguments: list[str]) -> int:
     """The demo workflows on a fresh server; their pictures end up in out/."""
     argparse.ArgumentParser(prog="dev.py demo").parse_args(arguments)
@@ -141,9 +144,13 @@ def demo(arguments: list[str]) -> int:
 
 
 def _run_demo(running: server.Server, path: Path, known: dict) -> None:
+    graph = json.loads(path.read_text(encoding="utf-8"))
+    if "CBLoadDemoControlNet" in {node["type"] for node in graph["nodes"]} and not CONTROL_NET.exists():
+        print(f"skipping {path.name}: run `python dev.py train controlnet` first", flush=True)
+        return
     print(f"running {path.name}", flush=True)
     start = time.monotonic()
-    prompt = workflow.to_prompt(json.loads(path.read_text(encoding="utf-8")), known)
+    prompt = workflow.to_prompt(graph, known)
     outputs = running.run(prompt, tell=lambda line: print(f"  {time.monotonic() - start:3.0f} s  {line}", flush=True))
     print(f"  done in {time.monotonic() - start:.0f} s", flush=True)
     for picture in (picture for output in outputs.values() for picture in output.get("images", [])):
