@@ -20,8 +20,10 @@ export async function withPage({ playwright, browser: executablePath, url }, vis
       if (message.type() === 'error') complaints.push(`${message.text()} ${message.location().url}`)
     })
     page.on('pageerror', error => complaints.push(error.stack ?? String(error)))
-    // Before the page opens: to newcomers the front end shows a template and a dialog that covers everything.
-    await fetch(`${url}/settings`, { method: 'POST', body: JSON.stringify({ 'Comfy.TutorialCompleted': true }) })
+    // Before the page opens: to newcomers the front end shows a template and a dialog that covers everything, and the
+    // last visit to this server may have ended in the other renderer.
+    const settings = { 'Comfy.TutorialCompleted': true, 'Comfy.VueNodes.Enabled': false }
+    await fetch(`${url}/settings`, { method: 'POST', body: JSON.stringify(settings) })
     await page.goto(url)
     await page.waitForFunction(() => window.app?.extensionManager && window.app?.graph, null, { timeout: 60_000 })
     console.log(JSON.stringify(await visit(page, complaints)))
