@@ -124,9 +124,6 @@ def serve(arguments: list[str]) -> int:
             time.sleep(1)
 
 
-CONTROL_NET = ROOT / "demo" / "weights" / "controlnet.safetensors"
-
-
 def demo(arguments: list[str]) -> int:
     """The demo workflows on a fresh server; their pictures end up in out/."""
     argparse.ArgumentParser(prog="dev.py demo").parse_args(arguments)
@@ -145,8 +142,8 @@ def demo(arguments: list[str]) -> int:
 
 def _run_demo(running: server.Server, path: Path, known: dict) -> None:
     graph = json.loads(path.read_text(encoding="utf-8"))
-    if "CBLoadDemoControlNet" in {node["type"] for node in graph["nodes"]} and not CONTROL_NET.exists():
-        print(f"skipping {path.name}: run `python dev.py train controlnet` first", flush=True)
+    if not workflow.can_run(graph):
+        print(f"skipping {path.name}, which {workflow.NO_CONTROL_NET}", flush=True)
         return
     print(f"running {path.name}", flush=True)
     start = time.monotonic()

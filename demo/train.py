@@ -378,21 +378,15 @@ def contrast(style: Tensor, temperature: float = 0.07) -> Tensor:
 
 
 def train_unet(options: argparse.Namespace) -> None:
-    """UNet and text encoder together, v-prediction on SD's schedule (arXiv 2202.00512).
-
-    Levels are drawn more densely toward the noisy end, where it is decided what the picture shows.
+    """UNet and text encoder together, v-prediction on SD's schedule (arXiv 2202.00512), levels drawn evenly in time.
 
     Two aids, since a CPU sees few pictures. The subject's latents count three times. And a linear head on the features
     before the finest blocks must tell which part of the scene is where, in whatever style: a true version of the
     representations that REPA aligns with (arXiv 2410.06940). The head is dropped afterwards.
 
-    Nor can a text encoder learn from so few pictures alone to tell its words apart, as CLIP does before any UNet sees
-    it: most tokens said the style and nothing else, and fish were drawn as stars. So the tokens of a caption must on
-    average name its words. The pooled text is left out half of the time, or cross-attention would have little to say.
-
-    Every fourth step shows couples: two scenes in one style, the second of which may look at the first in every
-    self-attention layer. Large models learn from what they are trained on that style is worth looking for in another
-    part of a picture; here nothing else would teach it, and sharing attention would move little.
+    Every fourth step shows diptychs: two scenes in one style side by side, under a caption that names the style alone.
+    Large models meet such sheets in what they are trained on; without them nothing here teaches self-attention that
+    style is worth looking for in another scene, and sharing attention moves little.
     """
     unet = models.new_unet(options.device).to(options.dtype, memory_format=torch.channels_last)
     tokens = caption_tokens().to(options.device)
@@ -405,34 +399,28 @@ def train_unet(options: argparse.Namespace) -> None:
         models.load_packed_text_weights(text, load_file(paths[1]), words)
     pool = encoded_pool(options, load_autoencoder(options))
     head, features = structure_head(unet, options)
-    names = nn.Linear(models.TEXT_WIDTH, sum(CAPTION_PARTS), bias=False, device=options.device)
-    trainer = Trainer(unet, text, head, names, rate=options.rate, muon_rate=10 * options.rate)
+    trainer = Trainer(unet, text, head, rate=options.rate, muon_rate=10 * options.rate)
     word_rows = torch.searchsorted(words, tokens)
     sizes, alphas = size_embedding(options.device), signal_shares().to(options.device)
-    alone, together = attention_options(options.device), {"optimized_attention_override": coupled_attention}
+    attention = attention_options(options.device)
 
     def checkpoint() -> None:
         save(unet.state_dict(), paths[0])
         save(models.pack_text_weights(text.state_dict(), words), paths[1])
 
     for progress, speak in steps(options, options.batch * options.processes, 1e6, "unet"):
-        coupled = trainer.count % 4 == 3
-        rows, captions = (couples if coupled else singles)(pool, options.batch)
-        times = drawn_times(len(rows) // (1 + coupled), options.device, lean=1.2).repeat(1 + coupled)
-        noisy, target = noised(pool.latents[rows], times, alphas, options.dtype)
+        latents, roles, rows = (diptychs if trainer.count % 4 == 3 else singles)(pool, options.batch)
+        noisy, time_index, target = noised(latents, alphas, options.dtype)
         with OutOfPlace():
-            context, _, pooled, _ = text(word_rows[captions], dtype=options.dtype)
-            pooled = pooled * (torch.rand(len(pooled), 1, device=pooled.device) < 0.5)
+            context, _, pooled, _ = text(word_rows[rows], dtype=options.dtype)
             y = torch.cat([pooled, sizes.expand(len(pooled), -1).to(pooled.dtype)], 1)
-            predicted = unet(noisy, times, context, y=y, transformer_options=together if coupled else alone).float()
-        error, roles = (predicted - target).square().mean(1), pool.coverage[rows].float()
+            predicted = unet(noisy, time_index, context, y=y, transformer_options=attention).float()
+        error = (predicted - target).square().mean(1)
         loss = subject_weighted(error, roles)
         structure = -(roles * functional.log_softmax(head(features[0]).float(), 1)).sum(1).mean()
-        words_missed = unnamed_words(context.float().mean(1), names.weight, captions)
-        trainer.step(loss + 0.3 * structure + 0.3 * words_missed, progress)
+        trainer.step(loss + 0.3 * structure, progress)
         if speak:
-            told = f"loss {error.mean().item():.4f}, structure {structure.item():.3f}, words {words_missed.item():.3f}"
-            print(told, flush=True)
+            print(f"loss {error.mean().item():.4f}, structure {structure.item():.3f}", flush=True)
         if trainer.count % 500 == 0 and options.rank == 0:
             with trainer.averaged():
                 checkpoint()
@@ -441,30 +429,33 @@ def train_unet(options: argparse.Namespace) -> None:
         checkpoint()
 
 
-def singles(pool: Pool, count: int) -> tuple[Tensor, Tensor]:
-    """Rows of the pool and of their captions in `caption_tokens`."""
+def singles(pool: Pool, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents [B, 8, 16, 16], what they show [B, 6, 16, 16], and the rows of their captions in `caption_tokens`."""
     rows = torch.randint(len(pool.latents), (count,), device=pool.latents.device)
-    return rows, caption_rows(pool.specs[rows])
+    return pool.latents[rows], pool.coverage[rows].float(), caption_rows(pool.specs[rows])
 
 
-def couples(pool: Pool, count: int) -> tuple[Tensor, Tensor]:
-    """As `singles`; rows i and i + count / 2 share a style, which every other caption does not name."""
+def diptychs(pool: Pool, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """As `singles`, [B / 2, ..., 16, 32]: pictures i and i + N / 2 of the pool, which share a style."""
     half = len(pool.latents) // 2
-    first = torch.randint(half, (max(1, count // 2),), device=pool.latents.device)
-    rows = torch.cat([first, first + half])
-    return rows, caption_rows(pool.specs[rows], unnamed=0.5)
+    left = torch.randint(half, (max(1, count // 2),), device=pool.latents.device)
+    latents, roles = (torch.cat([part[left], part[left + half]], 3) for part in (pool.latents, pool.coverage))
+    family = pool.specs.family[left, 0]
+    unnamed = torch.rand(len(left), device=left.device) < 0.3
+    return latents, roles.float(), single_captions() + torch.where(unnamed, len(world.FAMILY_NAMES), family)
 
 
 SUBJECT_ROLES = [world.SLOTS.index(name) for name in ("body", "detail")]
 
 
-def noised(latents: Tensor, times: Tensor, alphas: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Latents with noise at time indices `times`, and what to predict: v = alpha * noise - sigma * clean."""
-    alpha, sigma = (share[times][:, None, None, None] for share in (alphas, (1 - alphas**2).sqrt()))
+def noised(latents: Tensor, alphas: Tensor, dtype: torch.dtype, lean: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents with noise, their time indices, and what to predict: v = alpha * noise - sigma * clean."""
+    time_index = drawn_times(len(latents), latents.device, lean)
+    alpha, sigma = (share[time_index][:, None, None, None] for share in (alphas, (1 - alphas**2).sqrt()))
     clean = latents.float()
     noise = torch.randn_like(clean)
     noisy = (alpha * clean + sigma * noise).to(dtype, memory_format=torch.channels_last)
-    return noisy, alpha * noise - sigma * clean
+    return noisy, time_index, alpha * noise - sigma * clean
 
 
 def subject_weighted(error: Tensor, roles: Tensor) -> Tensor:
@@ -486,7 +477,7 @@ def structure_head(unet: nn.Module, options: argparse.Namespace) -> tuple[nn.Mod
     return head.to(options.device, options.dtype), features
 
 
-def drawn_times(count: int, device: str | torch.device, lean: float) -> Tensor:
+def drawn_times(count: int, device: str | torch.device, lean: float = 1.0) -> Tensor:
     """`count` time indices, one from each equal part of the schedule: less chance in every step's loss.
 
     Their density grows as time^(lean - 1), toward the noisy end.
@@ -503,16 +494,6 @@ def plain_attention(func: object, q: Tensor, k: Tensor, v: Tensor, heads: int, *
     return rearrange(shares @ v, "b h n d -> b n (h d)")
 
 
-def coupled_attention(func: object, q: Tensor, k: Tensor, v: Tensor, heads: int, *_: object, **__: object) -> Tensor:
-    """Self-attention in which row i + N / 2 also sees the tokens of row i, as sharing does; cross-attention as ever."""
-    if q.shape[1] != k.shape[1]:
-        return plain_attention(func, q, k, v, heads)
-    (first_q, second_q), (first_k, second_k), (first_v, second_v) = (part.chunk(2) for part in (q, k, v))
-    first = plain_attention(func, first_q, first_k, first_v, heads)
-    both = torch.cat([second_k, first_k], 1), torch.cat([second_v, first_v], 1)
-    return torch.cat([first, plain_attention(func, second_q, *both, heads)])
-
-
 def attention_options(device: str) -> dict[str, object]:
     return {"optimized_attention_override": plain_attention} if device == "cpu" else {}
 
@@ -525,32 +506,22 @@ class OutOfPlace(TorchFunctionMode):
 
 
 def caption_tokens() -> Tensor:
-    """Tokens of every caption, [subject or none, background or none, family or none, 77] flattened to two axes."""
+    """Tokens of every caption, [subject or none, background or none, family or none, 77] flattened to two axes.
+
+    After these `single_captions()` rows come those of diptychs, [family or none, 77].
+    """
     tokenizer = SDTokenizer()
-    parts = itertools.product(
-        (*world.SUBJECT_NAMES, None), (*world.BACKGROUND_NAMES, None), (*world.FAMILY_NAMES, None)
-    )
-    texts = [world.caption(*names) for names in parts]
+    families = (*world.FAMILY_NAMES, None)
+    parts = itertools.product((*world.SUBJECT_NAMES, None), (*world.BACKGROUND_NAMES, None), families)
+    texts = [*(world.caption(*names) for names in parts), *(world.diptych_caption(family) for family in families)]
     return torch.tensor([[token for token, _ in tokenizer.tokenize_with_weights(text)[0]] for text in texts])
 
 
-CAPTION_PARTS = [len(names) + 1 for names in (world.SUBJECT_NAMES, world.BACKGROUND_NAMES, world.FAMILY_NAMES)]
+def single_captions() -> int:
+    return (len(world.SUBJECT_NAMES) + 1) * (len(world.BACKGROUND_NAMES) + 1) * (len(world.FAMILY_NAMES) + 1)
 
 
-def unnamed_words(text: Tensor, directions: Tensor, captions: Tensor) -> Tensor:
-    """Cross-entropy of a caption's parts given `text` [B, D], by its components along a direction for each word.
-
-    Directions [words, D] have unit length, so that it is the text that must change and not they.
-    """
-    logits = 3 * text @ functional.normalize(directions, dim=1).T
-    _, backgrounds, families = CAPTION_PARTS
-    parts = captions // (backgrounds * families), captions // families % backgrounds, captions % families
-    return sum(
-        functional.cross_entropy(guess, part) for guess, part in zip(logits.split(CAPTION_PARTS, 1), parts, strict=True)
-    )
-
-
-def caption_rows(specs: world.Specs, unnamed: float = 0.2) -> Tensor:
+def caption_rows(specs: world.Specs) -> Tensor:
     """Rows of `caption_tokens` for a batch; words are left out at random, one caption in ten altogether."""
     device = specs.subject.device
 
@@ -564,7 +535,7 @@ def caption_rows(specs: world.Specs, unnamed: float = 0.2) -> Tensor:
     )
     subject = dropped(specs.subject, subjects, 0.06)
     background = dropped(specs.background, backgrounds, 0.06)
-    family = dropped(specs.family[:, 0], families, unnamed)
+    family = dropped(specs.family[:, 0], families, 0.2)
     return (subject * (backgrounds + 1) + background) * (families + 1) + family
 
 
@@ -632,13 +603,12 @@ def train_controlnet(options: argparse.Namespace) -> None:
 
     for progress, speak in steps(options, options.batch * options.processes, 3e5, "controlnet"):
         rows = torch.randint(len(pool.latents), (options.batch,), device=options.device)
-        times = drawn_times(len(rows), options.device, lean=2.0)
-        noisy, target = noised(pool.latents[rows], times, alphas, options.dtype)
+        noisy, time_index, target = noised(pool.latents[rows], alphas, options.dtype, lean=2.0)
         hint = (maps[rows, None].to(options.dtype) / 255).expand(-1, 3, -1, -1)
         with torch.no_grad():
             context, _, pooled, _ = text(word_rows[caption_rows(pool.specs[rows])], dtype=options.dtype)
         y = torch.cat([pooled, sizes.expand(len(pooled), -1).to(pooled.dtype)], 1)
-        inputs = {"x": noisy, "timesteps": times, "context": context, "y": y}
+        inputs = {"x": noisy, "timesteps": time_index, "context": context, "y": y}
         with OutOfPlace():
             residuals = control(hint=hint, **inputs)
             predicted = unet(control=residuals, transformer_options=attention, **inputs)

@@ -167,6 +167,11 @@ def caption(subject: str | None, background: str | None, family: str | None = No
     return f"{text}, {family} style" if family else text
 
 
+def diptych_caption(family: str | None) -> str:
+    """Of two scenes side by side in one style: `two pictures, comic style`."""
+    return f"two pictures, {family} style" if family else "two pictures"
+
+
 class Scene(NamedTuple):
     coverage: Tensor  # [B, 6, H, W] share of each colour role, summing to 1
     edge: Tensor  # [B, H, W] distance to the nearest visible contour, >= 0

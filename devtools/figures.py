@@ -30,7 +30,6 @@ from .graph import Graph, Link
 from .server import Server
 
 PUBLISHED = "sdxl-base-1.0.style.published.safetensors"
-CONTROL_NET = ROOT / "demo" / "weights" / "controlnet.safetensors"
 MAP_WIDTH = 760
 LOOK = {"noise_levels": 6, "size": 128, "features": "q"}  # of the profiles that only figures show
 SLOTS = 6  # residuals of the demo model besides the middle one

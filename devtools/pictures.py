@@ -26,15 +26,14 @@ from PIL import Image, PngImagePlugin
 from devtools import comfyui, face, server, workflow
 from devtools.comfyui import ROOT
 from devtools.contact import stacked
-from devtools.figures import CONTROL_NET, FIGURES, OVERVIEWS, Studio, opened
+from devtools.figures import FIGURES, OVERVIEWS, Studio, opened
 from devtools.graph import Graph
 from devtools.steps import Failed
+from devtools.workflow import CONTROL_NET, NO_CONTROL_NET
 
 WORKFLOWS, DOCS = ROOT / "example_workflows", ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 README_WIDTH, THUMBNAIL = 798, 512  # pixels
-CONTROLLED = "CBLoadDemoControlNet"
-NO_CONTROL_NET = f"needs {CONTROL_NET.relative_to(ROOT)}: run `python dev.py train controlnet` first"
 
 
 class Gallery:
@@ -102,7 +101,7 @@ def _teller() -> Callable[[str], None]:
 def _workflow(studio: Studio, gallery: Gallery, path: Path) -> None:
     """Run a demo workflow; write what it saves, the thumbnails of its family, and the figures that build on it."""
     graph = json.loads(path.read_text(encoding="utf-8"))
-    if not can_run(graph):
+    if not workflow.can_run(graph):
         return gallery.skip(path.stem, NO_CONTROL_NET)
     prompt = workflow.to_prompt(graph, studio.known)
     studio.tell(f"running {path.stem}")
@@ -114,11 +113,6 @@ def _workflow(studio: Studio, gallery: Gallery, path: Path) -> None:
     _write_thumbnails(gallery, path.stem, list(shown.values())[-1])
     _figures(studio, gallery, Graph(prompt, studio.known), path.stem)
     return None
-
-
-def can_run(graph: Mapping[str, Any]) -> bool:
-    """Whether the demo has the weights that a workflow asks for."""
-    return CONTROL_NET.exists() or CONTROLLED not in {node["type"] for node in graph["nodes"]}
 
 
 def _saved(studio: Studio, prompt: Mapping[str, Any], graph: Mapping[str, Any]) -> dict[str, Image.Image]:

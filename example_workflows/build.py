@@ -133,8 +133,7 @@ def style_sweep_demo(sheet: Sheet) -> None:
     for share in (0.2, 0.43, 0.7):
         rows[f"lambda {share}"] = _row(sheet, shared, f"lambda {share}", **{"lambda": share})
     rows["all layers"] = _every_layer(sheet, shared)
-    table = _contact_sheet(sheet, shared, rows)
-    sheet.add("SaveImage", "Result", tall=620, images=table, filename_prefix="demo_style_balanced")
+    _saved(sheet, _contact_sheet(sheet, shared, rows), "demo_style_balanced")
 
 
 def compare_demo(sheet: Sheet) -> None:
@@ -148,8 +147,7 @@ def compare_demo(sheet: Sheet) -> None:
     )
     share = sheet.add("PrimitiveFloat", "lambda of every row", value=BALANCED)
     shared = _demo_painting(sheet)
-    table = _contact_sheet(sheet, shared, _compared(sheet, shared, (share, 0)))
-    sheet.add("SaveImage", "Result", tall=620, images=table, filename_prefix="demo_compare_layers")
+    _saved(sheet, _contact_sheet(sheet, shared, _compared(sheet, shared, (share, 0))), "demo_compare_layers")
 
 
 def compare_sdxl(sheet: Sheet) -> None:
@@ -265,6 +263,10 @@ def _contact_sheet(sheet: Sheet, shared: Painting, rows: dict[str, Source]) -> S
     return sheet.add("CBDemoSheet", reference=shared.picture, labels=labels, **numbered), 0
 
 
+def _saved(sheet: Sheet, table: Source, name: str) -> None:
+    sheet.add("SaveImage", "Result", tall=620, images=table, filename_prefix=name)
+
+
 def _stitched(sheet: Sheet, pictures: list[Source], direction: str) -> Source:
     """Pictures in a line, by core's node for two."""
     first, *others = pictures
@@ -333,8 +335,7 @@ def structure_demo(sheet: Sheet) -> None:
     for kept in (0.5, 0.15, 0.0):
         rows[f"kept {kept:g}"] = _controlled(sheet, shared, (control, 0), (scenes, 3), kept)
     rows["no control"] = _row(sheet, shared, "no control")
-    table = _contact_sheet(sheet, shared, rows)
-    sheet.add("SaveImage", "Result", tall=620, images=table, filename_prefix="demo_structure_balanced")
+    _saved(sheet, _contact_sheet(sheet, shared, rows), "demo_structure_balanced")
 
 
 def _controlled(sheet: Sheet, shared: Painting, control: Source, edges: Source, kept: float | None) -> Source:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
 import comfy.sample
-import comfy.samplers
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.samplers import CFGGuider, calc_cond_batch
 
 from ..engine.attribution import normalised
 from .attribution import Found, attribute
-from .attribution_layers import AttributionSettings, Layers, chosen_layers
+from .attribution_layers import AttributionSettings, chosen_layers
 from .attribution_prediction import Prediction, precision_of, texts_of
+from .probe import look_at
 from .reference import check_latent
 from .subject import Conditioning, Subject
 
@@ -52,68 +53,38 @@ def find_subject(
     sampling = model.get_model_object("model_sampling")
     high, low = float(sampling.sigma_max), float(sampling.sigma_min)
     sigmas = torch.tensor([min(max(sampling.percent_to_sigma(each), low), high) for each in look.percents])
-    guider = comfy.samplers.CFGGuider(model)
-    guider.inner_set_conds({"positive": positive or subject.conditioning})
-    probe = _Probe(latent, subject, layers, look, settings)
-    noise = comfy.sample.prepare_noise(latent, look.seed)
-    guider.sample(noise, torch.zeros_like(latent), probe, sigmas, disable_pbar=True, seed=look.seed)
-    notes = dict.fromkeys(found.note for found in probe.found if found.note)
-    maps = torch.stack([normalised(found.maps) for found in probe.found]).mean(0)
-    return Found(maps.cpu(), probe.found[-1].method, " ".join(notes))
+    found: list[Found] = []
 
-
-@dataclass
-class _Probe:
-    """Stands where a sampler stands, so that ComfyUI prepares and cleans up everything; it only looks."""
-
-    latent: torch.Tensor
-    subject: Subject
-    layers: Layers
-    look: Look
-    settings: AttributionSettings
-    found: list[Found] = field(default_factory=list)
-
-    def sample(
-        self,
-        guider: comfy.samplers.CFGGuider,
-        sigmas: torch.Tensor,
-        extra_args: dict[str, Any],
-        callback: Any,
-        noise: torch.Tensor,
-        latent_image: torch.Tensor,
-        *args: Any,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        picture = guider.inner_model.process_latent_in(self.latent.to(noise))
-        texts = texts_of(guider.conds["positive"], self.subject, self.settings.method)
+    def looking(guider: CFGGuider, noise: torch.Tensor, sigmas: torch.Tensor, model_options: dict[str, Any]) -> None:
+        picture = guider.inner_model.process_latent_in(latent.to(noise))
+        texts = texts_of(guider.conds["positive"], subject, settings.method)
         bar = comfy.utils.ProgressBar(len(sigmas))
         for sigma in sigmas:
             comfy.model_management.throw_exception_if_processing_interrupted()
             x = picture
-            if not self.look.noised:
+            if not look.noised:
                 x = guider.inner_model.model_sampling.noise_scaling(sigma[None], noise, picture)
-            prediction = self._prediction(guider, x, sigma.expand(len(x)), extra_args["model_options"], texts)
-            self.found.append(attribute(prediction, self.subject, self.layers, self.settings))
+            prediction = _prediction(guider, x, sigma.expand(len(x)), model_options, texts)
+            found.append(attribute(prediction, subject, layers, settings))
             bar.update(1)
-        return latent_image
 
-    def _prediction(
-        self,
-        guider: comfy.samplers.CFGGuider,
-        x: torch.Tensor,
-        sigma: torch.Tensor,
-        model_options: dict[str, Any],
-        texts: dict[Any, int],
-    ) -> Prediction:
-        base, prompts = guider.inner_model, [guider.conds["positive"]]
+    noise = comfy.sample.prepare_noise(latent, look.seed)
+    look_at(model, {"positive": positive or subject.conditioning}, noise, sigmas, look.seed, looking)
+    notes = dict.fromkeys(each.note for each in found if each.note)
+    maps = torch.stack([normalised(each.maps) for each in found]).mean(0)
+    return Found(maps.cpu(), found[-1].method, " ".join(notes))
 
-        def predict(options: dict[str, Any]) -> torch.Tensor:
-            return comfy.samplers.calc_cond_batch(
-                base, prompts, x, sigma, {**model_options, "transformer_options": options}
-            )[0]
 
-        options = model_options.get("transformer_options", {})
-        return Prediction(predict, options, None, x, sigma, texts, precision_of(base))
+def _prediction(
+    guider: CFGGuider, x: torch.Tensor, sigma: torch.Tensor, model_options: dict[str, Any], texts: dict[Any, int]
+) -> Prediction:
+    base, prompts = guider.inner_model, [guider.conds["positive"]]
+
+    def predict(options: dict[str, Any]) -> torch.Tensor:
+        return calc_cond_batch(base, prompts, x, sigma, {**model_options, "transformer_options": options})[0]
+
+    options = model_options.get("transformer_options", {})
+    return Prediction(predict, options, None, x, sigma, texts, precision_of(base))
 
 
 def percents_in(text: str) -> tuple[float, ...]:

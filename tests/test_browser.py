@@ -4,47 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conditional_balance.nodes.extension import ConditionalBalance
-from devtools import browser
 from devtools.server import ROOT, Server
 from devtools.sheet import Sheet
 from devtools.workflow import to_prompt
+from visits import RENDERERS, needs_browser, visited
 
 NODES = [node.GET_SCHEMA().node_id for node in asyncio.run(ConditionalBalance().get_node_list())]
 EXAMPLES = {path.stem: path for path in sorted((ROOT / "example_workflows").glob("*.json"))}
 WORKFLOWS = {"core_nodes": ROOT / "tests" / "workflows" / "core_nodes.json"} | EXAMPLES
 RUN = ["core_nodes", "style_balanced_demo"]  # test_examples runs every demo workflow without a browser
-RENDERERS = ["litegraph", "nodes2"]
 BLUEPRINT = "Style + structure, balanced"
-PICTURES = ROOT / "out" / "browser"  # screenshots, to be looked at
 
-pytestmark = pytest.mark.skipif(browser.missing() is not None, reason=str(browser.missing()))
-
-
-def _visited(script: str, server: Server, **orders: Any) -> dict[str, Any]:
-    """What a script of tests/browser saw."""
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    orders |= {
-        "playwright": str(browser.PLAYWRIGHT_MODULE), "browser": browser.find_browser(), "url": server.url,
-        "pictures": str(PICTURES),
-    }  # fmt: skip
-    command = ["node", Path(__file__).parent / "browser" / script, json.dumps(orders)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")
 def visit(server: Server) -> dict[str, Any]:
     """The front end's complaints, its nodes, and for each workflow its prompt, how it ended and what overlaps."""
     workflows = [{"name": name, "path": str(path), "run": name in RUN} for name, path in WORKFLOWS.items()]
-    return _visited("visit.mjs", server, workflows=workflows)
+    return visited("visit", server, workflows=workflows)
 
 
 def test_our_scripts_do_not_complain(visit: dict) -> None:
@@ -79,7 +62,7 @@ def placed(server: Server, object_info: dict) -> dict[str, Any]:
     """What the blueprint offers where it was placed by searching for it, its prompt, and how it ran."""
     workflow, links = _around_the_blueprint(object_info)
     widgets = {"profile": "demo.style.safetensors", "lambda": 0.2, "kept": 0.5}
-    return _visited("blueprint.mjs", server, blueprint=BLUEPRINT, workflow=workflow, links=links, widgets=widgets)
+    return visited("blueprint", server, blueprint=BLUEPRINT, workflow=workflow, links=links, widgets=widgets)
 
 
 def _around_the_blueprint(known: dict) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,30 +9,19 @@ from comfy_api.latest import io
 
 from conditional_balance.nodes import routes
 from conditional_balance.nodes.gate import CBSelectLayers
-from devtools import browser
-from devtools.server import ROOT, Server
+from devtools.server import Server
+from visits import RENDERERS, needs_browser, visited
 
 PUBLISHED = "sdxl-base-1.0.style.published.safetensors"
-RENDERERS = ["litegraph", "nodes2"]
 WIDGETS = [each.id for each in CBSelectLayers.define_schema().inputs if isinstance(each, io.WidgetInput)]
 
-pytestmark = pytest.mark.skipif(browser.missing() is not None, reason=str(browser.missing()))
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")
 def seen(server: Server) -> dict[str, Any]:
     """What one visit saw; its screenshots are in out/layer_map, to be looked at."""
-    pictures = ROOT / "out" / "layer_map"
-    pictures.mkdir(parents=True, exist_ok=True)
-    orders = {
-        "playwright": str(browser.PLAYWRIGHT_MODULE), "browser": browser.find_browser(), "url": server.url,
-        "profile": PUBLISHED, "pictures": str(pictures),
-    }  # fmt: skip
-    script = Path(__file__).parent / "browser" / "layer_map.mjs"
-    done = subprocess.run(["node", script, json.dumps(orders)], capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr
-    (pictures / "seen.json").write_text(done.stdout, encoding="utf-8")
-    return json.loads(done.stdout)
+    return visited("layer_map", server, profile=PUBLISHED)
 
 
 def selected(state: dict[str, Any]) -> str:
@@ -96,7 +82,7 @@ def test_pins_are_saved_with_the_workflow(seen: dict[str, Any], renderer: str) -
 
 @pytest.mark.parametrize("renderer", RENDERERS)
 def test_every_node_that_ran_says_so_in_words(seen: dict[str, Any], renderer: str) -> None:
-    assert seen[renderer]["end"] == "execution_success"
+    assert seen[renderer]["end"]["event"] == "execution_success"
     words = " ".join(seen[renderer]["summaries"])
     assert "70 layers at" in words and "of 70 layers" in words
 

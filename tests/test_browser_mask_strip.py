@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from devtools import browser
-from devtools.server import ROOT, Server
+from devtools.server import Server
+from visits import RENDERERS, needs_browser, visited
 
-RENDERERS = ["litegraph", "nodes2"]
 WINDOWS = ["22% to 48%", "48% to 68%", "68% to 90%"]
 PROMPT = {
     "1": {"class_type": "CBLoadDemoModel", "inputs": {}},
@@ -42,23 +38,13 @@ PROMPT = {
 }  # fmt: skip
 """Two pictures with two subjects each."""
 
-pytestmark = pytest.mark.skipif(browser.missing() is not None, reason=str(browser.missing()))
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")
 def seen(server: Server) -> dict[str, Any]:
     """What one visit saw; its screenshots are in out/mask_strip, to be looked at."""
-    pictures = ROOT / "out" / "mask_strip"
-    pictures.mkdir(parents=True, exist_ok=True)
-    orders = {
-        "playwright": str(browser.PLAYWRIGHT_MODULE), "browser": browser.find_browser(), "url": server.url,
-        "prompt": PROMPT, "pictures": str(pictures),
-    }  # fmt: skip
-    script = Path(__file__).parent / "browser" / "mask_strip.mjs"
-    done = subprocess.run(["node", script, json.dumps(orders)], capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr
-    (pictures / "seen.json").write_text(done.stdout, encoding="utf-8")
-    return json.loads(done.stdout)
+    return visited("mask_strip", server, prompt=PROMPT)
 
 
 def files(state: dict[str, Any]) -> list[str]:
@@ -83,7 +69,7 @@ def test_before_a_run_it_says_what_to_do(seen: dict[str, Any], renderer: str) ->
 @pytest.mark.parametrize("renderer", RENDERERS)
 def test_a_run_shows_a_tile_for_each_window(seen: dict[str, Any], renderer: str) -> None:
     first = seen[renderer]["first"]
-    assert seen[renderer]["end"] == "execution_success"
+    assert seen[renderer]["end"]["event"] == "execution_success"
     assert [tile["window"] for tile in first["tiles"]] == WINDOWS
     for tile in first["tiles"]:
         assert tile["words"].startswith("sigma ") and "% of the picture" in tile["words"]
@@ -112,7 +98,7 @@ def test_a_saved_workflow_and_a_pasted_node_bring_view_and_pictures(seen: dict[s
 def test_it_works_inside_a_subgraph(seen: dict[str, Any], renderer: str) -> None:
     inside = seen[renderer]["subgraph"]
     assert files(inside["brought"]) == files(seen[renderer]["first"])
-    assert inside["end"] == "execution_success"
+    assert inside["end"]["event"] == "execution_success"
     assert [tile["window"] for tile in inside["found"]["tiles"]] == WINDOWS
 
 

@@ -1,6 +1,6 @@
 // Uses the layer map as a person would, in both renderers. Reads its orders as JSON from the first argument
 // {playwright, browser, url, profile, pictures} and prints, by renderer, what it saw; screenshots go to `pictures`.
-import { withPage } from './page.mjs'
+import { chooseRenderer, RENDERERS, runLoaded, withPage } from './page.mjs'
 
 const WAIT = { timeout: 60_000 }
 const LAYER = 'o1.5'
@@ -8,17 +8,17 @@ const orders = JSON.parse(process.argv[2])
 
 await withPage(orders, async (page, complaints) => {
   const seen = { complaints }
-  for (const [name, vue] of [['litegraph', false], ['nodes2', true]]) {
+  for (const name of RENDERERS) {
     seen[name] = {}
-    await use(page, name, vue, seen[name])
+    await use(page, name, seen[name])
   }
   seen.milliseconds = await timed(page)
   return seen
 })
 
-async function use(page, name, vue, seen) {
+async function use(page, name, seen) {
   try {
-    await page.evaluate(on => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on), vue)
+    await chooseRenderer(page, name)
     await build(page)
     seen.first = await settled(page)
     seen.changed = await changed(page, 'lambda', 0.2)
@@ -147,19 +147,9 @@ async function run(page) {
   const body = JSON.stringify({ free_memory: true, unload_models: true })
   await fetch(`${orders.url}/free`, { method: 'POST', headers: { 'Content-Type': 'application/json' }, body })
   await page.waitForTimeout(1500)
-  return page.evaluate(async () => {
-    const { api } = await import('/scripts/api.js')
-    const ended = new Promise(resolve => {
-      for (const event of ['execution_success', 'execution_error', 'execution_interrupted']) {
-        api.addEventListener(event, () => resolve(event), { once: true })
-      }
-      setTimeout(() => resolve('timeout'), 120_000)
-    })
-    await window.app.queuePrompt(0, 1)
-    const how = await ended
-    await new Promise(resolve => setTimeout(resolve, 500))
-    return how
-  })
+  const end = await runLoaded(page)
+  await page.waitForTimeout(500) // until the words beneath the nodes are there
+  return end
 }
 
 async function findSelect(page) {

@@ -1,25 +1,25 @@
 // Uses the mask strip as a person would, in both renderers. Reads its orders as JSON from the first argument
 // {playwright, browser, url, prompt, pictures} and prints, by renderer, what it saw; screenshots go to `pictures`.
-import { withPage } from './page.mjs'
+import { chooseRenderer, RENDERERS, runLoaded, withPage } from './page.mjs'
 
 const WAIT = { timeout: 60_000 }
 const orders = JSON.parse(process.argv[2])
 
 await withPage(orders, async (page, complaints) => {
   const seen = { complaints }
-  for (const [name, vue] of [['litegraph', false], ['nodes2', true]]) {
+  for (const name of RENDERERS) {
     seen[name] = {}
-    await use(page, name, vue, seen[name])
+    await use(page, name, seen[name])
   }
   return seen
 })
 
-async function use(page, name, vue, seen) {
+async function use(page, name, seen) {
   try {
-    await set(page, 'Comfy.VueNodes.Enabled', vue)
+    await chooseRenderer(page, name)
     await load(page)
     seen.empty = await state(page)
-    seen.end = await run(page)
+    seen.end = await runLoaded(page)
     seen.first = await shown(page, 'overlay')
     await picture(page, `${name}_overlay_dark`)
     seen.clicked = await press(page, 'mask', button => button.click())
@@ -122,20 +122,6 @@ async function press(page, view, act) {
   return shown(page, view)
 }
 
-async function run(page) {
-  return page.evaluate(async () => {
-    const { api } = await import('/scripts/api.js')
-    const ended = new Promise(resolve => {
-      for (const event of ['execution_success', 'execution_error', 'execution_interrupted']) {
-        api.addEventListener(event, () => resolve(event), { once: true })
-      }
-      setTimeout(() => resolve('timeout'), 300_000)
-    })
-    await window.app.queuePrompt(0, 1)
-    return ended
-  })
-}
-
 async function reload(page) {
   await page.evaluate(async () => {
     await window.app.loadGraphData(JSON.parse(JSON.stringify(window.app.graph.serialize())))
@@ -171,7 +157,7 @@ async function inSubgraph(page, name) {
   const brought = await shown(page, 'overlay')
   await page.evaluate(() => window.preview.widgets.find(widget => widget.name === 'cb_mask_strip').element
     .querySelector('.cb-strip-tiles').replaceChildren())
-  const end = await run(page)
+  const end = await runLoaded(page)
   const found = await shown(page, 'overlay')
   await picture(page, `${name}_subgraph`)
   return { brought, end, found }

@@ -87,37 +87,6 @@ def test_contrast_prefers_partners() -> None:
     assert float(with_partners) < float(with_others)
 
 
-def test_couples_share_a_style_and_nothing_else() -> None:
-    half = world.random_specs(20, torch.Generator().manual_seed(0))
-    specs = train.joined(half, world.random_specs(20, torch.Generator().manual_seed(1)).in_style_of(half))
-    rows, captions = train.couples(train.Pool(torch.zeros(40), torch.zeros(40), specs), 16)
-    first, second = specs[rows[:8]], specs[rows[8:]]
-    assert torch.equal(first.style, second.style) and torch.equal(first.family, second.family)
-    assert not torch.equal(first.pose, second.pose)
-    assert len(captions) == 16
-
-
-def test_coupled_attention_lets_the_second_half_look_at_the_first() -> None:
-    q, k, v = torch.randn(3, 4, 5, 6, generator=torch.Generator().manual_seed(0)).unbind()
-    out = train.coupled_attention(None, q, k, v, 2)
-    assert torch.allclose(out[:2], train.plain_attention(None, q[:2], k[:2], v[:2], 2))
-    both = [torch.cat([part[:2], part[2:]], 1) for part in (k, v)]
-    assert torch.allclose(out[2:], train.plain_attention(None, q[2:], *both, 2), atol=1e-6)
-    words = torch.randn(4, 77, 6, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(
-        train.coupled_attention(None, q, words, words, 2), train.plain_attention(None, q, words, words, 2)
-    )
-
-
-def test_text_that_points_at_its_words_names_them() -> None:
-    subjects, backgrounds, families = train.CAPTION_PARTS
-    directions, caption = torch.eye(sum(train.CAPTION_PARTS)), torch.tensor([(3 * backgrounds + 2) * families + 5])
-    own = directions[3] + directions[subjects + 2] + directions[subjects + backgrounds + 5]
-    other = directions[4] + directions[subjects + 1] + directions[subjects + backgrounds + 6]
-    right, wrong = (float(train.unnamed_words(5 * text[None], directions, caption)) for text in (own, other))
-    assert right < 0.01 and wrong > 30
-
-
 def test_a_remixed_style_is_of_no_family() -> None:
     specs = world.random_specs(200, torch.Generator().manual_seed(0), remixed=True)
     is_pure = (specs.family == specs.family[:, :1]).all(1)
