@@ -81,9 +81,10 @@ def bench(arguments: list[str]) -> int:
 
 
 def _list_benchmarks() -> int:
-    scripts = sorted((ROOT / "benchmarks").glob("[a-z]*.py"))
-    for script in scripts:
-        about = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
+    sources = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "benchmarks").glob("[a-z]*.py"))}
+    scripts = {path: ast.parse(source) for path, source in sources.items() if '"__main__"' in source}
+    for script, parsed in scripts.items():
+        about = ast.get_docstring(parsed) or ""
         print(f"{script.stem.replace('_', '-'):16} {about.partition(chr(10))[0]}")
     if not scripts:
         print("There are no benchmarks yet.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -433,9 +434,10 @@ def profile_path(name: str) -> Path:
 
 
 def _file_name(name: str) -> str:
-    """A plain file name with the right ending; folders and names that hide or escape are refused."""
+    """A plain file name with the right ending; refused are folders, names that hide or escape, and Windows' devices."""
     name = name.strip().removesuffix(SUFFIX)
     bad = name.startswith(".") or any(mark in name for mark in '/\\:*?"<>|\0') or not name.isprintable()
+    bad |= re.fullmatch(r"(con|prn|aux|nul|(com|lpt)[1-9])( *\..*)?", name, re.IGNORECASE) is not None
     if not name or bad or len(name.encode()) > LONGEST_NAME:
         raise ValueError(
             f"'name': '{name[:LONGEST_NAME]}' is no plain file name: use letters, digits, dots and dashes, "

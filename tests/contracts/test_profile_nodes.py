@@ -121,7 +121,22 @@ def test_a_profile_of_another_architecture_is_refused(sd15_model):
 
 
 @pytest.mark.parametrize(
-    "name", ["", "  ", "../evil", "a/b", "a\\b", "/etc/x", "C:x", ".hidden", "a\nb", ".safetensors", "x" * 300]
+    "name",
+    [
+        "",
+        "  ",
+        "../evil",
+        "a/b",
+        "a\\b",
+        "/etc/x",
+        "C:x",
+        ".hidden",
+        "a\nb",
+        ".safetensors",
+        "NUL",
+        "com1.style",
+        "x" * 300,
+    ],
 )
 def test_names_that_are_no_plain_file_name_are_refused(sd15_model, vae, name, tmp_path):
     measured = CBLoadSensitivityProfile.execute(PUBLISHED).args[0]
