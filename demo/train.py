@@ -662,7 +662,7 @@ def measure_profile(options: argparse.Namespace) -> None:
 def measure_geometry(options: argparse.Namespace) -> None:
     """The UNet's profile of geometry: the trimmed mean of five series, each of ten hands drawing one scene.
 
-    As the paper's (conditional-balance.md 1.6): a series shows one subject in one place, posed anew, in one flat
+    As the paper's (arXiv 2412.19853): a series shows one subject in one place, posed anew, in one flat
     outlined style, so that its pictures differ in the hand more than in what they show; series differ in the subject.
     """
     from conditional_balance.engine.combining import trimmed_mean

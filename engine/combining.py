@@ -14,7 +14,7 @@ from .profile import SensitivityProfile
 def trimmed_mean(profiles: Sequence[SensitivityProfile]) -> SensitivityProfile:
     """For every feature, noise level and layer: without the lowest and the highest score, the mean of the rest.
 
-    How the paper's authors merge their series (conditional-balance.md 1.6); of two profiles the plain mean. Read at the
+    As in combine_gradings.py, the paper's analysis code (arXiv 2412.19853); of two profiles the plain mean. Read at the
     first one's noise levels, with the features that all have.
     Raises ValueError for fewer than two profiles, or for profiles of different layers or without a common feature.
     """

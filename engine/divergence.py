@@ -129,7 +129,7 @@ def _bhattacharyya_terms(moments: Moments) -> Terms:
 def _bhattacharyya(one: Terms, other: Terms, work: torch.Tensor) -> torch.Tensor:
     """(m1 - m2)^2 / (8 s^2) + 1/2 ln(s^2 / (s1 s2)) with s^2 = (s1^2 + s2^2) / 2, summed over channels.
 
-    What the authors' code computes, without its cancellation (conditional-balance.md 1.2).
+    What grade_layers_jsd.py, the paper's analysis code, computes, without its cancellation (arXiv 2412.19853).
     """
     (mean1, variance1, scale1), (mean2, variance2, scale2) = one, other
     variances = torch.add(variance1, variance2, out=work[0])

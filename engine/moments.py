@@ -21,7 +21,7 @@ def moments_of(tokens: torch.Tensor) -> Moments:
     """Moments [rows, channels] of projected tokens [rows, tokens, channels].
 
     The standard deviation is sqrt(unbiased variance + 1e-5). Every channel belongs to one head, so a statistic per
-    channel is one per head and channel (conditional-balance.md 1.1).
+    channel is one per head and channel (arXiv 2412.19853).
     """
     lone = tokens.shape[1] == 1  # the middle of a very small picture: no spread, but no NaN either
     variance, mean = torch.var_mean(tokens.float(), dim=1, correction=0 if lone else 1)

@@ -41,8 +41,8 @@ def check_clusters(labels: Sequence[int], names: Sequence[str]) -> None:
 def scores_of(distances: torch.Tensor, labels: Sequence[int], seed: int) -> Scores:
     """Scores [...] from distances [..., images, images], zero on the diagonal, and each image's cluster from 0 upward.
 
-    score = mean distance of pairs inside a cluster / mean distance of pairs across clusters (conditional-balance.md
-    1.3, with the right pairs); 1 where nothing differs. The interval resamples whole clusters.
+    score = mean distance of pairs inside a cluster / mean distance of pairs across clusters (arXiv 2412.19853,
+    with the pairs that its code meant to take); 1 where nothing differs. The interval resamples whole clusters.
     """
     blocks = _cluster_sums(distances, _one_hot(labels))
     once = torch.ones(1, blocks.sums.shape[-1], dtype=torch.float64, device=distances.device)

@@ -91,7 +91,7 @@ class StructureGate(ABC):
 class PaperSchedule(StructureGate):
     """Every residual for the first share `kept` of the schedule, then the middle one alone, times `middle`.
 
-    Conditional Balance's structure control: the official code's lambda_t is 1 - kept (conditional-balance.md 1.8).
+    Conditional Balance's structure control: the official code's lambda_t is 1 - kept (arXiv 2412.19853).
     """
 
     kept: float

@@ -128,7 +128,7 @@ def test_layers_of_another_architecture_are_refused_and_another_finetune_is_note
 
 
 def test_the_published_ranks_are_read_as_published():
-    """conditional-balance.md 4.4 and 4.5, as far as they concern the table and not the selection."""
+    """Every layer has one rank at every noise level, and the provenance says whose they are."""
     ranks = load(PUBLISHED)
     assert len(ranks.layers) == 70 and ranks.features == ("q", "k") and len(ranks.sigmas) == 14
     assert "2412.19853" in ranks.provenance["source"]
