@@ -143,9 +143,6 @@ def demo(arguments: list[str]) -> int:
 
 def _run_demo(running: server.Server, path: Path, known: dict) -> None:
     graph = json.loads(path.read_text(encoding="utf-8"))
-    if not workflow.can_run(graph):
-        print(f"skipping {path.name}, which {workflow.NO_CONTROL_NET}", flush=True)
-        return
     print(f"running {path.name}", flush=True)
     start = time.monotonic()
     prompt = workflow.to_prompt(graph, known)

@@ -80,7 +80,8 @@ def _default(each: Any) -> str:
 def _span(each: Any) -> str:
     options = getattr(each, "options", None)
     if options is not None:
-        return "files found" if each.default is None else ", ".join(_cell(option) for option in options)
+        files = each.default is None or all(str(option).endswith(".safetensors") for option in options)
+        return "files found" if files else ", ".join(_cell(option) for option in options)
     low, high = getattr(each, "min", None), getattr(each, "max", None)
     if low is None or high is None:
         return ""

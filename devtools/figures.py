@@ -72,18 +72,17 @@ class Figure:
 
     draw: Callable[[Studio, Graph], Image.Image]
     of: str | None
-    needs_control_net: bool
 
 
 FIGURES: dict[str, Figure] = {}  # by node
 OVERVIEWS: dict[str, Figure] = {}  # by the file in docs/ that shows a whole workflow
 
 
-def figure(node: str, of: str | None = None, needs_control_net: bool = False) -> Callable:
+def figure(node: str, of: str | None = None) -> Callable:
     """Names the node that a function draws the figure of."""
 
     def note(draw: Callable[[Studio, Graph], Image.Image]) -> Callable[[Studio, Graph], Image.Image]:
-        FIGURES[node] = Figure(draw, of, needs_control_net)
+        FIGURES[node] = Figure(draw, of)
         return draw
 
     return note
@@ -93,7 +92,7 @@ def overview(name: str, of: str) -> Callable:
     """Names the picture docs/NAME.png that a function draws of a workflow, where no single output shows it."""
 
     def note(draw: Callable[[Studio, Graph], Image.Image]) -> Callable[[Studio, Graph], Image.Image]:
-        OVERVIEWS[name] = Figure(draw, of, needs_control_net=False)
+        OVERVIEWS[name] = Figure(draw, of)
         return draw
 
     return note
@@ -282,7 +281,7 @@ def _slot_names() -> list[tuple[int, str]]:
     return [(0, "finest"), (SLOTS - 1, "deepest"), (SLOTS, "middle")]
 
 
-@figure("CBProfileControlSlots", of="style_balanced_demo", needs_control_net=True)
+@figure("CBProfileControlSlots", of="style_balanced_demo")
 def ablated(studio: Studio, graph: Graph) -> Image.Image:
     model, control = graph.first("CBLoadDemoModel"), graph.add("CBLoadDemoControlNet")
     scenes = graph.add("CBDemoPictures", style="comic", style_seed=9, count=4, scene_seed=11)

@@ -29,7 +29,6 @@ from devtools.contact import stacked
 from devtools.figures import FIGURES, OVERVIEWS, Studio, opened
 from devtools.graph import Graph
 from devtools.steps import Failed
-from devtools.workflow import CONTROL_NET, NO_CONTROL_NET
 
 WORKFLOWS, DOCS = ROOT / "example_workflows", ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -37,11 +36,10 @@ README_WIDTH, THUMBNAIL = 798, 512  # pixels
 
 
 class Gallery:
-    """Writes pictures, each file whole or not at all, and remembers what it wrote and what it could not."""
+    """Writes pictures, each file whole or not at all, and remembers what it wrote."""
 
     def __init__(self) -> None:
         self.written: list[Path] = []
-        self.skipped: list[str] = []
 
     def write(self, path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,13 +48,9 @@ class Gallery:
         os.replace(part, path)
         self.written.append(path)
 
-    def skip(self, what: str, why: str) -> None:
-        self.skipped.append(f"{what} {why}")
-        print(f"  skipped: {what} {why}", flush=True)
-
     def __str__(self) -> str:
         lines = [f"  {path.stat().st_size / 1000:6.0f} kB  {path.relative_to(ROOT)}" for path in self.written]
-        return "\n".join([f"wrote {len(lines)} pictures:", *lines, *(f"skipped: {each}" for each in self.skipped)])
+        return "\n".join([f"wrote {len(lines)} pictures:", *lines])
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -101,8 +95,6 @@ def _teller() -> Callable[[str], None]:
 def _workflow(studio: Studio, gallery: Gallery, path: Path) -> None:
     """Run a demo workflow; write what it saves, the thumbnails of its family, and the figures that build on it."""
     graph = json.loads(path.read_text(encoding="utf-8"))
-    if not workflow.can_run(graph):
-        return gallery.skip(path.stem, NO_CONTROL_NET)
     prompt = workflow.to_prompt(graph, studio.known)
     studio.tell(f"running {path.stem}")
     shown = _saved(studio, prompt, graph)
@@ -112,7 +104,6 @@ def _workflow(studio: Studio, gallery: Gallery, path: Path) -> None:
             _write_doc(gallery, name, picture)
     _write_thumbnails(gallery, path.stem, list(shown.values())[-1])
     _figures(studio, gallery, Graph(prompt, studio.known), path.stem)
-    return None
 
 
 def _saved(studio: Studio, prompt: Mapping[str, Any], graph: Mapping[str, Any]) -> dict[str, Image.Image]:
@@ -168,9 +159,6 @@ def _figures(studio: Studio, gallery: Gallery, graph: Graph, of: str | None) -> 
     """The figures that build on a workflow, or on none."""
     for node, figure in FIGURES.items():
         if figure.of != of:
-            continue
-        if figure.needs_control_net and not CONTROL_NET.exists():
-            gallery.skip(f"the figure of {node}", NO_CONTROL_NET)
             continue
         studio.tell(f"figure of {node}")
         drawn = figure.draw(studio, Graph(graph.prompt, studio.known))

@@ -5,21 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .comfyui import ROOT
 from .steps import Failed
 
-CONTROL_NET = ROOT / "demo" / "weights" / "controlnet.safetensors"
-NO_CONTROL_NET = f"needs {CONTROL_NET.relative_to(ROOT)}: run `python dev.py train controlnet` first"
 MUTED, BYPASSED = 2, 4
 SILENT = {"Note", "MarkdownNote", "Reroute", "PrimitiveNode"}  # live in the front end only
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
 Node = Mapping[str, Any]
-
-
-def can_run(workflow: Mapping[str, Any]) -> bool:
-    """Whether the demo has the weights that a workflow asks for."""
-    return CONTROL_NET.exists() or "CBLoadDemoControlNet" not in {node["type"] for node in workflow["nodes"]}
 
 
 def to_prompt(workflow: Mapping[str, Any], object_info: Mapping[str, Any]) -> dict[str, Any]:

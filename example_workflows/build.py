@@ -414,7 +414,7 @@ def subject_demo(sheet: Sheet) -> None:
     )
     model = sheet.add("CBLoadDemoModel")
     picture = sheet.add("CBDemoPictures", "Reference picture", style="comic", style_seed=4, count=1, scene_seed=3)
-    words = {"prompt": "a cat in the city, comic style", "phrase": "cat", "surroundings": "city"}
+    words = {"prompt": "a cat in the hills, comic style", "phrase": "cat", "surroundings": "hills"}
     _keep_subject(sheet, model, picture, words, "", DEMO, "demo_")
 
 

@@ -29,6 +29,7 @@ from .widgets import advanced
 CATEGORY = "conditional balance/profile"
 FOLDER = "sensitivity_profiles"
 SUFFIX = ".safetensors"
+PUBLISHED = "sdxl-base-1.0.style.published.safetensors"  # what most users need, and shipped
 LONGEST_NAME = 100  # in bytes; file systems take 255, with the ending and what a file being written is called
 FEATURES = {"q and k": ("q", "k"), "q, k and v": ("q", "k", "v"), "q": ("q",), "k": ("k",), "v": ("v",)}
 ASPECTS = ["from images", "1:1", "4:3", "3:4", "3:2", "2:3", "16:9", "9:16"]
@@ -193,6 +194,7 @@ class CBLoadSensitivityProfile(io.ComfyNode):
                 io.Combo.Input(
                     "profile",
                     options=folder_paths.get_filename_list(FOLDER),
+                    default=PUBLISHED,
                     tooltip="The file. Press R after saving a new one.",
                 ),
                 io.Model.Input(
