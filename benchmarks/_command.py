@@ -22,10 +22,15 @@ def keep(results: dict[str, Any], chosen: argparse.Namespace) -> str:
     """Results as JSON, also written where `--json` says, whole or not at all."""
     text = json.dumps(results, indent=1)
     if chosen.json:
-        part = chosen.json.with_name(f".{chosen.json.name}.{os.getpid()}.part")
-        try:
-            part.write_text(text + "\n", encoding="utf-8")
-            os.replace(part, chosen.json)
-        finally:
-            part.unlink(missing_ok=True)
+        replaced(chosen.json, text + "\n")
     return text
+
+
+def replaced(path: Path, text: str) -> None:
+    """Write a file whole or leave it as it is."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -340,7 +340,10 @@ def step_times(studio: Studio, chosen: Any) -> dict[str, float]:
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Subjects and edges kept against distance to the reference's style, a line a policy; up and left is better."""
+    """Subjects and edges kept against distance to the reference's style, a line a policy; up and left is better.
+
+    The distance begins at zero, and the star is the world's own drawing: a hair's breadth should look like one.
+    """
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
@@ -350,12 +353,14 @@ def plot(results: dict[str, Any], path: Path) -> None:
             points = [results["settings"][name] for name in curve(policy)]
             x, y = ([point[key]["mean"] for point in points] for key in ("style distance", measure))
             axes.plot(x, y, marker="o", label=policy, linewidth=1 if policy == "reversed" else 2)
-        for name in ("no control", "plain"):
-            point = results["settings"][name]
+        marked = {name: results["settings"][name] for name in ("no control", "plain")}
+        marked["drawn by the world"] = results["anchors"]["drawn"]
+        for name, point in marked.items():
             place = point["style distance"]["mean"], point[measure]["mean"]
-            axes.annotate(name, place, (6, 6), textcoords="offset points")
-        axes.set(xlabel="style distance to the reference", ylabel=label)
-    panels[0].legend(title="how structure is reduced")
+            axes.annotate(name, place, (8, 4), textcoords="offset points")
+        axes.plot(*place, "k*")
+        axes.set(xlabel="style distance to the reference", ylabel=label, xlim=(0, 0.5))
+    panels[0].legend(title="how structure is reduced", loc="lower left")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
 

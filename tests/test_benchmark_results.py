@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import tables
 from benchmarks._command import command_line, keep
 
 
@@ -24,3 +25,10 @@ def test_earlier_results_outlive_a_failed_write(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         keep({"ratio": 1.5}, chosen)
     assert [path.name for path in tmp_path.iterdir()] == ["found.json"]
+
+
+def test_the_published_tables_are_what_the_kept_results_say() -> None:
+    page = tables.PAGE.read_text(encoding="utf-8")
+    names = [found["name"] for found in tables.BLOCK.finditer(page)]
+    assert sorted(names) == sorted(tables.TABLES)
+    assert tables.with_tables(page) == page, "run `python dev.py bench tables`"

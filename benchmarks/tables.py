@@ -1,0 +1,122 @@
+"""Writes the tables of benchmarks/README.md from the results kept in benchmarks/results.
+
+The page is prose with a block for each table, `<!-- NAME -->` to `<!-- end -->`; only what stands in the blocks is
+replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks._command import replaced
+
+FOLDER = Path(__file__).resolve().parent
+PAGE, RESULTS = FOLDER / "README.md", FOLDER / "results"
+BLOCK = re.compile(r"<!-- (?P<name>[\w ,-]+) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def main() -> None:
+    replaced(PAGE, with_tables(PAGE.read_text(encoding="utf-8")))
+    print(PAGE.name)
+
+
+def with_tables(page: str) -> str:
+    """The page with every block as the results have it. Raises KeyError for a block that no table fills."""
+    return BLOCK.sub(lambda found: f"<!-- {found['name']} -->\n{TABLES[found['name']]()}<!-- end -->", page)
+
+
+def results(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def percent(found: dict[str, float]) -> str:
+    mean, low, high = (100 * found[key] for key in ("mean", "low", "high"))
+    return f"{mean:.0f} % [{low:.0f}, {high:.0f}]"
+
+
+def plain(digits: int) -> Callable[[dict[str, float]], str]:
+    return lambda found: f"{found['mean']:.{digits}f} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
+
+
+def measures(settings: dict[str, Any], columns: dict[str, Callable[[Any], str]], first: str) -> str:
+    """One row for each setting, one column for each measure, written by the column's function."""
+    rows = ([name, *(write(found[measure]) for measure, write in columns.items())] for name, found in settings.items())
+    return table([first, *columns], rows)
+
+
+def balance(setting: str) -> str:
+    shares = ("content", "subject", "background", "subject leaked", "background leaked")
+    columns = {"style distance": plain(3)} | dict.fromkeys(shares, percent)
+    return measures(results("balance")["settings"][setting], columns, "layers, lambda")
+
+
+def structure() -> str:
+    columns = {
+        "edge F1": plain(2), "subject": percent, "background": percent, "style distance": plain(3),
+        "style recognised": percent,
+    }  # fmt: skip
+    found = results("structure")
+    return measures(found["anchors"] | found["settings"], columns, "control, amount")
+
+
+def structure_gain(at_equal: str) -> str:
+    columns = {"style distance": plain(3), "style recognised": percent}
+    return measures(results("structure")["style gained over a weaker ControlNet"][at_equal], columns, "gate, kept")
+
+
+def attribution(pictures: str) -> str:
+    columns = {"IoU own": plain(2), "IoU best": plain(2), "AP": plain(2), "pointing": percent}
+    rows = {name: row["all levels"] for name, row in results("attribution")[pictures].items() if "all levels" in row}
+    return measures(rows, columns, "method, layers")
+
+
+def attribution_levels() -> str:
+    found = results("attribution")
+    rows = found["generated"][found["generated"]["gain over DAAM's rule"]["best"]]
+    columns = {"IoU own": plain(2), "IoU best": plain(2), "AP": plain(2), "pointing": percent}
+    return measures(rows, columns, "window")
+
+
+def attribution_cost() -> str:
+    cost = results("attribution")["cost"]
+    heads = ["method", "conditional forwards", "peak memory over a guided step", "the same without weights"]
+    held, without = cost["memory against a guided step"], cost["the same without weights"]
+    rows = ([name, f"{n:.2f}", f"{held[name]:.2f}", f"{without[name]:.2f}"] for name, n in cost["forwards"].items())
+    return table(heads, rows)
+
+
+def blend() -> str:
+    columns: dict[str, Callable[[Any], str]] = {
+        "subject": percent, "background": percent, "PSNR outside": plain(1), "seam": plain(2),
+        "Frechet distance": lambda value: f"{value:.2f}",
+    }  # fmt: skip
+    return measures(results("blend")["ways"], columns, "way")
+
+
+NAMED, KNOWN, UNSEEN = "style named, parameters open", "no style word, known styles", "no style word, unseen styles"
+TABLES: dict[str, Callable[[], str]] = {
+    "balance, style named": lambda: balance(NAMED),
+    "balance, known styles": lambda: balance(KNOWN),
+    "balance, unseen styles": lambda: balance(UNSEEN),
+    "structure": structure,
+    "structure, equal subject": lambda: structure_gain("at equal subject recognition"),
+    "structure, equal edges": lambda: structure_gain("at equal edge agreement"),
+    "attribution, generated": lambda: attribution("generated"),
+    "attribution, real": lambda: attribution("real"),
+    "attribution, windows": attribution_levels,
+    "attribution, cost": attribution_cost,
+    "blend": blend,
+}
+
+
+if __name__ == "__main__":
+    main()
