@@ -398,7 +398,7 @@ def dials(table: Tensor, given: dict[str, Tensor], prompt: str, path: Path) -> N
     )
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=75)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
 from pathlib import Path
+from typing import Any
 
 from .comfyui import CACHE
 from .steps import Failed, step
@@ -60,6 +63,15 @@ def prepare() -> None:
         step("installing playwright-core", install, "Check the network.")
     if os.environ.get("CI") and (reason := missing()):
         raise Failed(f"{reason} (CI is set, so they may not be skipped.)")
+
+
+def visited(script: Path, **orders: Any) -> str:
+    """What a script that drives the browser prints. It gets its orders, and where to find the browser, as JSON."""
+    orders |= {"playwright": str(PLAYWRIGHT_MODULE), "browser": find_browser()}
+    done = subprocess.run(["node", script, json.dumps(orders)], capture_output=True, text=True, timeout=1800)
+    if done.returncode:
+        raise Failed(f"{script.name} failed:\n{done.stderr}")
+    return done.stdout
 
 
 def _is_root() -> bool:

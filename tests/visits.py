@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,8 @@ def visited(script: str, server: Server, **orders: Any) -> dict[str, Any]:
     """What SCRIPT.mjs saw; its screenshots, and what it saw as JSON, are in out/SCRIPT, to be looked at."""
     pictures = ROOT / "out" / script
     pictures.mkdir(parents=True, exist_ok=True)
-    orders |= {
-        "playwright": str(browser.PLAYWRIGHT_MODULE), "browser": browser.find_browser(), "url": server.url,
-        "pictures": str(pictures),
-    }  # fmt: skip
-    command = ["node", Path(__file__).parent / "browser" / f"{script}.mjs", json.dumps(orders)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
-    assert done.returncode == 0, done.stderr
-    (pictures / "seen.json").write_text(done.stdout, encoding="utf-8")
-    return json.loads(done.stdout)
+    seen = browser.visited(
+        Path(__file__).parent / "browser" / f"{script}.mjs", url=server.url, pictures=str(pictures), **orders
+    )
+    (pictures / "seen.json").write_text(seen, encoding="utf-8")
+    return json.loads(seen)

@@ -1,7 +1,7 @@
 // Places a subgraph blueprint as a person would, by searching for it, connects it and runs it. Reads its orders as JSON
 // from the first argument {playwright, browser, url, pictures, blueprint, widgets, workflow} and prints, by renderer,
 // what it saw; a screenshot goes to `pictures`. The workflow has every other node; links name the blueprint's slots.
-import { chooseRenderer, RENDERERS, runLoaded, withPage } from './page.mjs'
+import { chooseRenderer, RENDERERS, runLoaded, withPage } from '../../devtools/page.mjs'
 
 const orders = JSON.parse(process.argv[2])
 

@@ -1,6 +1,6 @@
 // Opens the help of nodes in ComfyUI's front end and looks whether their figures show. Reads its orders as JSON from the
 // first argument {playwright, browser, url, nodes, pictures} and prints what it saw as one line of JSON.
-import { withPage } from './page.mjs'
+import { withPage } from '../../devtools/page.mjs'
 
 const orders = JSON.parse(process.argv[2])
 await withPage(orders, async page => {

@@ -1,6 +1,6 @@
 // Uses the layer map as a person would, in both renderers. Reads its orders as JSON from the first argument
 // {playwright, browser, url, profile, pictures} and prints, by renderer, what it saw; screenshots go to `pictures`.
-import { chooseRenderer, RENDERERS, runLoaded, withPage } from './page.mjs'
+import { chooseRenderer, RENDERERS, runLoaded, withPage } from '../../devtools/page.mjs'
 
 const WAIT = { timeout: 60_000 }
 const LAYER = 'o1.5'
@@ -12,7 +12,6 @@ await withPage(orders, async (page, complaints) => {
     seen[name] = {}
     await use(page, name, seen[name])
   }
-  seen.milliseconds = await timed(page)
   return seen
 })
 
@@ -194,25 +193,4 @@ async function inSubgraph(page) {
   await page.screenshot({ path: `${orders.pictures}/subgraph.png` })
   await page.evaluate(() => window.app.canvas.setGraph(window.app.graph))
   return seen
-}
-
-// Milliseconds of one drawing of 70 layers x 14 noise levels x 2 features, the median of many.
-async function timed(page) {
-  return page.evaluate(async profile => {
-    const { draw, layout } = await import('/extensions/conditional_balance/layer_map/draw.js')
-    const { ask } = await import('/extensions/conditional_balance/layer_map/server.js')
-    const map = await ask('profile', { file: profile })
-    const selection = await ask('selection', { profile: { file: profile }, values: {} })
-    const canvas = Object.assign(document.createElement('canvas'), { width: 960, height: 600 })
-    const context = canvas.getContext('2d', { willReadFrequently: true }) // drawn at once, not queued for later
-    const times = []
-    for (let turn = 0; turn < 50; turn++) {
-      const start = performance.now()
-      const plan = layout(map, 960, 600)
-      draw(context, plan, map, selection, { panel: 0, level: 3, layer: 9 }, { ink: '#fff', titles: ['Q', 'K'] })
-      context.getImageData(0, 0, 1, 1)
-      times.push(performance.now() - start)
-    }
-    return times.sort((a, b) => a - b)[25]
-  }, orders.profile)
 }

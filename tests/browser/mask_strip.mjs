@@ -1,6 +1,6 @@
 // Uses the mask strip as a person would, in both renderers. Reads its orders as JSON from the first argument
 // {playwright, browser, url, prompt, pictures} and prints, by renderer, what it saw; screenshots go to `pictures`.
-import { chooseRenderer, RENDERERS, runLoaded, withPage } from './page.mjs'
+import { chooseRenderer, RENDERERS, runLoaded, withPage } from '../../devtools/page.mjs'
 
 const WAIT = { timeout: 60_000 }
 const orders = JSON.parse(process.argv[2])

@@ -2,7 +2,7 @@
 // {playwright, browser, url, pictures, workflows: [{name, path, run}]} and prints what it saw as one line of JSON;
 // a screenshot of each workflow in each renderer goes to `pictures`.
 import { readFile } from 'node:fs/promises'
-import { chooseRenderer, RENDERERS, runLoaded, withPage } from './page.mjs'
+import { chooseRenderer, RENDERERS, runLoaded, withPage } from '../../devtools/page.mjs'
 
 const orders = JSON.parse(process.argv[2])
 await withPage(orders, visit)
