@@ -28,6 +28,8 @@ async function place(page) {
   await page.getByText(orders.blueprint).first().waitFor()
   await page.keyboard.press('Enter')
   await page.waitForFunction(() => window.app.graph._nodes.some(node => node.subgraph), null, { timeout: 30_000 })
+  await page.mouse.click(900, 500) // newer front ends let the node hang from the pointer until a click
+  await page.waitForFunction(() => window.app.graph._nodes.every(node => !node.flags.ghost), null, { timeout: 30_000 })
 }
 
 // Connects the blueprint's slots by name and sets its widgets; what it offers of both.

@@ -15,7 +15,13 @@ await withPage(orders, async page => {
 async function open(page, node) {
   await page.evaluate(node => {
     const stores = document.querySelector('#vue-app').__vue_app__.config.globalProperties.$pinia._s
-    stores.get('nodeHelp').openHelp(stores.get('nodeDef').nodeDefsByName[node])
+    if (stores.has('nodeHelp')) return stores.get('nodeHelp').openHelp(stores.get('nodeDef').nodeDefsByName[node])
+    // Newer front ends show help beside the graph, of the node that is selected.
+    const { app, LiteGraph } = window
+    app.graph.clear()
+    app.graph.add(LiteGraph.createNode(node))
+    app.canvas.selectItems(app.graph._nodes)
+    stores.get('rightSidePanel').openPanel('info')
   }, node)
   const figure = page.locator(`.node-help-content img[src*="figures/${node}."]`)
   await figure.waitFor({ timeout: 30_000 })
