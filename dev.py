@@ -33,7 +33,7 @@ from devtools.steps import Failed
 
 ROOT = Path(__file__).resolve().parent
 OUT = ROOT / "out"
-TEST_TOOLS = ["pytest", "hypothesis", "ruff"]
+TEST_TOOLS = ["pytest", "hypothesis", "ruff", "matplotlib"]
 BENCH_TOOLS = ["matplotlib"]
 
 

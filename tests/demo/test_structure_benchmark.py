@@ -76,7 +76,14 @@ def test_beyond_its_ends_the_curve_of_strengths_stays_level() -> None:
 
 
 def test_the_dials_are_drawn(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     table = torch.rand(len(structure.LAMBDAS), len(structure.KEPT), 3, 16, 16)
     structure.dials(table, {"style reference": table[0, 0], "edge map": table[0, 1]}, "a fish", tmp_path / "grid.png")
-    assert Image.open(tmp_path / "grid.png").size == (1100, 880)
+    assert Image.open(tmp_path / "grid.png").size == (825, 660)
+
+
+def test_the_chart_marks_what_could_be_reached(tmp_path: Path) -> None:
+    point = {name: {"mean": 0.4} for name in structure.MEASURES}
+    names = {name for policy in structure.POLICIES for name in structure.curve(policy)}
+    results = {"settings": dict.fromkeys(names, point), "anchors": {"drawn": point}}
+    structure.plot(results, tmp_path / "chart.png")
+    assert Image.open(tmp_path / "chart.png").size[0] > 1000
