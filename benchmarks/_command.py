@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from devtools import files
 
 
 def command_line(about: str | None, **defaults: Any) -> argparse.ArgumentParser:
@@ -22,15 +23,5 @@ def keep(results: dict[str, Any], chosen: argparse.Namespace) -> str:
     """Results as JSON, also written where `--json` says, whole or not at all."""
     text = json.dumps(results, indent=1)
     if chosen.json:
-        replaced(chosen.json, text + "\n")
+        files.replace(chosen.json, f"{text}\n".encode())
     return text
-
-
-def replaced(path: Path, text: str) -> None:
-    """Write a file whole or leave it as it is."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

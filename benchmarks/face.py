@@ -11,7 +11,6 @@ from pathlib import Path
 from benchmarks._command import command_line, keep
 from devtools import browser, comfyui
 from devtools.server import started
-from devtools.steps import Failed
 
 PROFILE = "sdxl-base-1.0.style.published.safetensors"
 GOALS = {"drawing in ms": 16}
@@ -20,7 +19,7 @@ GOALS = {"drawing in ms": 16}
 def main() -> None:
     chosen = command_line(__doc__, rounds=15).parse_args()
     if reason := browser.missing():
-        raise Failed(reason)
+        raise SystemExit(reason)
     comfy = Path(os.environ["COMFYUI_PATH"])
     with started(Path(sys.executable), comfy, comfyui.CACHE / "face", cpu=True) as running:
         script = Path(__file__).with_suffix(".mjs")

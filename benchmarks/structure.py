@@ -353,12 +353,12 @@ def plot(results: dict[str, Any], path: Path) -> None:
             points = [results["settings"][name] for name in curve(policy)]
             x, y = ([point[key]["mean"] for point in points] for key in ("style distance", measure))
             axes.plot(x, y, marker="o", label=policy, linewidth=1 if policy == "reversed" else 2)
-        marked = {name: results["settings"][name] for name in ("no control", "plain")}
-        marked["drawn by the world"] = results["anchors"]["drawn"]
+        drawn = results["anchors"]["drawn"]
+        axes.plot(drawn["style distance"]["mean"], drawn[measure]["mean"], "k*")
+        marked = {name: results["settings"][name] for name in ("no control", "plain")} | {"drawn by the world": drawn}
         for name, point in marked.items():
             place = point["style distance"]["mean"], point[measure]["mean"]
             axes.annotate(name, place, (8, 4), textcoords="offset points")
-        axes.plot(*place, "k*")
         axes.set(xlabel="style distance to the reference", ylabel=label, xlim=(0, 0.5))
     panels[0].legend(title="how structure is reduced", loc="lower left")
     path.parent.mkdir(parents=True, exist_ok=True)

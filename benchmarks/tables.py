@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks._command import replaced
+from devtools import files
 
 FOLDER = Path(__file__).resolve().parent
 PAGE, RESULTS = FOLDER / "README.md", FOLDER / "results"
@@ -20,7 +20,7 @@ BLOCK = re.compile(r"<!-- (?P<name>[\w ,-]+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def main() -> None:
-    replaced(PAGE, with_tables(PAGE.read_text(encoding="utf-8")))
+    files.replace(PAGE, with_tables(PAGE.read_text(encoding="utf-8")).encode())
     print(PAGE.name)
 
 

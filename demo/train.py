@@ -412,8 +412,7 @@ def train_unet(options: argparse.Namespace) -> None:
         latents, roles, rows = (diptychs if trainer.count % 4 == 3 else singles)(pool, options.batch)
         noisy, time_index, target = noised(latents, alphas, options.dtype)
         with OutOfPlace():
-            context, _, pooled, _ = text(word_rows[rows], dtype=options.dtype)
-            y = torch.cat([pooled, sizes.expand(len(pooled), -1).to(pooled.dtype)], 1)
+            context, y = encoded_prompts(text, word_rows[rows], sizes, options.dtype)
             predicted = unet(noisy, time_index, context, y=y, transformer_options=attention).float()
         error = (predicted - target).square().mean(1)
         loss = subject_weighted(error, roles)
@@ -569,6 +568,12 @@ def encode_bytes(vae: Autoencoder, pictures: Tensor, dtype: torch.dtype) -> Tens
     return vae.encode((pictures.to(dtype) / 127.5 - 1).contiguous(memory_format=torch.channels_last))
 
 
+def encoded_prompts(text: nn.Module, tokens: Tensor, sizes: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """What the UNet gets of tokens [B, 77]: the text [B, 77, D], and the pooled text beside the sizes [B, D + S]."""
+    context, _, pooled, _ = text(tokens, dtype=dtype)
+    return context, torch.cat([pooled, sizes.expand(len(pooled), -1).to(pooled.dtype)], 1)
+
+
 def signal_shares() -> Tensor:
     """sqrt(alpha bar) of SD's scaled-linear schedule, [1000] by time index."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
@@ -606,8 +611,7 @@ def train_controlnet(options: argparse.Namespace) -> None:
         noisy, time_index, target = noised(pool.latents[rows], alphas, options.dtype, lean=2.0)
         hint = (maps[rows, None].to(options.dtype) / 255).expand(-1, 3, -1, -1)
         with torch.no_grad():
-            context, _, pooled, _ = text(word_rows[caption_rows(pool.specs[rows])], dtype=options.dtype)
-        y = torch.cat([pooled, sizes.expand(len(pooled), -1).to(pooled.dtype)], 1)
+            context, y = encoded_prompts(text, word_rows[caption_rows(pool.specs[rows])], sizes, options.dtype)
         inputs = {"x": noisy, "timesteps": time_index, "context": context, "y": y}
         with OutOfPlace():
             residuals = control(hint=hint, **inputs)

@@ -23,7 +23,7 @@ from typing import Any
 
 from PIL import Image, PngImagePlugin
 
-from devtools import comfyui, face, server, workflow
+from devtools import comfyui, face, files, server, workflow
 from devtools.comfyui import ROOT
 from devtools.contact import stacked
 from devtools.figures import FIGURES, OVERVIEWS, Studio, opened
@@ -42,10 +42,7 @@ class Gallery:
         self.written: list[Path] = []
 
     def write(self, path: Path, data: bytes) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        part.write_bytes(data)
-        os.replace(part, path)
+        files.replace(path, data)
         self.written.append(path)
 
     def __str__(self) -> str:

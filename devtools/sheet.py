@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import workflow
+from . import files, workflow
 
 WIDTH, GAP, ROW = 330, 50, 90  # columns and the space around nodes; above each one stands its title
 HEAD, LINE, FIELD = 36, 26, 70  # heights: a node without lines, a line, what a field of several lines adds
@@ -198,10 +197,7 @@ class Blueprint(Sheet):
 
 def save(graph: Mapping[str, Any], target: Path) -> None:
     """Write a graph; the file is replaced whole."""
-    target.parent.mkdir(exist_ok=True)
-    part = target.with_suffix(".part")
-    part.write_text(json.dumps(graph, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, target)
+    files.replace(target, f"{json.dumps(graph, indent=1)}\n".encode())
 
 
 def _height(kind: str, info: Mapping[str, Any], widgets: int) -> int:
