@@ -5,6 +5,7 @@ Weights lie in `weights/` as fp16 safetensors. `python dev.py train` makes them 
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import comfy.controlnet
@@ -29,6 +30,7 @@ from .autoencoder import CHANNELS, Autoencoder
 
 WEIGHTS = Path(__file__).parent / "weights"
 TEXT_WIDTH = 128
+SIZE_WIDTH = 6 * 256  # what SDXL is told of a picture's size and crop
 
 # 17 self-attention layers over three resolutions, most of them deep, as in SDXL.
 UNET_CONFIG = {
@@ -44,7 +46,7 @@ UNET_CONFIG = {
     "context_dim": TEXT_WIDTH,
     "num_head_channels": 32,
     "num_classes": "sequential",
-    "adm_in_channels": TEXT_WIDTH + 6 * 256,  # pooled text and six size numbers, as SDXL
+    "adm_in_channels": TEXT_WIDTH + SIZE_WIDTH,  # pooled text and six size numbers, as SDXL
     "use_linear_in_transformer": True,
     "use_spatial_transformer": True,
     "use_temporal_attention": False,
@@ -75,12 +77,13 @@ def fast_dtype(device: str | torch.device) -> torch.dtype:
 
 
 def new_unet(device: str | torch.device, dtype: torch.dtype = torch.float32) -> UNetModel:
-    """An untrained UNet with torch's usual initial weights."""
+    """An untrained UNet with torch's usual initial weights, but deaf to a picture's size: training shows only one."""
     unet = UNetModel(**UNET_CONFIG, dtype=dtype, device=device, operations=comfy.ops.disable_weight_init)
     initialise(unet)
     for name, weight in unet.named_parameters():
         if name.endswith(("out_layers.3.weight", "proj_out.weight", "out.2.weight")):
             nn.init.zeros_(weight)
+    nn.init.zeros_(unet.label_emb[0][0].weight[:, TEXT_WIDTH:])
     return unet
 
 
@@ -174,6 +177,7 @@ def load_unet(
     device = comfy.model_management.get_torch_device()
     dtype = dtype or (torch.float16 if comfy.model_management.should_use_fp16(device) else torch.float32)
     config = comfy.supported_models.SDXL(dict(UNET_CONFIG))
+    config.unet_config.update(UNET_CONFIG)  # it puts SDXL's own number of heads in place of ours
     config.set_inference_dtype(dtype, None)
     config.latent_format = DemoLatent()
     model = comfy.model_base.SDXL(config, comfy.model_base.ModelType.V_PREDICTION)
@@ -196,7 +200,8 @@ def load_control_net(
 
 def load_clip(path: Path = WEIGHTS / "text_encoder.safetensors") -> comfy.sd.CLIP:
     """The demo text encoder as a CLIP, on the real SD tokenizer."""
-    target = comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel)
+    encoder = partial(comfy.sd1_clip.SD1ClipModel, clip_model=comfy.sd1_clip.SDClipModel)  # SD1's does not project
+    target = comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, encoder)
     clip = comfy.sd.CLIP(target, model_options={"clip_l_model_config": TEXT_CONFIG})
     weights = unpack_text_weights(load_file(path))
     clip.cond_stage_model.clip_l.transformer.load_state_dict({k: v.float() for k, v in weights.items()})

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import comfy.controlnet
 import comfy.sample
+import comfy.samplers
 import pytest
 import torch
+from comfy.sd1_clip import SDTokenizer
 from nodes import ControlNetApplyAdvanced
+from safetensors.torch import load_file
 
 from conditional_balance.hooks.model_layers import attention_layers
 from demo import models, world
 from demo.judge import load_judge, style_distance
+from demo.training.diffusion import encoded_prompts, signal_shares
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +38,40 @@ def test_layers_span_three_resolutions() -> None:
     assert len(layers) >= 15
     assert {layer.block for layer in layers} == {"input", "middle", "output"}
     assert {block.attn2.to_k.in_features for block in layers.values()} == {models.TEXT_WIDTH}
+
+
+def test_core_samples_the_very_model_that_was_trained() -> None:
+    """Heads, pooled text, size numbers and levels: all that a loader can get wrong while pictures still look right."""
+    model, clip = models.load_unet(dtype=torch.float32), models.load_clip()
+    text = "a fish by the sea, comic style"
+    clean, noise = torch.randn(2, 1, 8, 16, 16, generator=torch.Generator().manual_seed(0))
+    index = 600
+    sigma = model.get_model_object("model_sampling").sigmas[index]
+    seen = denoised(model, clip.encode_from_tokens_scheduled(clip.tokenize(text)), clean + sigma * noise, sigma)
+
+    unet = models.new_unet("cpu")
+    unet.load_state_dict(load_file(models.WEIGHTS / "unet.safetensors"))
+    encoder = models.new_text_model("cpu")
+    weights = models.unpack_text_weights(load_file(models.WEIGHTS / "text_encoder.safetensors"))
+    encoder.load_state_dict({name: weight.float() for name, weight in weights.items()})
+    tokens = torch.tensor([[token for token, _ in SDTokenizer().tokenize_with_weights(text)[0]]])
+    alpha = signal_shares()[index]
+    scaled = alpha * (clean + sigma * noise)
+    with torch.inference_mode():
+        context, y = encoded_prompts(encoder, tokens, torch.float32)
+        v = unet(scaled, torch.tensor([index]), context, y=y)
+    trained = alpha * scaled - (1 - alpha**2).sqrt() * v
+    assert torch.allclose(seen, trained, atol=2e-3), float((seen - trained).abs().max())
+
+
+def denoised(model, cond, noisy: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """What core's sampling predicts the clean latents to be, from one look."""
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(cond, cond)
+    guider.set_cfg(1.0)
+    look = comfy.samplers.KSAMPLER(lambda predict, x, sigmas, extra_args, **_: predict(noisy, sigmas[:1], **extra_args))
+    with torch.inference_mode():
+        return guider.sample(noisy, noisy, look, torch.stack([sigma, 0 * sigma]), disable_pbar=True)
 
 
 def test_core_sampler_makes_a_picture(vae) -> None:

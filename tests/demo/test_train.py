@@ -10,6 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from demo import train, world
+from demo.training import captions, judge
+from demo.training.pictures import Pool, contour_pool, joined
+from demo.training.unet import diptychs, singles
 
 SHORT = ["--samples", "8", "--batch", "4", "--pool", "8", "--processes", "1"]
 PARTS = ("autoencoder", "judge", "unet", "text_encoder", "controlnet")
@@ -69,10 +72,41 @@ def test_without_a_unet_there_is_no_controlnet(trained: Path, tmp_path: Path) ->
 
 def test_edge_maps_are_pooled_in_the_order_of_their_scenes() -> None:
     specs = world.random_specs(40, torch.Generator().manual_seed(0))
-    pool = train.contour_pool(specs)
+    pool = contour_pool(specs)
     assert pool.shape == (40, 128, 128) and pool.dtype == torch.uint8
     own = world.contours(world.draw_scene(specs[35:36], 128))
     assert float((pool[35:36].float() / 255 - own).abs().max()) < 0.01
+
+
+@pytest.fixture(scope="module")
+def pool() -> Pool:
+    """Latents that tell their row; rows i and i + 20 share a style."""
+    half = world.random_specs(20, torch.Generator().manual_seed(0))
+    specs = joined(half, world.random_specs(20, torch.Generator().manual_seed(1)).in_style_of(half))
+    return Pool(torch.arange(40.0)[:, None, None, None].expand(-1, 8, 16, 16), torch.zeros(40, 6, 16, 16), specs)
+
+
+def agrees(specs: world.Specs, rows: torch.Tensor) -> torch.Tensor:
+    """[B, 3]: whether captions say of subject, background and family what pictures show, or leave it out."""
+    shown = torch.stack([specs.subject, specs.background, specs.family[:, 0]], 1)
+    named = torch.stack(captions.parts_named(rows), 1)
+    return (named == shown) | (named == torch.tensor(captions.CAPTION_PARTS) - 1)
+
+
+def test_captions_say_what_the_pictures_show_or_leave_it_out(pool: Pool) -> None:
+    torch.manual_seed(0)
+    latents, _, rows = singles(pool, 64)
+    assert agrees(pool.specs[latents[:, 0, 0, 0].long()], rows).all()
+    assert len(rows.unique()) > 20 and (rows < captions.single_captions()).all()
+
+
+def test_diptychs_name_the_style_of_both_halves_or_nothing(pool: Pool) -> None:
+    torch.manual_seed(0)
+    latents, _, rows = diptychs(pool, 64)
+    assert latents.shape == (32, 8, 16, 32)
+    left, right = latents[:, 0, 0, 0].long(), latents[:, 0, 0, 16].long()
+    assert torch.equal(left + 20, right) and agrees(pool.specs[left], rows).all()
+    assert (rows >= captions.single_captions()).all()
 
 
 def test_an_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,13 +117,13 @@ def test_an_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_contrast_prefers_partners() -> None:
     first = torch.nn.functional.normalize(torch.randn(6, 8, generator=torch.Generator().manual_seed(0)), dim=1)
-    with_partners, with_others = (train.contrast(torch.cat([first, second])) for second in (first, first.roll(1, 0)))
+    with_partners, with_others = (judge.contrast(torch.cat([first, second])) for second in (first, first.roll(1, 0)))
     assert float(with_partners) < float(with_others)
 
 
 def test_a_remixed_style_is_of_no_family() -> None:
     specs = world.random_specs(200, torch.Generator().manual_seed(0), remixed=True)
     is_pure = (specs.family == specs.family[:, :1]).all(1)
-    names = train.family_or_none(specs)
-    assert bool((names[~is_pure] == train.NONE).all()) and torch.equal(names[is_pure], specs.family[is_pure, 0])
+    names = judge.family_or_none(specs)
+    assert bool((names[~is_pure] == judge.NONE).all()) and torch.equal(names[is_pure], specs.family[is_pure, 0])
     assert 0 < int(is_pure.sum()) < 200

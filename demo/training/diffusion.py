@@ -1,0 +1,72 @@
+"""What UNet and ControlNet training share: noise, prompts, attention that is fast to train, the loss."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from demo import models, world
+
+
+def signal_shares() -> Tensor:
+    """sqrt(alpha bar) of SD's scaled-linear schedule, [1000] by time index."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    return (1 - betas).cumprod(0).sqrt().float()
+
+
+def noised(latents: Tensor, times: Tensor, alphas: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Latents with noise at time indices `times` [B], and what to predict: v = alpha * noise - sigma * clean."""
+    alpha, sigma = (share[times][:, None, None, None] for share in (alphas, (1 - alphas**2).sqrt()))
+    clean = latents.float()
+    noise = torch.randn_like(clean)
+    noisy = (alpha * clean + sigma * noise).to(dtype, memory_format=torch.channels_last)
+    return noisy, alpha * noise - sigma * clean
+
+
+def drawn_times(count: int, device: str | torch.device, lean: float = 1.0) -> Tensor:
+    """`count` time indices, one from each equal part of the schedule: less chance in every step's loss.
+
+    Their density grows as time^(lean - 1), toward the noisy end.
+    """
+    parts = (torch.arange(count, device=device) + torch.rand(1, device=device)) / count
+    times = (1000 * parts ** (1 / lean)).long().clamp(max=999)  # a part may round up to 1
+    return times[torch.randperm(count, device=device)]
+
+
+def encoded_prompts(text: nn.Module, tokens: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """What the UNet gets of tokens [B, 77]: the text [B, 77, D], and the pooled text with no word on sizes [B, D + S].
+
+    All pictures are of one size, so its numbers would only teach the UNet that any other is wrong: see `new_unet`.
+    """
+    context, _, pooled, _ = text(tokens, dtype=dtype)
+    return context, functional.pad(pooled, (0, models.SIZE_WIDTH))
+
+
+SUBJECT_ROLES = [world.SLOTS.index(name) for name in ("body", "detail")]
+
+
+def subject_weighted(error: Tensor, roles: Tensor) -> Tensor:
+    """Mean of an error [B, H, W] in which the subject counts three times."""
+    weight = 1 + 2 * roles[:, SUBJECT_ROLES].sum(1)
+    return (weight * error).mean() / weight.mean()
+
+
+def plain_attention(func: object, q: Tensor, k: Tensor, v: Tensor, heads: int, *_: object, **__: object) -> Tensor:
+    """Softmax attention by matrix products: on a CPU its backward pass is four times as fast as the fused kernel's."""
+    q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=heads) for x in (q, k, v))
+    shares = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
+    return rearrange(shares @ v, "b h n d -> b n (h d)")
+
+
+def attention_options(device: str) -> dict[str, object]:
+    return {"optimized_attention_override": plain_attention} if device == "cpu" else {}
+
+
+class OutOfPlace(TorchFunctionMode):
+    """Turns `x += y` into `x = x + y`: core's layers add in place, which backward forbids."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return (torch.add if func in (Tensor.__iadd__, Tensor.add_) else func)(*args, **(kwargs or {}))

@@ -1,0 +1,130 @@
+"""The training loop: steps that end by count or clock, fp32 master weights, gradients shared over processes."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from demo.muon import Muon
+
+
+def save(weights: dict[str, Tensor], path: Path) -> None:
+    """Write fp16 weights; the file is replaced whole or not at all."""
+    halves = {k: (v.half() if v.is_floating_point() else v).cpu().contiguous() for k, v in weights.items()}
+    part = path.with_suffix(".part")
+    save_file(halves, part)
+    os.replace(part, path)
+
+
+def steps(options: argparse.Namespace, batch: int, samples: float, what: str) -> Iterator[tuple[float, bool]]:
+    """Yield progress in [0, 1) and whether to speak, once per optimiser step."""
+    start, spoken, seen = time.monotonic(), -10.0, 0
+    while True:
+        elapsed = time.monotonic() - start
+        progress = agreed(max(seen / (options.samples or samples), elapsed / 60 / options.minutes))
+        speak = elapsed - spoken > 10 or progress >= 1
+        if speak and options.rank == 0:
+            spoken = elapsed
+            print(f"{what}: {seen:,} pictures, {elapsed:.0f} s, {100 * progress:.0f} %", end=" ", flush=True)
+        if progress >= 1:
+            print("done" * (options.rank == 0), flush=True)
+            return
+        yield progress, speak and options.rank == 0
+        seen += batch
+
+
+def agreed(progress: float) -> float:
+    """The first process's clock counts for all, or they would not stop at the same step."""
+    if not torch.distributed.is_initialized():
+        return progress
+    message = torch.tensor(progress, dtype=torch.float64)
+    torch.distributed.broadcast(message, 0)
+    return float(message)
+
+
+AVERAGE_EVERY = 10  # steps; averaging every step would cost a CPU a tenth of its time
+
+
+class Trainer:
+    """Steps on fp32 master copies of the weights, with warm-up, cosine decay and a running average.
+
+    AdamW; with a `muon_rate`, Muon for the layers' matrices.
+    """
+
+    def __init__(self, *modules: nn.Module, rate: float, muon_rate: float | None = None, average: float = 0.99) -> None:
+        self.weights = [p for module in modules for p in module.parameters() if p.requires_grad]
+        self.masters = [p.detach().float().clone() for p in self.weights]
+        share_start(self.masters)
+        self.averages = [p.clone() for p in self.masters]
+        for master in self.masters:
+            master.grad = torch.zeros_like(master)
+        orthogonal = layer_matrices(modules) if muon_rate else set()
+        of_muon = [id(weight) in orthogonal for weight in self.weights]
+        self.muon = Muon([m for m, chosen in zip(self.masters, of_muon, strict=True) if chosen])
+        rest = [m for m, chosen in zip(self.masters, of_muon, strict=True) if not chosen]
+        self.adamw = torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+        self.rate, self.muon_rate, self.average, self.count = rate, muon_rate or 0.0, average, 0
+
+    def step(self, loss: Tensor, progress: float) -> None:
+        loss.backward()
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.weights]
+        torch._foreach_copy_([p.grad for p in self.masters], grads)
+        if torch.distributed.is_initialized():
+            share_gradients([p.grad for p in self.masters])
+        for weight in self.weights:
+            weight.grad = None
+        nn.utils.clip_grad_norm_(self.masters, 1.0, foreach=True)
+        warmth, decay = min(1.0, (progress + 1e-3) / 0.03), 0.5 + 0.5 * math.cos(math.pi * progress)
+        self.adamw.param_groups[0]["lr"] = self.rate * warmth * decay
+        self.adamw.step()
+        self.muon.step(self.muon_rate * warmth * decay)
+        self.count += 1
+        with torch.no_grad():
+            torch._foreach_copy_(self.weights, self.masters)
+            if self.count < AVERAGE_EVERY or self.count % AVERAGE_EVERY == 0:
+                done = self.count / AVERAGE_EVERY
+                torch._foreach_lerp_(self.averages, self.masters, 1 - min(self.average, done / (done + 10)))
+
+    @torch.no_grad()
+    def use_averages(self) -> None:
+        torch._foreach_copy_(self.weights, self.averages)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        self.use_averages()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(self.weights, self.masters)
+
+
+def layer_matrices(modules: tuple[nn.Module, ...]) -> set[int]:
+    """Identities of the weights that Muon suits: of linear and convolution layers with at least 32 outputs."""
+    layers = (layer for module in modules for layer in module.modules() if isinstance(layer, (nn.Linear, nn.Conv2d)))
+    return {id(layer.weight) for layer in layers if len(layer.weight) >= 32}
+
+
+@torch.no_grad()
+def share_start(weights: list[Tensor]) -> None:
+    """Every process begins with the first one's weights: those drawn at random differ."""
+    if torch.distributed.is_initialized():
+        for weight in weights:
+            torch.distributed.broadcast(weight, 0)
+
+
+def share_gradients(grads: list[Tensor]) -> None:
+    """Average gradients over the processes, in one message."""
+    message = torch.cat([grad.flatten() for grad in grads])
+    torch.distributed.all_reduce(message)
+    parts = (message / torch.distributed.get_world_size()).split([grad.numel() for grad in grads])
+    torch._foreach_copy_(grads, [part.view_as(grad) for part, grad in zip(parts, grads, strict=True)])

@@ -1,0 +1,111 @@
+"""Training of the UNet and its text encoder."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import Upsample
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from demo import models, world
+from demo.training.captions import caption_rows, caption_tokens, sheet_captions
+from demo.training.diffusion import (
+    OutOfPlace,
+    attention_options,
+    drawn_times,
+    encoded_prompts,
+    noised,
+    signal_shares,
+    subject_weighted,
+)
+from demo.training.loop import Trainer, save, steps
+from demo.training.pictures import Pool, encoded_pool, load_autoencoder
+
+
+def train_unet(options: argparse.Namespace) -> None:
+    """UNet and text encoder together, v-prediction on SD's schedule (arXiv 2202.00512), levels drawn evenly in time.
+
+    Two aids, since a CPU sees few pictures. The subject's latents count three times. And a linear head on the features
+    before the finest blocks must tell which part of the scene is where, in whatever style: a true version of the
+    representations that REPA aligns with (arXiv 2410.06940). The head is dropped afterwards.
+
+    Every fourth step shows diptychs: two scenes in one style side by side, under a caption that names the style alone.
+    Large models meet such sheets in what they are trained on; without them nothing here teaches self-attention that
+    style is worth looking for in another scene, and sharing attention moves little.
+    """
+    unet = models.new_unet(options.device).to(options.dtype, memory_format=torch.channels_last)
+    tokens = caption_tokens().to(options.device)
+    words = tokens.unique()
+    text = models.with_vocabulary(models.new_text_model(options.device), words).to(options.dtype)
+    paths = options.out / "unet.safetensors", options.out / "text_encoder.safetensors"
+    if paths[0].exists() and not options.fresh:
+        print(f"unet: going on from {paths[0].name}", flush=True)
+        unet.load_state_dict(load_file(paths[0]))
+        models.load_packed_text_weights(text, load_file(paths[1]), words)
+    pool = encoded_pool(options, load_autoencoder(options))
+    pupil = Pupil(unet, text, torch.searchsorted(words, tokens), options)
+    trainer = Trainer(pupil, rate=options.rate, muon_rate=10 * options.rate)
+
+    def checkpoint() -> None:
+        save(unet.state_dict(), paths[0])
+        save(models.pack_text_weights(text.state_dict(), words), paths[1])
+
+    for progress, speak in steps(options, options.batch * options.processes, 1e6, "unet"):
+        losses = pupil.losses(*(diptychs if trainer.count % 4 == 3 else singles)(pool, options.batch))
+        trainer.step(losses["pictures"] + 0.3 * losses["structure"], progress)
+        if speak:
+            print(", ".join(f"{name} {loss.item():.4f}" for name, loss in losses.items()), flush=True)
+        if trainer.count % 500 == 0 and options.rank == 0:
+            with trainer.averaged():
+                checkpoint()
+    trainer.use_averages()
+    if options.rank == 0:
+        checkpoint()
+
+
+def singles(pool: Pool, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents [B, 8, 16, 16], what they show [B, 6, 16, 16], and the rows of their captions in `caption_tokens`."""
+    rows = torch.randint(len(pool.latents), (count,), device=pool.latents.device)
+    return pool.latents[rows], pool.coverage[rows].float(), caption_rows(pool.specs[rows])
+
+
+def diptychs(pool: Pool, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """As `singles`, [B / 2, ..., 16, 32]: pictures i and i + N / 2 of the pool, which share a style."""
+    half = len(pool.latents) // 2
+    left = torch.randint(half, (max(1, count // 2),), device=pool.latents.device)
+    latents, roles = (torch.cat([part[left], part[left + half]], 3) for part in (pool.latents, pool.coverage))
+    family = pool.specs.family[left, 0]
+    unnamed = torch.rand(len(left), device=left.device) < 0.3
+    return latents, roles.float(), sheet_captions(torch.where(unnamed, len(world.FAMILY_NAMES), family))
+
+
+class Pupil(nn.Module):
+    """UNet and text encoder with the head that tells roles, which only training needs."""
+
+    def __init__(self, unet: nn.Module, text: nn.Module, word_rows: Tensor, options: argparse.Namespace) -> None:
+        super().__init__()
+        self.unet, self.text, self.word_rows, self.dtype = unet, text, word_rows, options.dtype
+        last_upsample = [module for module in unet.output_blocks.modules() if isinstance(module, Upsample)][-1]
+        last_upsample.register_forward_hook(self.keep)
+        self.head = nn.Conv2d(last_upsample.out_channels, len(world.SLOTS), 1).to(options.device, options.dtype)
+        self.alphas = signal_shares().to(options.device)
+        self.attention = attention_options(options.device)
+
+    def keep(self, _module: nn.Module, _inputs: tuple[object, ...], features: Tensor) -> None:
+        self.features = features  # [B, C, 16, 16]
+
+    def losses(self, latents: Tensor, roles: Tensor, captions: Tensor) -> dict[str, Tensor]:
+        """How far off are the pictures and what the head tells of their structure."""
+        times = drawn_times(len(latents), latents.device)
+        noisy, target = noised(latents, times, self.alphas, self.dtype)
+        with OutOfPlace():
+            context, y = encoded_prompts(self.text, self.word_rows[captions], self.dtype)
+            predicted = self.unet(noisy, times, context, y=y, transformer_options=self.attention).float()
+        told = functional.log_softmax(self.head(self.features).float(), 1)
+        return {
+            "pictures": subject_weighted((predicted - target).square().mean(1), roles),
+            "structure": -(roles * told).sum(1).mean(),
+        }
