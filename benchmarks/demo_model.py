@@ -118,19 +118,26 @@ def captions(demo: Demo, dice: torch.Generator, chosen: Any) -> dict[str, float]
 
 
 def attention_needed(demo: Demo, dice: torch.Generator) -> dict[str, dict[str, float]]:
-    """Loss with an attention's output zeroed over loss with it, by noise level."""
+    """Loss with an attention's output zeroed over loss with it, by noise level.
+
+    Beside them, what captions are worth: the loss under an empty one, which the model is trained for, and under another
+    picture's. Zeroing cross-attention cannot cost much more than the former.
+    """
     specs = world.random_specs(128, dice)
-    latents, prompts = demo.encode(draw(specs)), demo.conditioning(world.captions(specs))
-    silent = {name: silenced(demo.model, name) for name in ("attn1", "attn2")}
+    latents, captions = demo.encode(draw(specs)), world.captions(specs)
+    prompts = demo.conditioning(captions)
+    changed = {
+        "self-attention": (silenced(demo.model, "attn1"), prompts),
+        "cross-attention": (silenced(demo.model, "attn2"), prompts),
+        "empty caption": (demo.model, demo.conditioning([""] * len(captions))),
+        "another's caption": (demo.model, demo.conditioning(captions[1:] + captions[:1])),
+    }
     result = {}
-    for sigma in (0.3, 1.0, 3.0):
+    for sigma in (0.3, 1.0, 3.0, 10.0):
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
-        losses = {
-            name: loss(model, latents, noise, sigma, prompts) for name, model in (("all", demo.model), *silent.items())
-        }
+        whole = loss(demo.model, latents, noise, sigma, prompts)
         result[f"sigma {sigma}"] = {
-            "self-attention": round(losses["attn1"] / losses["all"], 3),
-            "cross-attention": round(losses["attn2"] / losses["all"], 3),
+            name: round(loss(model, latents, noise, sigma, said) / whole, 3) for name, (model, said) in changed.items()
         }
     return result
 
@@ -157,28 +164,33 @@ def loss(model: Any, latents: Tensor, noise: Tensor, sigma: float, prompts: list
     return float(((noisy - clean) / sigma - noise).square().mean())
 
 
-def sharing(demo: Demo, dice: torch.Generator, chosen: Any) -> dict[str, float]:
-    """Mean style distance to the reference: no sharing, sharing on all layers, and drawn in that very style."""
-    none, full, ideal = [], [], []
+def sharing(demo: Demo, dice: torch.Generator, chosen: Any) -> dict[str, dict[str, float]]:
+    """Mean style distance to the reference: no sharing, sharing on all layers, and drawn in that very style.
+
+    By the reference's *share* of attention: 1, and 2 as StyleAligned's authors set it for pictures that they did not
+    generate (arXiv 2312.02133, code: a shift of ln 2).
+    """
+    shares = {"share 1": 1.0, "share 2": 2.0}
+    distances: dict[str, list[Tensor]] = {name: [] for name in ("none", *shares, "same style")}
     everywhere = WrittenGate(parse("i, m, o"))
     for index in range(chosen.references):
         reference = world.random_specs(1, dice)
         scenes = world.random_specs(8, dice).in_style_of(reference[torch.zeros(8, dtype=torch.long)])
         picture, prompts = draw(reference), world.captions(scenes)
         target = StyleReference(demo.encode(picture), demo.conditioning(world.captions(reference)))
-        model = inject_style(demo.model, StyleInjection(everywhere, target, StyleSettings(1.0)))
         style = demo.verdict(demo.autoencoded(picture)).style
-        for record, latents in (
-            (none, demo.sample(demo.model, prompts, index, chosen.steps)),
-            (full, demo.sample(model, prompts, index, chosen.steps)),
-        ):
-            record.append(style_distance(demo.verdict(demo.decode(latents)).style, style))
-        ideal.append(style_distance(demo.verdict(demo.autoencoded(draw(scenes))).style, style))
-    means = [float(torch.cat(part).mean()) for part in (none, full, ideal)]
-    way = (means[0] - means[1]) / (means[0] - means[2])
-    return dict(
-        zip(("none", "all layers", "same style", "share of the way"), (round(m, 4) for m in (*means, way)), strict=True)
-    )
+        models = {"none": demo.model}
+        for name, share in shares.items():
+            settings = StyleSettings(strength=1.0, share=share)
+            models[name] = inject_style(demo.model, StyleInjection(everywhere, target, settings))
+        shown = {name: demo.decode(demo.sample(model, prompts, index, chosen.steps)) for name, model in models.items()}
+        shown["same style"] = demo.autoencoded(draw(scenes))
+        for name, pictures in shown.items():
+            distances[name].append(style_distance(demo.verdict(pictures).style, style))
+    means = {name: float(torch.cat(parts).mean()) for name, parts in distances.items()}
+    span = means["none"] - means["same style"]
+    ways = {name: round((means["none"] - means[name]) / span, 4) for name in shares}
+    return {"distance": {name: round(mean, 4) for name, mean in means.items()}, "share of the way": ways}
 
 
 if __name__ == "__main__":
