@@ -11,15 +11,7 @@ from torch import Tensor, nn
 
 from demo import models
 from demo.training.captions import caption_rows, caption_tokens
-from demo.training.diffusion import (
-    OutOfPlace,
-    attention_options,
-    drawn_times,
-    encoded_prompts,
-    noised,
-    signal_shares,
-    subject_weighted,
-)
+from demo.training.diffusion import OutOfPlace, attention_options, encoded_prompts, noised, subject_weighted
 from demo.training.loop import Trainer, save, steps
 from demo.training.pictures import contour_pool, encoded_pool, load_autoencoder
 
@@ -40,13 +32,11 @@ def train_controlnet(options: argparse.Namespace) -> None:
     pool = encoded_pool(options, load_autoencoder(options))
     maps = contour_pool(pool.specs)
     trainer = Trainer(control, rate=options.rate, muon_rate=20 * options.rate)
-    alphas = signal_shares().to(options.device)
     attention = attention_options(options.device)
 
     for progress, speak in steps(options, options.batch * options.processes, 3e5, "controlnet"):
         rows = torch.randint(len(pool.latents), (options.batch,), device=options.device)
-        times = drawn_times(len(rows), options.device, lean=2.0)
-        noisy, target = noised(pool.latents[rows], times, alphas, options.dtype)
+        noisy, times, target = noised(pool.latents[rows], options.dtype, lean=2.0)
         hint = (maps[rows, None].to(options.dtype) / 255).expand(-1, 3, -1, -1)
         with torch.no_grad():
             context, y = encoded_prompts(text, word_rows[caption_rows(pool.specs[rows])], options.dtype)

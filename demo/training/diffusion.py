@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -11,19 +13,22 @@ from torch.overrides import TorchFunctionMode
 from demo import models, world
 
 
-def signal_shares() -> Tensor:
+@cache
+def signal_shares(device: str | torch.device = "cpu") -> Tensor:
     """sqrt(alpha bar) of SD's scaled-linear schedule, [1000] by time index."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    return (1 - betas).cumprod(0).sqrt().float()
+    return (1 - betas).cumprod(0).sqrt().float().to(device)
 
 
-def noised(latents: Tensor, times: Tensor, alphas: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Latents with noise at time indices `times` [B], and what to predict: v = alpha * noise - sigma * clean."""
+def noised(latents: Tensor, dtype: torch.dtype, lean: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents with noise, their time indices, and what to predict: v = alpha * noise - sigma * clean."""
+    times = drawn_times(len(latents), latents.device, lean)
+    alphas = signal_shares(latents.device)
     alpha, sigma = (share[times][:, None, None, None] for share in (alphas, (1 - alphas**2).sqrt()))
     clean = latents.float()
     noise = torch.randn_like(clean)
     noisy = (alpha * clean + sigma * noise).to(dtype, memory_format=torch.channels_last)
-    return noisy, alpha * noise - sigma * clean
+    return noisy, times, alpha * noise - sigma * clean
 
 
 def drawn_times(count: int, device: str | torch.device, lean: float = 1.0) -> Tensor:

@@ -12,15 +12,7 @@ from torch.nn import functional
 
 from demo import models, world
 from demo.training.captions import caption_rows, caption_tokens, sheet_captions
-from demo.training.diffusion import (
-    OutOfPlace,
-    attention_options,
-    drawn_times,
-    encoded_prompts,
-    noised,
-    signal_shares,
-    subject_weighted,
-)
+from demo.training.diffusion import OutOfPlace, attention_options, encoded_prompts, noised, subject_weighted
 from demo.training.loop import Trainer, save, steps
 from demo.training.pictures import Pool, encoded_pool, load_autoencoder
 
@@ -91,7 +83,6 @@ class Pupil(nn.Module):
         last_upsample = [module for module in unet.output_blocks.modules() if isinstance(module, Upsample)][-1]
         last_upsample.register_forward_hook(self.keep)
         self.head = nn.Conv2d(last_upsample.out_channels, len(world.SLOTS), 1).to(options.device, options.dtype)
-        self.alphas = signal_shares().to(options.device)
         self.attention = attention_options(options.device)
 
     def keep(self, _module: nn.Module, _inputs: tuple[object, ...], features: Tensor) -> None:
@@ -99,8 +90,7 @@ class Pupil(nn.Module):
 
     def losses(self, latents: Tensor, roles: Tensor, captions: Tensor) -> dict[str, Tensor]:
         """How far off are the pictures and what the head tells of their structure."""
-        times = drawn_times(len(latents), latents.device)
-        noisy, target = noised(latents, times, self.alphas, self.dtype)
+        noisy, times, target = noised(latents, self.dtype)
         with OutOfPlace():
             context, y = encoded_prompts(self.text, self.word_rows[captions], self.dtype)
             predicted = self.unet(noisy, times, context, y=y, transformer_options=self.attention).float()
