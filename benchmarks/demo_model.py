@@ -164,33 +164,55 @@ def loss(model: Any, latents: Tensor, noise: Tensor, sigma: float, prompts: list
     return float(((noisy - clean) / sigma - noise).square().mean())
 
 
-def sharing(demo: Demo, dice: torch.Generator, chosen: Any) -> dict[str, dict[str, float]]:
+def sharing(demo: Demo, dice: torch.Generator, chosen: Any) -> dict[str, Any]:
     """Mean style distance to the reference: no sharing, sharing on all layers, and drawn in that very style.
 
-    By the reference's *share* of attention: 1, and 2 as StyleAligned's authors set it for pictures that they did not
-    generate (arXiv 2312.02133, code: a shift of ln 2).
+    Sharing as far as its operator goes (arXiv 2312.02133, code): as it is; the reference counting twice, as its authors
+    set it for pictures that they did not generate (a shift of ln 2); and the values' moments moved as well.
     """
-    shares = {"share 1": 1.0, "share 2": 2.0}
-    distances: dict[str, list[Tensor]] = {name: [] for name in ("none", *shares, "same style")}
-    everywhere = WrittenGate(parse("i, m, o"))
+    ways = {
+        "share 1": StyleSettings(),
+        "share 2": StyleSettings(share=2.0),
+        "share 2, values too": StyleSettings(share=2.0, adain_v=True),
+    }
+    families, rows = [], []
     for index in range(chosen.references):
         reference = world.random_specs(1, dice)
         scenes = world.random_specs(8, dice).in_style_of(reference[torch.zeros(8, dtype=torch.long)])
-        picture, prompts = draw(reference), world.captions(scenes)
-        target = StyleReference(demo.encode(picture), demo.conditioning(world.captions(reference)))
-        style = demo.verdict(demo.autoencoded(picture)).style
-        models = {"none": demo.model}
-        for name, share in shares.items():
-            settings = StyleSettings(strength=1.0, share=share)
-            models[name] = inject_style(demo.model, StyleInjection(everywhere, target, settings))
-        shown = {name: demo.decode(demo.sample(model, prompts, index, chosen.steps)) for name, model in models.items()}
-        shown["same style"] = demo.autoencoded(draw(scenes))
-        for name, pictures in shown.items():
-            distances[name].append(style_distance(demo.verdict(pictures).style, style))
-    means = {name: float(torch.cat(parts).mean()) for name, parts in distances.items()}
-    span = means["none"] - means["same style"]
-    ways = {name: round((means["none"] - means[name]) / span, 4) for name in shares}
-    return {"distance": {name: round(mean, 4) for name, mean in means.items()}, "share of the way": ways}
+        families.append(world.FAMILY_NAMES[int(reference.family[0, 0])])
+        rows.append(style_distances(demo, reference, scenes, ways, chosen.seed + index, chosen.steps))
+    names = ("none", *ways, "same style")
+    distances = torch.stack(rows)
+    by_family = {name: way_gone(distances[[family == name for family in families]]) for name in sorted(set(families))}
+    return {
+        "distance": dict(zip(names, (round(mean, 4) for mean in distances.mean(0).tolist()), strict=True)),
+        "share of the way": dict(zip(ways, way_gone(distances), strict=True)),
+        "by family": {name: dict(zip(ways, gone, strict=True)) for name, gone in by_family.items()},
+    }
+
+
+def style_distances(
+    demo: Demo, reference: world.Specs, scenes: world.Specs, ways: dict[str, StyleSettings], seed: int, steps: int
+) -> Tensor:
+    """Mean distances of scenes to a reference: without sharing, shared in each of the ways, and drawn in its style."""
+    picture, prompts = draw(reference), world.captions(scenes)
+    target = StyleReference(demo.encode(picture), demo.conditioning(world.captions(reference)))
+    everywhere = WrittenGate(parse("i, m, o"))
+    sharing = (inject_style(demo.model, StyleInjection(everywhere, target, settings)) for settings in ways.values())
+    shown = [demo.decode(demo.sample(model, prompts, seed, steps)) for model in (demo.model, *sharing)]
+    style = demo.verdict(demo.autoencoded(picture)).style
+    return torch.stack(
+        [
+            style_distance(demo.verdict(pictures).style, style).mean()
+            for pictures in (*shown, demo.autoencoded(draw(scenes)))
+        ]
+    )
+
+
+def way_gone(distances: Tensor) -> list[float]:
+    """How far each way to share comes from no sharing (first) to the same style (last); [references, ways + 2]."""
+    none, *shared, same = distances.mean(0).tolist()
+    return [round((none - distance) / (none - same), 4) for distance in shared]
 
 
 if __name__ == "__main__":

@@ -10,13 +10,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def start_comfy() -> None:
+def start_comfy(*flags: str) -> None:
     """Make `comfy` and `nodes` of the ComfyUI at COMFYUI_PATH importable, on the CPU where torch has no accelerator.
+
+    `flags` are ComfyUI's own.
 
     ComfyUI parses the command line when it is first imported, so it must not see the arguments of pytest or a script.
     """
     sys.path.insert(0, os.environ["COMFYUI_PATH"])
-    argv, sys.argv = sys.argv, [sys.argv[0], *_cpu_flag()]
+    argv, sys.argv = sys.argv, [sys.argv[0], *_cpu_flag(), *flags]
     try:
         import comfy.options
 

@@ -12,6 +12,6 @@ from devtools.bootstrap import import_pack, start_comfy
 
 if __name__ == "__main__":
     sys.argv = sys.argv[1:]
-    start_comfy()
+    start_comfy("--use-pytorch-cross-attention")  # as on most GPUs, and the fastest on a CPU
     import_pack()
     runpy.run_path(sys.argv[0], run_name="__main__")
