@@ -342,7 +342,7 @@ def step_times(studio: Studio, chosen: Any) -> dict[str, float]:
 def plot(results: dict[str, Any], path: Path) -> None:
     """Subjects and edges kept against distance to the reference's style, a line a policy; up and left is better.
 
-    The distance begins at zero, and the star is the world's own drawing: a hair's breadth should look like one.
+    Axes begin at zero, and the star is the world's own drawing: a hair's breadth should look like one.
     """
     from matplotlib import pyplot
 
@@ -358,8 +358,9 @@ def plot(results: dict[str, Any], path: Path) -> None:
         marked = {name: results["settings"][name] for name in ("no control", "plain")} | {"drawn by the world": drawn}
         for name, point in marked.items():
             place = point["style distance"]["mean"], point[measure]["mean"]
-            axes.annotate(name, place, (8, 4), textcoords="offset points")
-        axes.set(xlabel="style distance to the reference", ylabel=label, xlim=(0, 0.5))
+            below = name == "no control"
+            axes.annotate(name, place, (8, -14 if below else 4), textcoords="offset points")
+        axes.set(xlabel="style distance to the reference", ylabel=label, xlim=(0, 0.5), ylim=(0, 1.08))
     panels[0].legend(title="how structure is reduced", loc="lower left")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
