@@ -44,8 +44,11 @@ def parts_named(captions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return scenes // backgrounds, scenes % backgrounds, captions % families
 
 
-def caption_rows(specs: world.Specs) -> Tensor:
-    """Rows of `caption_tokens` for a batch; words are left out at random, one caption in ten altogether."""
+def caption_rows(specs: world.Specs, unnamed: float = 0.2) -> Tensor:
+    """Rows of `caption_tokens` for a batch; words are left out at random, one caption in ten altogether.
+
+    The style goes unnamed in a share `unnamed` of the others.
+    """
     device = specs.subject.device
 
     def dropped(names: Tensor, none: int, share: float) -> Tensor:
@@ -58,5 +61,5 @@ def caption_rows(specs: world.Specs) -> Tensor:
     )
     subject = dropped(specs.subject, subjects, 0.06)
     background = dropped(specs.background, backgrounds, 0.06)
-    family = dropped(specs.family[:, 0], families, 0.2)
+    family = dropped(specs.family[:, 0], families, unnamed)
     return (subject * (backgrounds + 1) + background) * (families + 1) + family

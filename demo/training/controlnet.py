@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from demo import models
 from demo.training.captions import caption_rows, caption_tokens
-from demo.training.diffusion import OutOfPlace, attention_options, encoded_prompts, noised, subject_weighted
+from demo.training.diffusion import (
+    OutOfPlace,
+    attention_options,
+    drawn_times,
+    encoded_prompts,
+    noised,
+    subject_weighted,
+)
 from demo.training.loop import Trainer, save, steps
 from demo.training.pictures import contour_pool, encoded_pool, load_autoencoder
 
@@ -36,7 +43,8 @@ def train_controlnet(options: argparse.Namespace) -> None:
 
     for progress, speak in steps(options, options.batch * options.processes, 3e5, "controlnet"):
         rows = torch.randint(len(pool.latents), (options.batch,), device=options.device)
-        noisy, times, target = noised(pool.latents[rows], options.dtype, lean=2.0)
+        times = drawn_times(options.batch, options.device, lean=2.0)
+        noisy, target = noised(pool.latents[rows], times, options.dtype)
         hint = (maps[rows, None].to(options.dtype) / 255).expand(-1, 3, -1, -1)
         with torch.no_grad():
             context, y = encoded_prompts(text, word_rows[caption_rows(pool.specs[rows])], options.dtype)

@@ -20,15 +20,14 @@ def signal_shares(device: str | torch.device = "cpu") -> Tensor:
     return (1 - betas).cumprod(0).sqrt().float().to(device)
 
 
-def noised(latents: Tensor, dtype: torch.dtype, lean: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents with noise, their time indices, and what to predict: v = alpha * noise - sigma * clean."""
-    times = drawn_times(len(latents), latents.device, lean)
+def noised(latents: Tensor, times: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Latents with noise at time indices [B], and what to predict: v = alpha * noise - sigma * clean."""
     alphas = signal_shares(latents.device)
     alpha, sigma = (share[times][:, None, None, None] for share in (alphas, (1 - alphas**2).sqrt()))
     clean = latents.float()
     noise = torch.randn_like(clean)
     noisy = (alpha * clean + sigma * noise).to(dtype, memory_format=torch.channels_last)
-    return noisy, times, alpha * noise - sigma * clean
+    return noisy, alpha * noise - sigma * clean
 
 
 def drawn_times(count: int, device: str | torch.device, lean: float = 1.0) -> Tensor:
@@ -59,11 +58,37 @@ def subject_weighted(error: Tensor, roles: Tensor) -> Tensor:
     return (weight * error).mean() / weight.mean()
 
 
+def pooled_error(error: Tensor, times: Tensor, size: int) -> Tensor:
+    """The loss of v-prediction on means over `size` x `size` latents, for an error of v [B, C, H, W] at times [B].
+
+    Multiscale loss of arXiv 2301.11093 (section 3.2). A mean's noise is `size` times smaller than a latent's, and its
+    error is weighted as that of a latent under so much noise is: sigma^2 + size^2 alpha^2, which is 1 at size 1.
+    Without it, what a whole picture has in common, such as a faint hue, is too little of the loss for the UNet to look
+    for it in another scene.
+    """
+    alphas = signal_shares(error.device)[times]
+    weight = 1 + (size**2 - 1) * alphas**2
+    return (weight * functional.avg_pool2d(error, size).square().mean((1, 2, 3))).mean()
+
+
 def plain_attention(func: object, q: Tensor, k: Tensor, v: Tensor, heads: int, *_: object, **__: object) -> Tensor:
     """Softmax attention by matrix products: on a CPU its backward pass is four times as fast as the fused kernel's."""
     q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=heads) for x in (q, k, v))
     shares = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
     return rearrange(shares @ v, "b h n d -> b n (h d)")
+
+
+def coupled_attention(func: object, q: Tensor, k: Tensor, v: Tensor, heads: int, *_: object, **__: object) -> Tensor:
+    """Self-attention in which row i + N / 2 also sees the tokens of row i; cross-attention as ever."""
+    if q.shape[1] != k.shape[1]:
+        return plain_attention(func, q, k, v, heads)
+    (first_q, second_q), (first_k, second_k), (first_v, second_v) = (part.chunk(2) for part in (q, k, v))
+    both = torch.cat([second_k, first_k], 1), torch.cat([second_v, first_v], 1)
+    first, second = (
+        plain_attention(func, first_q, first_k, first_v, heads),
+        plain_attention(func, second_q, *both, heads),
+    )
+    return torch.cat([first, second])
 
 
 def attention_options(device: str) -> dict[str, object]:

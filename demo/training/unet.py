@@ -12,9 +12,21 @@ from torch.nn import functional
 
 from demo import models, world
 from demo.training.captions import caption_rows, caption_tokens, sheet_captions
-from demo.training.diffusion import OutOfPlace, attention_options, encoded_prompts, noised, subject_weighted
+from demo.training.diffusion import (
+    OutOfPlace,
+    attention_options,
+    coupled_attention,
+    drawn_times,
+    encoded_prompts,
+    noised,
+    pooled_error,
+    subject_weighted,
+)
 from demo.training.loop import Trainer, save, steps
 from demo.training.pictures import Pool, encoded_pool, load_autoencoder
+
+
+LOSS_SHARES = {"pictures": 1.0, "patches": 0.2, "colours": 0.4, "structure": 0.3}
 
 
 def train_unet(options: argparse.Namespace) -> None:
@@ -24,9 +36,11 @@ def train_unet(options: argparse.Namespace) -> None:
     before the finest blocks must tell which part of the scene is where, in whatever style: a true version of the
     representations that REPA aligns with (arXiv 2410.06940). The head is dropped afterwards.
 
-    Every fourth step shows diptychs: two scenes in one style side by side, under a caption that names the style alone.
-    Large models meet such sheets in what they are trained on; without them nothing here teaches self-attention that
-    style is worth looking for in another scene, and sharing attention moves little.
+    Nothing in single pictures teaches self-attention that style is worth looking for in another scene, which large
+    models learn from all they are trained on; without it sharing attention moves little. So pictures come in couples of
+    one style, and the second of each sees the first, but by self-attention alone. Every fourth step shows diptychs
+    instead, two scenes in one style side by side under a caption that names the style alone; there convolutions and
+    normalisation carry style across as well, and leave attention less to learn.
     """
     unet = models.new_unet(options.device).to(options.dtype, memory_format=torch.channels_last)
     tokens = caption_tokens().to(options.device)
@@ -46,8 +60,8 @@ def train_unet(options: argparse.Namespace) -> None:
         save(models.pack_text_weights(text.state_dict(), words), paths[1])
 
     for progress, speak in steps(options, options.batch * options.processes, 1e6, "unet"):
-        losses = pupil.losses(*(diptychs if trainer.count % 4 == 3 else singles)(pool, options.batch))
-        trainer.step(losses["pictures"] + 0.3 * losses["structure"], progress)
+        losses = (pupil.diptychs if trainer.count % 4 == 3 else pupil.couples)(pool, options.batch)
+        trainer.step(sum(weight * losses[name] for name, weight in LOSS_SHARES.items()), progress)
         if speak:
             print(", ".join(f"{name} {loss.item():.4f}" for name, loss in losses.items()), flush=True)
         if trainer.count % 500 == 0 and options.rank == 0:
@@ -58,20 +72,31 @@ def train_unet(options: argparse.Namespace) -> None:
         checkpoint()
 
 
-def singles(pool: Pool, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents [B, 8, 16, 16], what they show [B, 6, 16, 16], and the rows of their captions in `caption_tokens`."""
-    rows = torch.randint(len(pool.latents), (count,), device=pool.latents.device)
-    return pool.latents[rows], pool.coverage[rows].float(), caption_rows(pool.specs[rows])
+def couples(pool: Pool, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents [B, 8, 16, 16], what they show [B, 6, 16, 16], and the rows of their captions in `caption_tokens`.
+
+    Rows i and i + B / 2 share a style, which half of the latter's captions do not name.
+    """
+    first, second = partners(pool, count)
+    rows = torch.cat([first, second])
+    captions = torch.cat([caption_rows(pool.specs[first]), caption_rows(pool.specs[second], unnamed=0.5)])
+    return pool.latents[rows], pool.coverage[rows].float(), captions
 
 
 def diptychs(pool: Pool, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """As `singles`, [B / 2, ..., 16, 32]: pictures i and i + N / 2 of the pool, which share a style."""
-    half = len(pool.latents) // 2
-    left = torch.randint(half, (max(1, count // 2),), device=pool.latents.device)
-    latents, roles = (torch.cat([part[left], part[left + half]], 3) for part in (pool.latents, pool.coverage))
-    family = pool.specs.family[left, 0]
-    unnamed = torch.rand(len(left), device=left.device) < 0.3
+    """As `couples`, side by side: [B / 2, ..., 16, 32]."""
+    rows = partners(pool, count)
+    latents, roles = (torch.cat([part[side] for side in rows], 3) for part in (pool.latents, pool.coverage))
+    family = pool.specs.family[rows[0], 0]
+    unnamed = torch.rand(len(family), device=family.device) < 0.3
     return latents, roles.float(), sheet_captions(torch.where(unnamed, len(world.FAMILY_NAMES), family))
+
+
+def partners(pool: Pool, count: int) -> tuple[Tensor, Tensor]:
+    """Rows of `count` / 2 pictures and of as many other scenes in their styles: i and i + N / 2 of the pool."""
+    half = len(pool.latents) // 2
+    first = torch.randint(half, (max(1, count // 2),), device=pool.latents.device)
+    return first, first + half
 
 
 class Pupil(nn.Module):
@@ -83,19 +108,33 @@ class Pupil(nn.Module):
         last_upsample = [module for module in unet.output_blocks.modules() if isinstance(module, Upsample)][-1]
         last_upsample.register_forward_hook(self.keep)
         self.head = nn.Conv2d(last_upsample.out_channels, len(world.SLOTS), 1).to(options.device, options.dtype)
-        self.attention = attention_options(options.device)
+        self.alone = attention_options(options.device)
 
     def keep(self, _module: nn.Module, _inputs: tuple[object, ...], features: Tensor) -> None:
         self.features = features  # [B, C, 16, 16]
 
-    def losses(self, latents: Tensor, roles: Tensor, captions: Tensor) -> dict[str, Tensor]:
-        """How far off are the pictures and what the head tells of their structure."""
-        noisy, times, target = noised(latents, self.dtype)
+    def couples(self, pool: Pool, count: int) -> dict[str, Tensor]:
+        latents, roles, captions = couples(pool, count)
+        times = drawn_times(len(latents) // 2, latents.device).repeat(2)
+        return self.losses(latents, roles, captions, times, {"optimized_attention_override": coupled_attention})
+
+    def diptychs(self, pool: Pool, count: int) -> dict[str, Tensor]:
+        latents, roles, captions = diptychs(pool, count)
+        return self.losses(latents, roles, captions, drawn_times(len(latents), latents.device), self.alone)
+
+    def losses(
+        self, latents: Tensor, roles: Tensor, captions: Tensor, times: Tensor, attention: dict[str, object]
+    ) -> dict[str, Tensor]:
+        """How far off are the pictures, at three scales, and what the head tells of their structure."""
+        noisy, target = noised(latents, times, self.dtype)
         with OutOfPlace():
             context, y = encoded_prompts(self.text, self.word_rows[captions], self.dtype)
-            predicted = self.unet(noisy, times, context, y=y, transformer_options=self.attention).float()
+            predicted = self.unet(noisy, times, context, y=y, transformer_options=attention).float()
+        error = predicted - target
         told = functional.log_softmax(self.head(self.features).float(), 1)
         return {
-            "pictures": subject_weighted((predicted - target).square().mean(1), roles),
+            "pictures": subject_weighted(error.square().mean(1), roles),
+            "patches": pooled_error(error, times, 4),
+            "colours": pooled_error(error, times, latents.shape[2]),
             "structure": -(roles * told).sum(1).mean(),
         }

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 
 from demo import train, world
 from demo.training import captions, judge
+from demo.training.diffusion import coupled_attention, plain_attention, pooled_error, signal_shares
 from demo.training.pictures import Pool, contour_pool, joined
-from demo.training.unet import diptychs, singles
+from demo.training.unet import couples, diptychs
 
 SHORT = ["--samples", "8", "--batch", "4", "--pool", "8", "--processes", "1"]
 PARTS = ("autoencoder", "judge", "unet", "text_encoder", "controlnet")
@@ -95,9 +96,35 @@ def agrees(specs: world.Specs, rows: torch.Tensor) -> torch.Tensor:
 
 def test_captions_say_what_the_pictures_show_or_leave_it_out(pool: Pool) -> None:
     torch.manual_seed(0)
-    latents, _, rows = singles(pool, 64)
+    latents, _, rows = couples(pool, 64)
     assert agrees(pool.specs[latents[:, 0, 0, 0].long()], rows).all()
     assert len(rows.unique()) > 20 and (rows < captions.single_captions()).all()
+
+
+def test_couples_are_two_scenes_in_one_style(pool: Pool) -> None:
+    first, second = couples(pool, 64)[0][:, 0, 0, 0].long().chunk(2)
+    assert torch.equal(first + 20, second)
+
+
+def test_only_the_second_of_a_couple_sees_the_other() -> None:
+    dice = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 2, 5, 8, generator=dice)
+    first, second = coupled_attention(None, q, k, v, 2)
+    both = (part.flatten(0, 1)[None] for part in (k, v))
+    assert torch.allclose(first, plain_attention(None, q[:1], k[:1], v[:1], 2)[0])
+    assert torch.allclose(second, plain_attention(None, q[1:], *both, 2)[0], atol=1e-6)
+    words = torch.randn(2, 2, 7, 8, generator=dice)
+    assert torch.equal(coupled_attention(None, q, *words, 2), plain_attention(None, q, *words, 2))
+
+
+@pytest.mark.parametrize("size", [1, 4, 16])
+def test_means_weigh_what_latents_weigh(size: int) -> None:
+    """An estimate that is merely the noisy picture is off by noise / alpha in v: a loss of about 1 at every scale."""
+    times = torch.full((64,), 20)
+    noise = torch.randn(64, 8, 16, 16, generator=torch.Generator().manual_seed(0))
+    error = noise / signal_shares()[times][:, None, None, None]
+    assert float(pooled_error(error, times, size)) == pytest.approx(1, abs=0.12)
+    assert float(pooled_error(noise, times, 1)) == pytest.approx(float(noise.square().mean()))
 
 
 def test_diptychs_name_the_style_of_both_halves_or_nothing(pool: Pool) -> None:
