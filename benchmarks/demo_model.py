@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import comfy.samplers
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from benchmarks import harness
 from benchmarks.harness import Demo, auc, draw
-from conditional_balance.engine.gate import WrittenGate
+from conditional_balance.engine.gate import LayerGate, WrittenGate, windowed
 from conditional_balance.engine.grammar import parse
 from conditional_balance.hooks.model_layers import attention_layers
 from conditional_balance.hooks.reference import StyleReference
@@ -28,6 +29,7 @@ def main() -> None:
         "captions": captions(demo, dice, chosen),
         "loss without attention": attention_needed(demo, dice),
         "style sharing on all layers": sharing(demo, dice, chosen),
+        "what the style distance sees": seen(demo, dice, chosen.judged // 25),
     }
     harness.report(results, chosen)
 
@@ -104,6 +106,39 @@ def redrawn(demo: Demo, pictures: Tensor, prompts: list[str], denoise: float = 0
     )
 
 
+def seen(demo: Demo, dice: torch.Generator, count: int) -> dict[str, dict[str, float]]:
+    """How far drawn scenes of the reference's family come to its style by its colours alone, by its strokes alone, and
+    by half of the way in everything: the distance is steep near zero."""
+    result = {}
+    for family in world.KNOWN:
+        references, scenes = (world.random_specs(count, dice, (family,)) for _ in range(2))
+        style = demo.verdict(demo.autoencoded(draw(references))).style
+        drawn = {
+            "none": scenes,
+            "colours": taking(world.COLOURS, scenes, references),
+            "strokes": taking(world.STROKES, scenes, references),
+            "half of all": halfway(scenes, references),
+            "all": scenes.in_style_of(references),
+        }
+        distances = [style_distance(demo.verdict(demo.autoencoded(draw(s))).style, style) for s in drawn.values()]
+        result[family] = dict(zip(list(drawn)[1:-1], way_gone(torch.stack(distances, 1)), strict=True))
+    return result
+
+
+def taking(names: tuple[str, ...], scenes: world.Specs, references: world.Specs) -> world.Specs:
+    """The scenes with the named style parameters of the references."""
+    columns = torch.tensor([name in names for name in world.PARAMETERS])
+    return replace(scenes, style=torch.where(columns, references.style, scenes.style))
+
+
+def halfway(scenes: world.Specs, references: world.Specs) -> world.Specs:
+    """The scenes with every style parameter halfway to the references'; hue takes the short way round its circle."""
+    gap = references.style - scenes.style
+    hue = world.PARAMETERS.index("hue")
+    gap[:, hue] = (gap[:, hue] + 0.5) % 1 - 0.5
+    return replace(scenes, style=scenes.style + gap / 2)
+
+
 def captions(demo: Demo, dice: torch.Generator, chosen: Any) -> dict[str, float]:
     """How often fresh prompts get what they ask for."""
     specs = world.random_specs(chosen.prompts, dice)
@@ -168,12 +203,16 @@ def sharing(demo: Demo, dice: torch.Generator, chosen: Any) -> dict[str, Any]:
     """Mean style distance to the reference: no sharing, sharing on all layers, and drawn in that very style.
 
     Sharing as far as its operator goes (arXiv 2312.02133, code): as it is; the reference counting twice, as its authors
-    set it for pictures that they did not generate (a shift of ln 2); and the values' moments moved as well.
+    set it for pictures that they did not generate (a shift of ln 2); and the values' moments moved as well. And as it
+    is down to sigma 1 only, to see when it acts.
     """
+    everywhere = WrittenGate(parse("i, m, o"))
+    early = windowed(everywhere, 0.0, percent_at(demo.model, 1.0))
     ways = {
-        "share 1": StyleSettings(),
-        "share 2": StyleSettings(share=2.0),
-        "share 2, values too": StyleSettings(share=2.0, adain_v=True),
+        "share 1": (everywhere, StyleSettings()),
+        "share 1 above sigma 1": (early, StyleSettings()),
+        "share 2": (everywhere, StyleSettings(share=2.0)),
+        "share 2, values too": (everywhere, StyleSettings(share=2.0, adain_v=True)),
     }
     families, rows = [], []
     for index in range(chosen.references):
@@ -191,14 +230,23 @@ def sharing(demo: Demo, dice: torch.Generator, chosen: Any) -> dict[str, Any]:
     }
 
 
+def percent_at(model: Any, sigma: float) -> float:
+    """Where in the schedule, from 0 to 1, the noise has come down to `sigma`."""
+    return 1 - float(model.get_model_object("model_sampling").timestep(torch.tensor(sigma))) / 999
+
+
 def style_distances(
-    demo: Demo, reference: world.Specs, scenes: world.Specs, ways: dict[str, StyleSettings], seed: int, steps: int
+    demo: Demo,
+    reference: world.Specs,
+    scenes: world.Specs,
+    ways: dict[str, tuple[LayerGate, StyleSettings]],
+    seed: int,
+    steps: int,
 ) -> Tensor:
     """Mean distances of scenes to a reference: without sharing, shared in each of the ways, and drawn in its style."""
     picture, prompts = draw(reference), world.captions(scenes)
     target = StyleReference(demo.encode(picture), demo.conditioning(world.captions(reference)))
-    everywhere = WrittenGate(parse("i, m, o"))
-    sharing = (inject_style(demo.model, StyleInjection(everywhere, target, settings)) for settings in ways.values())
+    sharing = (inject_style(demo.model, StyleInjection(gate, target, settings)) for gate, settings in ways.values())
     shown = [demo.decode(demo.sample(model, prompts, seed, steps)) for model in (demo.model, *sharing)]
     style = demo.verdict(demo.autoencoded(picture)).style
     return torch.stack(

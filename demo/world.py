@@ -27,7 +27,9 @@ PLACES = dict(
     forest="in the forest",
     room="in a room",
 )
-PARAMETERS = ("hue", "hue_gap", "spread", "chroma", "contrast", "key", "frequency", "angle", "line", "amount")
+COLOURS = ("hue", "hue_gap", "spread", "chroma", "contrast", "key")
+STROKES = ("frequency", "angle", "line", "amount")
+PARAMETERS = COLOURS + STROKES
 
 
 class Family(NamedTuple):

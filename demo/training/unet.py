@@ -25,7 +25,6 @@ from demo.training.diffusion import (
 from demo.training.loop import Trainer, save, steps
 from demo.training.pictures import Pool, encoded_pool, load_autoencoder
 
-
 LOSS_SHARES = {"pictures": 1.0, "patches": 0.2, "colours": 0.4, "structure": 0.3}
 
 
