@@ -84,11 +84,8 @@ def coupled_attention(func: object, q: Tensor, k: Tensor, v: Tensor, heads: int,
         return plain_attention(func, q, k, v, heads)
     (first_q, second_q), (first_k, second_k), (first_v, second_v) = (part.chunk(2) for part in (q, k, v))
     both = torch.cat([second_k, first_k], 1), torch.cat([second_v, first_v], 1)
-    first, second = (
-        plain_attention(func, first_q, first_k, first_v, heads),
-        plain_attention(func, second_q, *both, heads),
-    )
-    return torch.cat([first, second])
+    first = plain_attention(func, first_q, first_k, first_v, heads)
+    return torch.cat([first, plain_attention(func, second_q, *both, heads)])
 
 
 def attention_options(device: str) -> dict[str, object]:
