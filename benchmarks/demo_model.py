@@ -21,8 +21,8 @@ from demo.judge import Verdict, style_distance
 
 
 def main() -> None:
-    chosen = harness.options(__doc__, prompts=500, steps=20, judged=500, references=12)
-    demo, dice = Demo(), torch.Generator().manual_seed(chosen.seed)
+    chosen = harness.options(__doc__, prompts=500, steps=20, judged=500, references=12, cfg=harness.CFG)
+    demo, dice = Demo(cfg=chosen.cfg), torch.Generator().manual_seed(chosen.seed)
     results = {
         "autoencoder and judge": autoencoder_and_judge(demo, dice, chosen.judged),
         "style distance AUC": style_aucs(demo, dice, chosen.judged // 2),
@@ -93,7 +93,7 @@ def redrawn(demo: Demo, pictures: Tensor, prompts: list[str], denoise: float = 0
             demo.model,
             noise,
             10,
-            harness.CFG,
+            demo.cfg,
             "euler",
             "normal",
             demo.conditioning(prompts),

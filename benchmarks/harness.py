@@ -19,7 +19,7 @@ from benchmarks._command import command_line, keep
 from conditional_balance.hooks.prompts import encode_rows
 from demo import judge, models, world
 
-CFG = 4.0
+CFG = 2.0
 BATCH = 64
 
 
@@ -38,7 +38,8 @@ def report(results: dict[str, Any], chosen: argparse.Namespace) -> None:
 class Demo:
     """The demo model and its judge; on CPUs in the precision that is fastest there."""
 
-    def __init__(self, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, dtype: torch.dtype | None = None, cfg: float = CFG) -> None:
+        self.cfg = cfg
         torch.set_grad_enabled(False)
         if dtype is None and comfy.model_management.cpu_mode():
             dtype = models.fast_dtype("cpu")
@@ -60,7 +61,7 @@ class Demo:
         noise = comfy.sample.prepare_noise(latent, seed)
         positive, negative = self.conditioning(prompts), self.conditioning([""])
         return comfy.sample.sample(
-            model, noise, steps, CFG, "euler", "normal", positive, negative, latent, disable_pbar=True, seed=seed
+            model, noise, steps, self.cfg, "euler", "normal", positive, negative, latent, disable_pbar=True, seed=seed
         )
 
     def decode(self, latents: Tensor) -> Tensor:

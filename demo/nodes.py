@@ -26,7 +26,7 @@ class CBLoadDemoModel(io.ComfyNode):
             description="Loads the small SDXL-shaped model that shows and tests this pack's nodes on any computer.",
             inputs=[],
             outputs=[
-                io.Model.Output(tooltip="The demo UNet; sample 128 x 128 pictures, 20 steps, cfg 4."),
+                io.Model.Output(tooltip="The demo UNet; sample 128 x 128 pictures, 20 steps, cfg 2."),
                 io.Clip.Output(tooltip="Knows captions such as 'a fish by the sea, comic style'."),
                 io.Vae.Output(tooltip="Autoencoder of the demo pictures."),
             ],

@@ -19,7 +19,7 @@ from devtools import comfyui, environment, server
 from devtools.sheet import Blueprint, Sheet, Source, save
 
 STYLES = ("comic", "engraving", "stained glass", "neon", "mosaic", "poster")
-DEMO = {"seed": 5, "steps": 12, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
+DEMO = {"seed": 5, "steps": 12, "cfg": 2.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
 SDXL = DEMO | {"seed": 10, "steps": 30, "cfg": 5.0}
 BASE_SDXL = "sd_xl_base_1.0.safetensors"
 PUBLISHED = "sdxl-base-1.0.style.published.safetensors"

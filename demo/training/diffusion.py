@@ -20,14 +20,29 @@ def signal_shares(device: str | torch.device = "cpu") -> Tensor:
     return (1 - betas).cumprod(0).sqrt().float().to(device)
 
 
-def noised(latents: Tensor, times: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Latents with noise at time indices [B], and what to predict: v = alpha * noise - sigma * clean."""
-    alphas = signal_shares(latents.device)
-    alpha, sigma = (share[times][:, None, None, None] for share in (alphas, (1 - alphas**2).sqrt()))
+def noised(latents: Tensor, times: Tensor, dtype: torch.dtype, drift: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+    """Latents with noise at time indices [B], and what to predict: v = alpha * noise - sigma * clean.
+
+    A `drift` [B, 8, H, W] is an error that came in on the way: it shrinks with the noise, as the error of an estimate
+    does while sampling, and v leads back to the clean latents.
+    """
+    alpha, sigma = levels(times)
     clean = latents.float()
     noise = torch.randn_like(clean)
-    noisy = (alpha * clean + sigma * noise).to(dtype, memory_format=torch.channels_last)
-    return noisy, alpha * noise - sigma * clean
+    noisy = alpha * clean + sigma * noise + torch.minimum(alpha, sigma) * drift
+    return noisy.to(dtype, memory_format=torch.channels_last), alpha * noise - sigma * clean + undoing(drift, times)
+
+
+def undoing(drift: Tensor | float, times: Tensor) -> Tensor:
+    """The part of v that leads back from a drift."""
+    alpha, sigma = levels(times)
+    return torch.minimum(alpha, alpha**2 / sigma) * drift
+
+
+def levels(times: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha and sigma, [B, 1, 1, 1], of which alpha^2 + sigma^2 = 1."""
+    alpha = signal_shares(times.device)[times][:, None, None, None]
+    return alpha, (1 - alpha**2).sqrt()
 
 
 def drawn_times(count: int, device: str | torch.device, lean: float = 1.0) -> Tensor:
@@ -58,16 +73,17 @@ def subject_weighted(error: Tensor, roles: Tensor) -> Tensor:
     return (weight * error).mean() / weight.mean()
 
 
-def pooled_error(error: Tensor, times: Tensor, size: int) -> Tensor:
+def pooled_error(error: Tensor, times: Tensor, size: int, drift: Tensor | float = 0.0) -> Tensor:
     """The loss of v-prediction on means over `size` x `size` latents, for an error of v [B, C, H, W] at times [B].
 
     Multiscale loss of arXiv 2301.11093 (section 3.2). A mean's noise is `size` times smaller than a latent's, and its
     error is weighted as that of a latent under so much noise is: sigma^2 + size^2 alpha^2, which is 1 at size 1.
     Without it, what a whole picture has in common, such as a faint hue, is too little of the loss for the UNet to look
-    for it in another scene.
+    for it in another scene. A drift counts as noise does: a mean that was further off weighs less.
     """
     alphas = signal_shares(error.device)[times]
-    weight = 1 + (size**2 - 1) * alphas**2
+    off = functional.avg_pool2d(undoing(drift, times).expand_as(error), size).square().mean((1, 2, 3))
+    weight = 1 / (1 / (1 + (size**2 - 1) * alphas**2) + off)
     return (weight * functional.avg_pool2d(error, size).square().mean((1, 2, 3))).mean()
 
 

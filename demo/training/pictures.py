@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -79,6 +80,21 @@ def encoded_pool(options: argparse.Namespace, vae: Autoencoder) -> Pool:
     pool = Pool(torch.cat(latents), torch.cat(coverage), specs)
     print(f"pool: {len(specs):,} latents, spread {pool.latents.float().std():.3f}", flush=True)
     return pool
+
+
+@torch.no_grad()
+def strayed_latents(options: argparse.Namespace, vae: Autoencoder, specs: world.Specs) -> Tensor:
+    """The same scenes in other styles: [N, 8, 16, 16]."""
+    strayed = in_other_styles(specs, torch.Generator(options.device).manual_seed(options.seed + 4 + options.rank))
+    rows = torch.arange(len(specs), device=options.device)
+    return torch.cat([encode_bytes(vae, rendered(strayed[part]), options.dtype) for part in rows.split(32)])
+
+
+def in_other_styles(specs: world.Specs, draw: torch.Generator) -> world.Specs:
+    """Half of them of the same family."""
+    other = world.random_specs(len(specs), draw)
+    same_family = torch.rand(len(specs), 1, generator=draw, device=draw.device) < 0.5
+    return replace(specs, style=other.style, family=torch.where(same_family, specs.family, other.family))
 
 
 def contour_pool(specs: world.Specs) -> Tensor:

@@ -23,7 +23,7 @@ from demo.training.diffusion import (
     subject_weighted,
 )
 from demo.training.loop import Trainer, save, steps
-from demo.training.pictures import Pool, encoded_pool, load_autoencoder
+from demo.training.pictures import Pool, encoded_pool, load_autoencoder, strayed_latents
 
 LOSS_SHARES = {"pictures": 1.0, "patches": 0.2, "colours": 0.4, "structure": 0.3}
 
@@ -40,6 +40,10 @@ def train_unet(options: argparse.Namespace) -> None:
     one style, and the second of each sees the first, but by self-attention alone. Every fourth step shows diptychs
     instead, two scenes in one style side by side under a caption that names the style alone; there convolutions and
     normalisation carry style across as well, and leave attention less to learn.
+
+    Under the noise of training are true pictures, under that of sampling the UNet's own estimates (exposure bias,
+    arXiv 2301.11706), and one that has only met the former trusts whatever colours it has begun with. So the second of
+    a couple has drifted toward another style, and the first tells which is the true one.
     """
     unet = models.new_unet(options.device).to(options.dtype, memory_format=torch.channels_last)
     tokens = caption_tokens().to(options.device)
@@ -50,7 +54,9 @@ def train_unet(options: argparse.Namespace) -> None:
         print(f"unet: going on from {paths[0].name}", flush=True)
         unet.load_state_dict(load_file(paths[0]))
         models.load_packed_text_weights(text, load_file(paths[1]), words)
-    pool = encoded_pool(options, load_autoencoder(options))
+    vae = load_autoencoder(options)
+    pool = encoded_pool(options, vae)
+    strayed = strayed_latents(options, vae, pool.specs[len(pool.specs) // 2 :])
     pupil = Pupil(unet, text, torch.searchsorted(words, tokens), options)
     trainer = Trainer(pupil, rate=options.rate, muon_rate=10 * options.rate)
 
@@ -59,7 +65,10 @@ def train_unet(options: argparse.Namespace) -> None:
         save(models.pack_text_weights(text.state_dict(), words), paths[1])
 
     for progress, speak in steps(options, options.batch * options.processes, 1e6, "unet"):
-        losses = (pupil.diptychs if trainer.count % 4 == 3 else pupil.couples)(pool, options.batch)
+        if trainer.count % 4 == 3:
+            losses = pupil.diptychs(pool, options.batch)
+        else:
+            losses = pupil.couples(pool, strayed, options.batch)
         trainer.step(sum(weight * losses[name] for name, weight in LOSS_SHARES.items()), progress)
         if speak:
             print(", ".join(f"{name} {loss.item():.4f}" for name, loss in losses.items()), flush=True)
@@ -71,15 +80,18 @@ def train_unet(options: argparse.Namespace) -> None:
         checkpoint()
 
 
-def couples(pool: Pool, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents [B, 8, 16, 16], what they show [B, 6, 16, 16], and the rows of their captions in `caption_tokens`.
+def couples(pool: Pool, strayed: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Latents [B, 8, 16, 16], what they show [B, 6, 16, 16], the rows of their captions in `caption_tokens`, and drift.
 
-    Rows i and i + B / 2 share a style, which half of the latter's captions do not name.
+    Rows i and i + B / 2 share a style, which half of the latter's captions do not name. These drift, more or less far,
+    toward their scenes in other styles, which are `strayed` [N / 2, 8, 16, 16].
     """
     first, second = partners(pool, count)
     rows = torch.cat([first, second])
     captions = torch.cat([caption_rows(pool.specs[first]), caption_rows(pool.specs[second], unnamed=0.5)])
-    return pool.latents[rows], pool.coverage[rows].float(), captions
+    astray = strayed[first].float() - pool.latents[second].float()
+    astray *= torch.rand(len(second), 1, 1, 1, device=astray.device)
+    return pool.latents[rows], pool.coverage[rows].float(), captions, torch.cat([torch.zeros_like(astray), astray])
 
 
 def diptychs(pool: Pool, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,20 +124,27 @@ class Pupil(nn.Module):
     def keep(self, _module: nn.Module, _inputs: tuple[object, ...], features: Tensor) -> None:
         self.features = features  # [B, C, 16, 16]
 
-    def couples(self, pool: Pool, count: int) -> dict[str, Tensor]:
-        latents, roles, captions = couples(pool, count)
+    def couples(self, pool: Pool, strayed: Tensor, count: int) -> dict[str, Tensor]:
+        latents, roles, captions, drift = couples(pool, strayed, count)
         times = drawn_times(len(latents) // 2, latents.device).repeat(2)
-        return self.losses(latents, roles, captions, times, {"optimized_attention_override": coupled_attention})
+        attention = {"optimized_attention_override": coupled_attention}
+        return self.losses(latents, roles, captions, times, attention, drift)
 
     def diptychs(self, pool: Pool, count: int) -> dict[str, Tensor]:
         latents, roles, captions = diptychs(pool, count)
         return self.losses(latents, roles, captions, drawn_times(len(latents), latents.device), self.alone)
 
     def losses(
-        self, latents: Tensor, roles: Tensor, captions: Tensor, times: Tensor, attention: dict[str, object]
+        self,
+        latents: Tensor,
+        roles: Tensor,
+        captions: Tensor,
+        times: Tensor,
+        attention: dict[str, object],
+        drift: Tensor | float = 0.0,
     ) -> dict[str, Tensor]:
         """How far off are the pictures, at three scales, and what the head tells of their structure."""
-        noisy, target = noised(latents, times, self.dtype)
+        noisy, target = noised(latents, times, self.dtype, drift)
         with OutOfPlace():
             context, y = encoded_prompts(self.text, self.word_rows[captions], self.dtype)
             predicted = self.unet(noisy, times, context, y=y, transformer_options=attention).float()
@@ -133,7 +152,7 @@ class Pupil(nn.Module):
         told = functional.log_softmax(self.head(self.features).float(), 1)
         return {
             "pictures": subject_weighted(error.square().mean(1), roles),
-            "patches": pooled_error(error, times, 4),
-            "colours": pooled_error(error, times, latents.shape[2]),
+            "patches": pooled_error(error, times, 4, drift),
+            "colours": pooled_error(error, times, latents.shape[2], drift),
             "structure": -(roles * told).sum(1).mean(),
         }

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from demo import train, world
 from demo.training import captions, judge
-from demo.training.diffusion import coupled_attention, plain_attention, pooled_error, signal_shares
-from demo.training.pictures import Pool, contour_pool, joined
+from demo.training.diffusion import coupled_attention, noised, plain_attention, pooled_error, signal_shares
+from demo.training.pictures import Pool, contour_pool, in_other_styles, joined
 from demo.training.unet import couples, diptychs
 
 SHORT = ["--samples", "8", "--batch", "4", "--pool", "8", "--processes", "1"]
@@ -96,14 +96,44 @@ def agrees(specs: world.Specs, rows: torch.Tensor) -> torch.Tensor:
 
 def test_captions_say_what_the_pictures_show_or_leave_it_out(pool: Pool) -> None:
     torch.manual_seed(0)
-    latents, _, rows = couples(pool, 64)
+    latents, _, rows, _ = couples(pool, pool.latents[20:], 64)
     assert agrees(pool.specs[latents[:, 0, 0, 0].long()], rows).all()
     assert len(rows.unique()) > 20 and (rows < captions.single_captions()).all()
 
 
 def test_couples_are_two_scenes_in_one_style(pool: Pool) -> None:
-    first, second = couples(pool, 64)[0][:, 0, 0, 0].long().chunk(2)
+    first, second = couples(pool, pool.latents[20:], 64)[0][:, 0, 0, 0].long().chunk(2)
     assert torch.equal(first + 20, second)
+
+
+def test_only_the_second_of_a_couple_drifts_and_toward_its_own_scene(pool: Pool) -> None:
+    torch.manual_seed(0)
+    latents, _, _, drift = couples(pool, pool.latents[20:] ** 2, 64)
+    first, second = drift.chunk(2)
+    share = second / (latents[32:] ** 2 - latents[32:])
+    assert not first.any() and ((share >= 0) & (share < 1)).all()
+    assert float(share.std((1, 2, 3)).max()) < 1e-4 and share[:, 0, 0, 0].unique().numel() > 20
+
+
+def test_what_is_to_be_predicted_leads_back_from_noise_and_drift() -> None:
+    clean, drift = torch.randn(2, 8, 8, 4, 4, generator=torch.Generator().manual_seed(0))
+    times = torch.tensor([0, 20, 100, 300, 500, 700, 900, 999])
+    alpha = signal_shares()[times][:, None, None, None]
+    torch.manual_seed(0)
+    noisy, target = noised(clean, times, torch.float32, drift)
+    torch.manual_seed(0)
+    straight, _ = noised(clean, times, torch.float32)
+    sigma = (1 - alpha**2).sqrt()
+    assert torch.allclose(alpha * noisy - sigma * target, clean, atol=1e-5)
+    assert torch.allclose(noisy - straight, torch.minimum(sigma, alpha) * drift, atol=1e-5)
+
+
+def test_strayed_pictures_show_the_same_scenes_in_other_styles() -> None:
+    specs = world.random_specs(400, torch.Generator().manual_seed(0))
+    strayed = in_other_styles(specs, torch.Generator().manual_seed(1))
+    assert all(torch.equal(getattr(strayed, part), getattr(specs, part)) for part in ("subject", "background", "pose"))
+    assert not torch.equal(strayed.style, specs.style)
+    assert 0.45 < float((strayed.family == specs.family).all(1).float().mean()) < 0.7  # half, and one in nine by chance
 
 
 def test_only_the_second_of_a_couple_sees_the_other() -> None:
