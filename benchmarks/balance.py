@@ -136,26 +136,25 @@ def summarised(jobs: list[Job], outcomes: list[torch.Tensor], chosen: Any) -> di
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Content kept against style distance, one line a policy over lambda; up and left is better."""
+    """One line a policy: style distance over lambda, and content kept over style distance (up and left is better)."""
     from matplotlib import pyplot
 
     setting = SETTINGS[0]
     rows = results["settings"][setting.name]
-    figure, axes = pyplot.subplots(figsize=(7.2, 4.6), layout="constrained")
-    ends = [("none", 0.0), ("all layers", 1.0)]
+    figure, (reach, price) = pyplot.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    shares = (0.0, *setting.sweep, 1.0)
     for policy in setting.policies:
-        points = [
-            rows[f"{name} {share:g}"] for name, share in (ends[0], *((policy, s) for s in setting.sweep), ends[1])
-        ]
-        x, y = ([point[measure]["mean"] for point in points] for measure in ("style distance", "content"))
-        axes.plot(x, y, marker="o", label=policy, linewidth=2 if policy == "per-step" else 1)
-    for name, share in ends:
-        point = rows[f"{name} {share:g}"]
-        axes.annotate(
-            name, (point["style distance"]["mean"], point["content"]["mean"]), (6, 6), textcoords="offset points"
+        names = ("none 0", *(f"{policy} {share:g}" for share in setting.sweep), "all layers 1")
+        distance, content = (
+            [rows[name][measure]["mean"] for name in names] for measure in ("style distance", "content")
         )
-    axes.set(xlabel="style distance to the reference", ylabel="subject and background as prompted", title=setting.name)
-    axes.legend(title="layers chosen")
+        style = {"marker": "o", "label": policy, "linewidth": 2 if policy == "per-step" else 1}
+        reach.plot(shares, distance, **style)
+        price.plot(distance, content, **style)
+    reach.set(xlabel="lambda: share of the layers", ylabel="style distance to the reference", title=setting.name)
+    price.set(xlabel="style distance to the reference", ylabel="subject and background as prompted")
+    price.set_ylim(min(0.8, price.get_ylim()[0]), 1.01)  # or a picture or two would fill the panel
+    reach.legend(title="layers chosen")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
 
