@@ -26,12 +26,12 @@ from benchmarks import harness
 from benchmarks.harness import BATCH, CFG, Demo, interval
 from conditional_balance.engine.masks import MaskSettings, mask_of
 from conditional_balance.engine.subject import Phrase
-from conditional_balance.hooks.attribution import Found, attribute
-from conditional_balance.hooks.attribution_grad_sam import by_gradient
-from conditional_balance.hooks.attribution_layers import AttributionSettings, Layers, chosen_layers
-from conditional_balance.hooks.attribution_prediction import Prediction
-from conditional_balance.hooks.attribution_probe import Look, find_subject
-from conditional_balance.hooks.subject import Subject, read_subject
+from conditional_balance.runtime.attribution.attribute import Found, attribute
+from conditional_balance.runtime.attribution.find import Look, find_subject
+from conditional_balance.runtime.attribution.layers import AttributionSettings, Layers, chosen_layers
+from conditional_balance.runtime.attribution.methods.grad_sam import by_gradient
+from conditional_balance.runtime.attribution.prediction import Prediction
+from conditional_balance.runtime.attribution.subject import Subject, read_subject
 from demo import world
 
 LEVELS = (0.55, 0.7, 0.85)

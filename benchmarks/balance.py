@@ -15,8 +15,8 @@ from benchmarks.harness import Demo, draw, interval
 from conditional_balance.engine.gate import RankedGate, WrittenGate
 from conditional_balance.engine.grammar import parse
 from conditional_balance.engine.profile import SensitivityProfile, load
-from conditional_balance.hooks.reference import StyleReference
-from conditional_balance.hooks.style_injection import StyleInjection, StyleSettings, inject_style
+from conditional_balance.runtime.inject.reference import StyleReference
+from conditional_balance.runtime.inject.style import StyleInjection, StyleSettings, inject_style
 from demo import world
 from demo.judge import style_distance
 from devtools.bootstrap import ROOT

@@ -27,9 +27,9 @@ from benchmarks.attribution import GROUP, alike, described, subject_of
 from benchmarks.harness import CFG, Demo
 from conditional_balance.engine.masks import MaskSettings, dilated
 from conditional_balance.engine.windows import parse_windows
-from conditional_balance.hooks.attribution_layers import AttributionSettings
-from conditional_balance.hooks.blend import PAPER, X0, Blend, blend_reference
-from conditional_balance.hooks.subject import Subject
+from conditional_balance.runtime.attribution.layers import AttributionSettings
+from conditional_balance.runtime.attribution.subject import Subject
+from conditional_balance.runtime.inject.blend import PAPER, X0, Blend, blend_reference
 from demo import world
 
 WINDOWS = "0.22-0.48, 0.48-0.68, 0.68-0.9"

@@ -13,9 +13,9 @@ from benchmarks import harness
 from benchmarks.harness import Demo, auc, draw
 from conditional_balance.engine.gate import LayerGate, WrittenGate, windowed
 from conditional_balance.engine.grammar import parse
-from conditional_balance.hooks.model_layers import attention_layers
-from conditional_balance.hooks.reference import StyleReference
-from conditional_balance.hooks.style_injection import StyleInjection, StyleSettings, inject_style
+from conditional_balance.runtime.arch.unet import attention_layers
+from conditional_balance.runtime.inject.reference import StyleReference
+from conditional_balance.runtime.inject.style import StyleInjection, StyleSettings, inject_style
 from demo import world
 from demo.judge import Verdict, style_distance
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks._command import command_line, keep
-from conditional_balance.hooks.prompts import encode_rows
+from conditional_balance.runtime.inject.prompts import encode_rows
 from demo import judge, models, world
 
 CFG = 2.0

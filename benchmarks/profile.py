@@ -17,7 +17,7 @@ from benchmarks._command import command_line, keep
 from conditional_balance.engine.divergence import DISTANCES, pairing, pairwise
 from conditional_balance.engine.moments import Moments
 from conditional_balance.engine.scoring import scores_of, separation_of
-from conditional_balance.hooks.capture import Recorder, recording
+from conditional_balance.runtime.profile.capture import Recorder, recording
 
 ROUNDS = 9
 IMAGES, LEVELS, CLUSTERS = 50, 14, 10

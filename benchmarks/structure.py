@@ -34,12 +34,12 @@ from conditional_balance.engine.ablation import agreement
 from conditional_balance.engine.gate import RankedGate
 from conditional_balance.engine.profile import SensitivityProfile, load
 from conditional_balance.engine.structure import PaperSchedule, RankedSlots, parse_weights
-from conditional_balance.hooks.control import gate_control, layout_of
-from conditional_balance.hooks.control_ablation import ablate_slots
-from conditional_balance.hooks.model_layers import unet_of
-from conditional_balance.hooks.profiling import noise_levels
-from conditional_balance.hooks.reference import StyleReference
-from conditional_balance.hooks.style_injection import StyleInjection, inject_style
+from conditional_balance.runtime.arch.unet import unet_of
+from conditional_balance.runtime.inject.control import gate_control, layout_of
+from conditional_balance.runtime.inject.reference import StyleReference
+from conditional_balance.runtime.inject.style import StyleInjection, inject_style
+from conditional_balance.runtime.profile.ablation import ablate_slots
+from conditional_balance.runtime.profile.profiling import noise_levels
 from demo import models, world
 from demo.hands import HANDS
 from demo.judge import style_distance

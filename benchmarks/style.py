@@ -32,10 +32,10 @@ from benchmarks._command import command_line, keep
 from conditional_balance.engine.gate import RankedGate
 from conditional_balance.engine.profile import SensitivityProfile, load
 from conditional_balance.engine.style import StyleSettings, adain, layer_styles
-from conditional_balance.hooks.attention import plain_attention
-from conditional_balance.hooks.model_layers import attention_layers
-from conditional_balance.hooks.reference import FIRST_ROW, StyleReference
-from conditional_balance.hooks.style_injection import StyleInjection, inject_style
+from conditional_balance.runtime.arch.attention import plain_attention
+from conditional_balance.runtime.arch.unet import attention_layers
+from conditional_balance.runtime.inject.reference import FIRST_ROW, StyleReference
+from conditional_balance.runtime.inject.style import StyleInjection, inject_style
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILE = ROOT / "sensitivity_profiles" / "sdxl-base-1.0.style.published.safetensors"

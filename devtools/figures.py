@@ -18,11 +18,11 @@ import numpy as np
 from PIL import Image
 
 from conditional_balance.engine.gate import CombinedGate, LayerGate, RankedGate, ScaledGate, WrittenGate
-from conditional_balance.engine.gate_map import sampled, spread_sigmas, standard_sigma
 from conditional_balance.engine.grammar import parse
 from conditional_balance.engine.layers import LayerId
 from conditional_balance.engine.profile import SensitivityProfile, load
 from conditional_balance.engine.structure import PaperSchedule, RankedSlots, StructureGate, parse_weights, slot_layout
+from conditional_balance.render.gate_map import sampled, spread_sigmas, standard_sigma
 
 from .comfyui import ROOT
 from .contact import grids, parts, sheet, stacked

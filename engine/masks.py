@@ -111,16 +111,3 @@ def distance_to(inside: torch.Tensor) -> torch.Tensor:
 def smoothed(maps: torch.Tensor, before: torch.Tensor | None, keep: float) -> torch.Tensor:
     """Moving average over windows: `keep` of what was, the rest of what is; a mask then does not jump."""
     return maps if before is None else torch.lerp(maps, before, keep)
-
-
-def overlay(pictures: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Pictures [B, H, W, 3] with the masked part in colour and the rest dark and grey; mask [B, H, W]."""
-    grey = pictures.mean(-1, keepdim=True).expand_as(pictures)
-    return torch.lerp(0.35 * grey, pictures, mask[..., None])
-
-
-def heat(maps: torch.Tensor) -> torch.Tensor:
-    """Maps [..., h, w] as pictures [..., h, w, 3]: black through red and yellow to white, each map over its range."""
-    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
-    level = 3 * (maps - low) / (high - low).clamp_min(torch.finfo(torch.float32).tiny)
-    return torch.stack([(level - channel).clamp(0, 1) for channel in range(3)], -1)

@@ -1,1 +1,1 @@
-"""The faces: node schemas whose execute() calls down into hooks and engine."""
+"""The faces: node schemas whose execute() calls down into runtime, render and engine."""

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
-from ..engine.masks import heat
-from ..hooks.blend import Attribution, Measured
+from ..render.overlay import heat
+from ..runtime.inject.blend import Attribution, Measured
 from .findings import coverage, enlarged, enlarged_mask, report, with_mask
 from .gradsam import Attributed
 from .shown import STRIP, summary, timed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from comfy import utils
 
-from ..engine.masks import heat, overlay
+from ..render.overlay import heat, overlay
 
 PIXELS = 8  # per cell of the latent, as in every UNet's VAE
 

@@ -21,10 +21,10 @@ from ..engine.gate import (
     pinned,
     windowed,
 )
-from ..engine.gate_map import draw, sampled, spread_sigmas
-from ..engine.gate_map import summary as describe
 from ..engine.grammar import GrammarError, Selection, parse
 from ..engine.profile import SensitivityProfile
+from ..render.gate_map import draw, sampled, spread_sigmas
+from ..render.gate_map import summary as describe
 from .profile import Profile
 from .shown import layer_map, summary, timed
 from .widgets import advanced, window_in_words, window_inputs

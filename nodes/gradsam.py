@@ -10,10 +10,10 @@ from comfy_api.latest import io
 
 from ..engine.masks import mask_of
 from ..engine.windows import parse_windows
-from ..hooks.attribution_probe import Look, find_subject, percents_in
-from ..hooks.blend import MODES, X0, Blend, blend_reference
-from ..hooks.reference import Conditioning
-from ..hooks.subject import Subject as SubjectTokens
+from ..runtime.attribution.find import Look, find_subject, percents_in
+from ..runtime.attribution.subject import Subject as SubjectTokens
+from ..runtime.inject.blend import MODES, X0, Blend, blend_reference
+from ..runtime.inject.reference import Conditioning
 from .findings import enlarged, report, with_mask
 from .gradsam_inputs import (
     attribution_inputs,

@@ -10,8 +10,8 @@ from ..engine.attribution import METHODS
 from ..engine.grammar import parse
 from ..engine.masks import RULES, MaskSettings
 from ..engine.windows import parse_windows
-from ..hooks.attribution_layers import DEFAULT, WEIGHTINGS, AttributionSettings
-from ..hooks.attribution_probe import percents_in
+from ..runtime.attribution.find import percents_in
+from ..runtime.attribution.layers import DEFAULT, WEIGHTINGS, AttributionSettings
 from .subject import Subject
 from .widgets import advanced
 

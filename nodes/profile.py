@@ -16,13 +16,13 @@ from comfy_api.latest import io, ui
 
 from ..engine.combining import contrast, trimmed_mean
 from ..engine.divergence import DISTANCES
-from ..engine.heatmap import draw
 from ..engine.profile import SensitivityProfile, check_layers, load, note_on_model, save
-from ..engine.report import in_short, report
-from ..hooks.clusters import SUFFIXES, Cluster, image_files, load_clusters, with_cluster
-from ..hooks.fingerprint import fingerprint_of
-from ..hooks.model_layers import attention_layers
-from ..hooks.profiling import Settings, profile_model, title_of
+from ..render.heatmap import draw
+from ..render.report import in_short, report
+from ..runtime.arch.fingerprint import fingerprint_of
+from ..runtime.arch.unet import attention_layers
+from ..runtime.profile.clusters import SUFFIXES, Cluster, image_files, load_clusters, with_cluster
+from ..runtime.profile.profiling import Settings, profile_model, title_of
 from .shown import layer_map, summary, timed
 from .widgets import advanced
 

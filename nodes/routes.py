@@ -17,9 +17,9 @@ from aiohttp import web
 from comfy_api.latest import io
 
 from ..engine.grammar import edited, parse
-from ..engine.layer_map import profile_map, selection_map
 from ..engine.layers import LayerId
 from ..engine.profile import SensitivityProfile, load
+from ..render.layer_map import profile_map, selection_map
 from .gate import CBSelectLayers, chosen_layers, in_words
 from .profile import profile_path
 from .shown import recall

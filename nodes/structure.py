@@ -9,14 +9,15 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
-from ..engine.ablation import ablation_report, agreement
+from ..engine.ablation import agreement
 from ..engine.grammar import GrammarError
 from ..engine.profile import SensitivityProfile, check_layers
 from ..engine.structure import PaperSchedule, RankedSlots, StructureGate, parse_weights, scaled
-from ..hooks.control import gate_control, layout_of
-from ..hooks.control_ablation import ablate_slots
-from ..hooks.model_layers import attention_layers, unet_of
-from ..hooks.profiling import noise_levels as levels_of
+from ..render.ablation import ablation_report
+from ..runtime.arch.unet import attention_layers, unet_of
+from ..runtime.inject.control import gate_control, layout_of
+from ..runtime.profile.ablation import ablate_slots
+from ..runtime.profile.profiling import noise_levels as levels_of
 from .profile import Profile
 from .shown import summary, timed
 from .widgets import advanced

@@ -11,9 +11,9 @@ from comfy_api.latest import io
 
 from ..engine.gate import LayerGate, windowed
 from ..engine.style import StyleSettings
-from ..hooks.prompts import encode_rows
-from ..hooks.reference import FIRST_ROW, Conditioning, StyleReference
-from ..hooks.style_injection import StyleInjection, inject_style
+from ..runtime.inject.prompts import encode_rows
+from ..runtime.inject.reference import FIRST_ROW, Conditioning, StyleReference
+from ..runtime.inject.style import StyleInjection, inject_style
 from .gate import Gate
 from .shown import summary, timed
 from .widgets import advanced, window_in_words, window_inputs

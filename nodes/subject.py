@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy.sd import CLIP
 from comfy_api.latest import io
 
-from ..hooks.subject import described, read_subject
+from ..runtime.attribution.subject import described, read_subject
 from .shown import summary, timed
 
 CATEGORY = "conditional balance/attribution"

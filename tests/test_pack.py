@@ -16,11 +16,13 @@ import pytest
 import conditional_balance
 from devtools.server import ROOT
 
+COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "server"}
 FORBIDDEN = {
-    "engine": {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "server", "nodes", "hooks"},
-    "hooks": {"nodes"},
+    "engine": COMFYUI | {"render", "runtime", "nodes"},
+    "render": COMFYUI | {"runtime", "nodes"},
+    "runtime": {"nodes"},
 }
-CODE = [path for part in ("engine", "hooks", "nodes") for path in sorted((ROOT / part).rglob("*.py"))]
+CODE = [path for part in ("engine", "render", "runtime", "nodes") for path in sorted((ROOT / part).rglob("*.py"))]
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -46,7 +48,7 @@ def test_dependencies_run_one_way(path: Path) -> None:
 @pytest.mark.parametrize("path", CODE, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_the_pack_imports_itself_by_relative_names(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
-    assert not re.search(r"^\s*(from|import) (conditional_balance|engine|hooks)\b", source, re.MULTILINE)
+    assert not re.search(r"^\s*(from|import) (conditional_balance|engine|render|runtime)\b", source, re.MULTILINE)
 
 
 def test_the_pack_does_not_shadow_comfyui() -> None:

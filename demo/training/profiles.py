@@ -53,8 +53,8 @@ def measure_geometry(options: argparse.Namespace) -> None:
 @torch.inference_mode()
 def measured(clusters: dict[str, Tensor], what: str) -> SensitivityProfile:
     """The shipped UNet's profile by the pack's own node, from named clusters of pictures [B, 3, 128, 128]."""
-    from conditional_balance.hooks.clusters import with_cluster
     from conditional_balance.nodes.profile import CBProfileSensitivity
+    from conditional_balance.runtime.profile.clusters import with_cluster
 
     model, clip, vae = models.load_unet(), models.load_clip(), models.load_vae()
     chained = ()

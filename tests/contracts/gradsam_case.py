@@ -13,10 +13,10 @@ from conditional_balance.engine.layers import LayerId
 from conditional_balance.engine.masks import MaskSettings
 from conditional_balance.engine.subject import Phrase
 from conditional_balance.engine.windows import parse_windows
-from conditional_balance.hooks.attribution_layers import AttributionSettings
-from conditional_balance.hooks.attribution_prediction import Prediction
-from conditional_balance.hooks.blend import Attribution, Blend, blend_reference
-from conditional_balance.hooks.subject import Subject
+from conditional_balance.runtime.attribution.layers import AttributionSettings
+from conditional_balance.runtime.attribution.prediction import Prediction
+from conditional_balance.runtime.attribution.subject import Subject
+from conditional_balance.runtime.inject.blend import Attribution, Blend, blend_reference
 from tiny import cond, latent, sample
 
 ALL_ONES = MaskSettings(blur=0, rule="top share", amount=1.0, dilate=0)

@@ -14,9 +14,9 @@ from conditional_balance.engine.gate import LayerGate, WrittenGate
 from conditional_balance.engine.grammar import parse
 from conditional_balance.engine.layers import LayerId
 from conditional_balance.engine.style import StyleSettings
-from conditional_balance.hooks.model_layers import attention_layers
-from conditional_balance.hooks.reference import FIRST_ROW, StyleReference
-from conditional_balance.hooks.style_injection import StyleInjection, inject_style
+from conditional_balance.runtime.arch.unet import attention_layers
+from conditional_balance.runtime.inject.reference import FIRST_ROW, StyleReference
+from conditional_balance.runtime.inject.style import StyleInjection, inject_style
 from tiny import cond, latent, sample, tiny_model
 
 KINDS = ("sd15", "sdxl")

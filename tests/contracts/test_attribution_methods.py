@@ -15,12 +15,12 @@ from style_case import HEIGHT, KINDS, WIDTH, assert_same_traces, failing, model,
 from conditional_balance.engine.attribution import METHODS
 from conditional_balance.engine.masks import MaskSettings, dilated, mask_of
 from conditional_balance.engine.subject import Phrase
-from conditional_balance.hooks.attribution import attribute
-from conditional_balance.hooks.attribution_grad_sam import by_gradient
-from conditional_balance.hooks.attribution_layers import AttributionSettings, chosen_layers
-from conditional_balance.hooks.attribution_probe import Look, find_subject
-from conditional_balance.hooks.attribution_scaling import by_scaling, head_sensitivity, layer_sensitivity
-from conditional_balance.hooks.subject import Subject
+from conditional_balance.runtime.attribution.attribute import attribute
+from conditional_balance.runtime.attribution.find import Look, find_subject
+from conditional_balance.runtime.attribution.layers import AttributionSettings, chosen_layers
+from conditional_balance.runtime.attribution.methods.grad_sam import by_gradient
+from conditional_balance.runtime.attribution.methods.jvp import by_scaling, head_sensitivity, layer_sensitivity
+from conditional_balance.runtime.attribution.subject import Subject
 from tiny import cond, latent, tiny_model
 
 SIGMA = 2.0

@@ -16,9 +16,9 @@ from PIL import Image
 from style_case import HEIGHT, WIDTH, model
 
 from conditional_balance.engine.windows import Window
-from conditional_balance.hooks.blend import Attribution, Measured
 from conditional_balance.nodes import attribution_preview, gradsam
 from conditional_balance.nodes import subject as subject_nodes
+from conditional_balance.runtime.inject.blend import Attribution, Measured
 from tiny import cond, latent, sample
 
 NODES = [*subject_nodes.NODES, *gradsam.NODES, *attribution_preview.NODES]

@@ -27,8 +27,8 @@ from style_case import (
 )
 
 from conditional_balance.engine.subject import Phrase
-from conditional_balance.hooks.blend import MODES, PAPER, X0, Blend, blend_reference
-from conditional_balance.hooks.subject import Subject
+from conditional_balance.runtime.attribution.subject import Subject
+from conditional_balance.runtime.inject.blend import MODES, PAPER, X0, Blend, blend_reference
 from tiny import cond, latent
 
 __all__ = ["little_memory"]

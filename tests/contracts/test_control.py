@@ -34,8 +34,8 @@ from style_case import (
 
 from conditional_balance.engine.profile import SensitivityProfile
 from conditional_balance.engine.structure import PaperSchedule, RankedSlots, parse_weights, scaled
-from conditional_balance.hooks.control import GatedControl, gate_control, layout_of
-from conditional_balance.hooks.model_layers import attention_layers, unet_of
+from conditional_balance.runtime.arch.unet import attention_layers, unet_of
+from conditional_balance.runtime.inject.control import GatedControl, gate_control, layout_of
 from tiny import _fill, cond, tiny_model
 
 SLOTS = {"sd15": 12, "sdxl": 9}

@@ -13,9 +13,9 @@ from test_control import applied, controlled, everything, profile_of, weighed
 
 from conditional_balance.engine.ablation import SlotAblation
 from conditional_balance.engine.profile import SensitivityProfile
-from conditional_balance.hooks.control_ablation import ablate_slots
 from conditional_balance.nodes.profile import CBCombineProfiles
 from conditional_balance.nodes.structure import NODES
+from conditional_balance.runtime.profile.ablation import ablate_slots
 from tiny import cond, latent
 
 BY_ID = {node.define_schema().node_id: node for node in [*NODES, CBCombineProfiles]}

@@ -19,12 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conditional_balance.engine.gate import POLICIES
-from conditional_balance.engine.gate_map import standard_sigma
 from conditional_balance.engine.layers import LayerId
 from conditional_balance.engine.profile import FEATURES, load, save
 from conditional_balance.nodes import routes, shown
 from conditional_balance.nodes.gate import CBSelectLayers
 from conditional_balance.nodes.profile import FOLDER, CBLoadSensitivityProfile, profile_path
+from conditional_balance.render.gate_map import standard_sigma
 
 PUBLISHED = "sdxl-base-1.0.style.published.safetensors"
 DEFAULTS = {

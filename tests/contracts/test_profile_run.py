@@ -10,12 +10,12 @@ import torch
 
 import tiny
 from conditional_balance.engine.layers import LayerId
-from conditional_balance.hooks import capture
-from conditional_balance.hooks.capture import measure, recording
-from conditional_balance.hooks.clusters import with_cluster
-from conditional_balance.hooks.fingerprint import fingerprint_of
-from conditional_balance.hooks.model_layers import attention_layers
-from conditional_balance.hooks.profiling import Settings, noise_levels, profile_model
+from conditional_balance.runtime.arch.fingerprint import fingerprint_of
+from conditional_balance.runtime.arch.unet import attention_layers
+from conditional_balance.runtime.profile import capture
+from conditional_balance.runtime.profile.capture import measure, recording
+from conditional_balance.runtime.profile.clusters import with_cluster
+from conditional_balance.runtime.profile.profiling import Settings, noise_levels, profile_model
 
 SIGMAS = torch.tensor([8.0, 1.0])
 SETTINGS = Settings("style", 2, ("q", "k"), "jensen_shannon", 0, "1:1", 64)

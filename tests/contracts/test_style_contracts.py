@@ -41,10 +41,10 @@ from style_case import (
 )
 
 from conditional_balance.engine.gate import ScaledGate, windowed
-from conditional_balance.hooks.model_call import ModelCall
-from conditional_balance.hooks.model_layers import attention_layers
-from conditional_balance.hooks.reference import FIRST_ROW, NOISE_SEED, HiddenReference, StyleReference
-from conditional_balance.hooks.style_injection import _Run
+from conditional_balance.runtime.arch.unet import attention_layers
+from conditional_balance.runtime.inject.reference import FIRST_ROW, NOISE_SEED, HiddenReference, StyleReference
+from conditional_balance.runtime.inject.style import _Run
+from conditional_balance.runtime.runs.model_call import ModelCall
 from tiny import cond, latent, sample, tiny_model
 
 __all__ = ["little_memory"]

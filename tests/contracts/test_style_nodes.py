@@ -11,9 +11,9 @@ from comfy_api.latest import io
 from style_case import assert_close, differ, empty, model, run
 
 from conditional_balance.engine.profile import SensitivityProfile
-from conditional_balance.hooks.model_layers import attention_layers
 from conditional_balance.nodes import gate as gate_nodes
 from conditional_balance.nodes import style as style_nodes
+from conditional_balance.runtime.arch.unet import attention_layers
 from tiny import cond, latent, sample
 
 NODES = [*gate_nodes.NODES, *style_nodes.NODES]

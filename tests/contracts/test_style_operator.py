@@ -26,8 +26,8 @@ from style_case import (
     styled,
 )
 
-from conditional_balance.hooks.model_layers import attention_layers
-from conditional_balance.hooks.reference import NOISE_SEED, Conditioning
+from conditional_balance.runtime.arch.unet import attention_layers
+from conditional_balance.runtime.inject.reference import NOISE_SEED, Conditioning
 from tiny import cond
 
 __all__ = ["little_memory"]

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from conditional_balance.hooks.subject import read_subject
 from conditional_balance.nodes.subject import CBSubject
+from conditional_balance.runtime.attribution.subject import read_subject
 from tiny import _fill
 
 START, RED, FOX = 49406, 736, 3240
@@ -110,7 +110,7 @@ def test_embeddings_take_as_many_places_as_they_have_vectors(clip: Any, tmp_path
 def read_positions(clip: Any, prompt: str, phrases: str) -> list[tuple[int, ...]]:
     """Positions alone: the small text encoder has no room for embeddings of SD1.5's width."""
     from conditional_balance.engine.subject import phrases_in, words_of
-    from conditional_balance.hooks import subject
+    from conditional_balance.runtime.attribution import subject
 
     readers = subject._readers(clip)
     tokens = clip.tokenize(prompt, return_word_ids=True)

@@ -11,7 +11,7 @@ from comfy.sd1_clip import SDTokenizer
 from nodes import ControlNetApplyAdvanced
 from safetensors.torch import load_file
 
-from conditional_balance.hooks.model_layers import attention_layers
+from conditional_balance.runtime.arch.unet import attention_layers
 from demo import models, world
 from demo.judge import load_judge, style_distance
 from demo.training.diffusion import encoded_prompts, signal_shares

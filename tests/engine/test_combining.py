@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from conditional_balance.engine.combining import contrast, trimmed_mean
 from conditional_balance.engine.layers import LayerId
 from conditional_balance.engine.profile import SensitivityProfile, load, save
-from conditional_balance.engine.report import report
+from conditional_balance.render.report import report
 
 LAYERS = tuple(LayerId("output", number, 0) for number in range(5))
 SIGMAS = torch.tensor([10.0, 1.0, 0.1], dtype=torch.float64)

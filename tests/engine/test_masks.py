@@ -13,14 +13,13 @@ from conditional_balance.engine.masks import (
     blurred,
     dilated,
     feathered,
-    heat,
     mask_of,
     mean_plus,
     otsu,
-    overlay,
     smoothed,
     top_share,
 )
+from conditional_balance.render.overlay import heat, overlay
 
 PLAIN = MaskSettings(blur=0, rule="otsu", dilate=0, feather=0)
 values = st.lists(st.floats(-100, 100, width=32), min_size=2, max_size=24)

@@ -9,8 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conditional_balance.engine.ablation import SlotAblation, ablation_report, agreement, relative_change
-from conditional_balance.engine.gate_map import standard_sigma
+from conditional_balance.engine.ablation import SlotAblation, agreement, relative_change
 from conditional_balance.engine.grammar import GrammarError
 from conditional_balance.engine.layers import LayerId
 from conditional_balance.engine.profile import SensitivityProfile
@@ -24,6 +23,8 @@ from conditional_balance.engine.structure import (
     slot_layout,
     slot_scores,
 )
+from conditional_balance.render.ablation import ablation_report
+from conditional_balance.render.gate_map import standard_sigma
 
 
 def layers_of(blocks: dict[str, dict[int, int]]) -> list[LayerId]:

@@ -1,0 +1,1 @@
+"""Drawings and words about results; never imports ComfyUI."""

@@ -1,0 +1,159 @@
+"""What a gate selects, for people: a picture of layers over noise levels, and a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from ..engine.gate import LayerGate
+from ..engine.layers import BLOCKS, LayerId, in_forward_order
+from ..engine.profile import FEATURES
+
+COLUMNS = 64
+CELL_WIDTH, TALLEST_ROW, TALLEST = 13, 24, 900
+PAPER, INK, GRID = (255, 255, 255), (38, 42, 48), (228, 231, 235)
+CLOSED = np.array((241, 243, 245), float)
+QUERY, KEY, BOTH = np.array((74, 133, 214), float), np.array((238, 158, 62), float), np.array((34, 112, 84), float)
+
+
+def standard_sigma(percent: float) -> float:
+    """Sigma at a percent of Stable Diffusion's own schedule (scaled linear, 1000 levels), as ComfyUI counts it."""
+    if percent <= 0 or percent >= 1:
+        return float("inf") if percent <= 0 else 0.0
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    kept = torch.cumprod(1 - betas, 0)
+    levels = (((1 - kept) / kept) ** 0.5).log()
+    place = (1 - percent) * 999
+    low = int(place)
+    return float(torch.lerp(levels[low], levels[min(low + 1, 999)], place - low).exp())
+
+
+def sampled(gate: LayerGate, layers: Sequence[LayerId], sigmas: Sequence[float]) -> torch.Tensor:
+    """A gate's weights [T, 3, L] at noise levels of the standard schedule."""
+    return torch.stack([gate.weights(sigma, layers, standard_sigma) for sigma in sigmas])
+
+
+def spread_sigmas(highest: float, lowest: float) -> list[float]:
+    """COLUMNS noise levels from the highest to the lowest, even in log sigma."""
+    return np.geomspace(highest, lowest, COLUMNS).tolist()
+
+
+def summary(weights: torch.Tensor, layers: Sequence[LayerId]) -> str:
+    """One sentence or two about weights [T, 3, L], such as "30 of 70 layers, mostly output 1-2."."""
+    counts = [(weights[:, FEATURES.index(feature)] > 0).sum(1) for feature in ("q", "k")]
+    shared = (weights[:, :2] > 0).any(1)
+    if not shared.any():
+        return f"0 of {len(layers)} layers: the gate is closed at every noise level."
+    text = f"{_range(torch.cat(counts))} of {len(layers)} layers, mostly {_busiest(weights, layers)}."
+    if not all(torch.equal(row, shared[0]) for row in shared):
+        text += (
+            f" At one noise level {_range(shared.sum(1))} share attention; {_named(shared.all(0), layers)} always do."
+        )
+    return text
+
+
+def draw(weights: torch.Tensor, layers: Sequence[LayerId], sigmas: Sequence[float]) -> Image.Image:
+    """A map of weights [T, 3, L]: noise falls from left to right, layers run down in forward order, grouped by block.
+
+    Blue where only the queries are selected, orange where only the keys, green where both; paler for lower weights.
+    """
+    forward = in_forward_order(layers)
+    cells = weights[:, :, [layers.index(layer) for layer in forward]].numpy()
+    height = max(4, min(TALLEST_ROW, TALLEST // len(forward)))
+    font = ImageFont.load_default(12)
+    left, top, right, bottom = 86, 34, 16, 44
+    image = Image.new("RGB", (left + CELL_WIDTH * len(sigmas) + right, top + height * len(forward) + bottom), PAPER)
+    colours = _colours(cells[:, FEATURES.index("q")].T, cells[:, FEATURES.index("k")].T)
+    grid = Image.fromarray(colours).resize((CELL_WIDTH * len(sigmas), height * len(forward)), Image.NEAREST)
+    image.paste(grid, (left, top))
+    pen = ImageDraw.Draw(image)
+    _label_blocks(pen, font, forward, left, top, height, grid.width)
+    _label_sigmas(pen, font, sigmas, left, top + grid.height)
+    _legend(pen, font, left)
+    return image
+
+
+def _colours(q: np.ndarray, k: np.ndarray) -> np.ndarray:
+    """Colours [L, T, 3] of query and key weights [L, T]."""
+    both = np.minimum(q, k)
+    q, k = q - both, k - both
+    rest = 1 - both - q - k
+    mixed = sum(weight[..., None] * colour for weight, colour in ((both, BOTH), (q, QUERY), (k, KEY), (rest, CLOSED)))
+    return np.clip(mixed, 0, 255).astype(np.uint8)
+
+
+def _label_blocks(
+    pen: ImageDraw.ImageDraw,
+    font: ImageFont.FreeTypeFont,
+    layers: Sequence[LayerId],
+    left: int,
+    top: int,
+    height: int,
+    width: int,
+) -> None:
+    y = top
+    for (block, number), group in groupby(layers, key=lambda layer: layer[:2]):
+        rows = height * len(list(group))
+        pen.text((left - 8, y + rows / 2), f"{block} {number}", fill=INK, font=font, anchor="rm")
+        y += rows
+        pen.line((left - 6, y, left + width, y), fill=PAPER, width=2)
+
+
+def _label_sigmas(
+    pen: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, sigmas: Sequence[float], left: int, y: int
+) -> None:
+    for column in np.linspace(0, len(sigmas) - 1, 7).round().astype(int):
+        x = left + CELL_WIDTH * (column + 0.5)
+        pen.line((x, y, x, y + 4), fill=INK)
+        pen.text((x, y + 6), f"{sigmas[column]:.3g}", fill=INK, font=font, anchor="mt")
+    pen.text((left + CELL_WIDTH * len(sigmas) / 2, y + 24), "noise level (sigma)", fill=INK, font=font, anchor="mt")
+
+
+def _legend(pen: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, x: float) -> None:
+    for label, colour in (("queries and keys", BOTH), ("queries only", QUERY), ("keys only", KEY), ("closed", CLOSED)):
+        pen.rectangle((x, 11, x + 12, 23), fill=tuple(colour.astype(int)), outline=GRID)
+        pen.text((x + 18, 17), label, fill=INK, font=font, anchor="lm")
+        x += 34 + pen.textlength(label, font=font)
+
+
+def _range(counts: torch.Tensor) -> str:
+    low, high = int(counts.min()), int(counts.max())
+    return str(high) if low == high else f"{low}-{high}"
+
+
+def _busiest(weights: torch.Tensor, layers: Sequence[LayerId]) -> str:
+    """The fewest blocks that hold half of all the weight, consecutive ones run together: "output 1-2"."""
+    mass = weights[:, :2].mean((0, 1))
+    blocks: dict[tuple[str, int], float] = {}
+    for layer, weight in zip(layers, mass.tolist(), strict=True):
+        blocks[layer[:2]] = blocks.get(layer[:2], 0.0) + weight
+    chosen, held = [], 0.0
+    for block in sorted(blocks, key=blocks.get, reverse=True):
+        if held < float(mass.sum()) / 2:
+            chosen.append(block)
+            held += blocks[block]
+    parts = ((part, [number for name, number in sorted(chosen) if name == part]) for part in BLOCKS)
+    return " and ".join(f"{part} {_runs(numbers)}" for part, numbers in parts if numbers)
+
+
+def _named(chosen: torch.Tensor, layers: Sequence[LayerId]) -> str:
+    """The chosen layers in the gate grammar, "o1.4-9, o2.0-6"; "none" without any."""
+    forward = in_forward_order(layer for layer, is_chosen in zip(layers, chosen.tolist(), strict=True) if is_chosen)
+    blocks = groupby(forward, key=lambda layer: layer[:2])
+    names = [f"{part[0]}{number}.{_runs([layer.transformer for layer in group])}" for (part, number), group in blocks]
+    return ", ".join(names) or "none"
+
+
+def _runs(numbers: Sequence[int]) -> str:
+    """Ascending numbers with consecutive ones run together: [1, 2, 5] is "1-2, 5"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

@@ -1,0 +1,106 @@
+"""Puts a sensitivity profile into words: which layers listen, how sure that is, how stable, what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations, pairwise
+from typing import Any
+
+import torch
+
+from ..engine.agreement import spearman
+from ..engine.profile import SensitivityProfile
+
+LISTED = 8
+NAMED = 3
+
+
+def report(profile: SensitivityProfile) -> str:
+    """The report of one profile, a few lines for each feature."""
+    lines = [_what(profile), ""]
+    for index, feature in enumerate(profile.features):
+        lines += [f"{feature}, mean score over noise levels (lower = more sensitive)", *_layers(profile, index)]
+        lines += [_stability(profile, index), ""]
+    lines += [_agreement(profile), _separation(profile), _cost(profile)]
+    return "\n".join(line for line in lines if line is not None)
+
+
+def in_short(profile: SensitivityProfile) -> str:
+    """One sentence: how many layers and noise levels, and which layers are the most sensitive over all features."""
+    mean = profile.scores.mean((0, 1))
+    first = ", ".join(str(profile.layers[index]) for index in mean.argsort(stable=True)[:NAMED].tolist())
+    return f"{len(profile.layers)} layers at {len(profile.sigmas)} noise levels, most sensitive: {first}."
+
+
+def _what(profile: SensitivityProfile) -> str:
+    facts = profile.provenance
+    high, low = float(profile.sigmas[0]), float(profile.sigmas[-1])
+    levels = f"{len(profile.layers)} layers at {len(profile.sigmas)} noise levels, sigma {high:.2f} to {low:.2f}"
+    clusters = facts.get("clusters")
+    if clusters:
+        listed = ", ".join(f"{name} ({count})" for name, count in clusters.items())
+        return f"{levels}; {sum(clusters.values())} images in {len(clusters)} clusters: {listed}; {facts['estimator']}."
+    return f"{levels}; {facts.get('estimator', 'origin unknown')}. {facts.get('source', '')}".strip()
+
+
+def _layers(profile: SensitivityProfile, index: int) -> list[str]:
+    mean = profile.scores[index].mean(0)
+    order = mean.argsort(stable=True).tolist()
+    count = min(LISTED, len(order) // 2)
+    return [
+        "  most sensitive:  " + ", ".join(_named(profile, index, column) for column in order[:count]),
+        "  least sensitive: " + ", ".join(_named(profile, index, column) for column in reversed(order[-count:])),
+    ]
+
+
+def _named(profile: SensitivityProfile, index: int, column: int) -> str:
+    tensors = [tensor for tensor in (profile.scores, profile.low, profile.high) if tensor is not None]
+    score, *bounds = (f"{float(tensor[index, :, column].mean()):.3f}" for tensor in tensors)
+    interval = f" [{', '.join(bounds)}]" if bounds else ""
+    return f"{profile.layers[column]} {score}{interval}"
+
+
+def _stability(profile: SensitivityProfile, index: int) -> str:
+    """How alike the rankings of neighbouring noise levels are, and which level departs most from the mean ranking."""
+    scores = profile.scores[index]
+    if len(scores) < 2:
+        return "  one noise level only: nothing to compare over noise levels."
+    adjacent = [spearman(one, other) for one, other in pairwise(scores)]
+    with_mean = torch.tensor([spearman(level, scores.mean(0)) for level in scores])
+    worst = int(with_mean.argmin())
+    return (
+        f"  ranking over noise levels: neighbours agree at {sum(adjacent) / len(adjacent):.2f} (Spearman); with the "
+        f"mean ranking {float(with_mean.mean()):.2f}, least at sigma {float(profile.sigmas[worst]):.2f} "
+        f"({float(with_mean[worst]):.2f})."
+    )
+
+
+def _agreement(profile: SensitivityProfile) -> str | None:
+    """How alike the features' rankings are, a mean over noise levels."""
+    pairs = list(combinations(range(len(profile.features)), 2))
+    if not pairs:
+        return None
+    said = []
+    for one, other in pairs:
+        levels = zip(profile.scores[one], profile.scores[other], strict=True)
+        mean = sum(spearman(*level) for level in levels) / len(profile.sigmas)
+        said.append(f"{profile.features[one]} and {profile.features[other]} {mean:.2f}")
+    return f"Features agree (Spearman): {', '.join(said)}."
+
+
+def _separation(profile: SensitivityProfile) -> str | None:
+    facts = profile.provenance.get("separation")
+    if facts is None:
+        return None
+    verdict = "The clusters separate" if facts["p"] <= 0.05 else "The clusters do NOT clearly separate"
+    return (
+        f"{verdict}: p = {facts['p']:.3f} (permutation test of the mean score); "
+        f"{facts['share']:.0%} of all scores have p <= 0.05 by themselves."
+    )
+
+
+def _cost(profile: SensitivityProfile) -> str | None:
+    cost: Mapping[str, Any] | None = profile.provenance.get("cost")
+    if cost is None:
+        return None
+    return f"Cost: {cost['forward_passes']} image passes through the UNet, {cost['seconds']:.1f} s."

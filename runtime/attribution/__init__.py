@@ -1,0 +1,1 @@
+"""Where a model draws a subject."""

@@ -1,0 +1,102 @@
+"""Finds a subject in one latent, with no picture sampled: a picture just encoded, or a noisy latent on its way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management
+import comfy.sample
+import comfy.utils
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.samplers import CFGGuider, calc_cond_batch
+
+from ...engine.attribution import normalised
+from ..inject.reference import check_latent
+from ..runs.probe import look_at
+from .attribute import Found, attribute
+from .layers import AttributionSettings, chosen_layers
+from .prediction import Prediction, precision_of, texts_of
+from .subject import Conditioning, Subject
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a latent is looked at: noise levels in percent; with `noised` it holds its noise already, of the first level.
+
+    `seed` draws the noise that a clean latent gets, the same at every level.
+    """
+
+    percents: tuple[float, ...]
+    noised: bool = False
+    seed: int = 0
+
+
+def find_subject(
+    model: ModelPatcher,
+    latent: torch.Tensor,
+    subject: Subject,
+    look: Look,
+    settings: AttributionSettings,
+    positive: Conditioning | None = None,
+) -> Found:
+    """Maps [subjects, B, h, w] of a latent [B, C, h, w], averaged over the noise levels.
+
+    `positive` is the subject's prompt with what other nodes tied to it, such as a ControlNet.
+    Raises ValueError on input that does not fit.
+    """
+    layers = chosen_layers(model, settings)
+    check_latent(model, latent, "latent")
+    if look.noised and len(look.percents) > 1:
+        raise ValueError("'noise_levels' names several, but a noisy latent has one: write its own level alone.")
+    sampling = model.get_model_object("model_sampling")
+    high, low = float(sampling.sigma_max), float(sampling.sigma_min)
+    sigmas = torch.tensor([min(max(sampling.percent_to_sigma(each), low), high) for each in look.percents])
+    found: list[Found] = []
+
+    def looking(guider: CFGGuider, noise: torch.Tensor, sigmas: torch.Tensor, model_options: dict[str, Any]) -> None:
+        picture = guider.inner_model.process_latent_in(latent.to(noise))
+        texts = texts_of(guider.conds["positive"], subject, settings.method)
+        bar = comfy.utils.ProgressBar(len(sigmas))
+        for sigma in sigmas:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            x = picture
+            if not look.noised:
+                x = guider.inner_model.model_sampling.noise_scaling(sigma[None], noise, picture)
+            prediction = _prediction(guider, x, sigma.expand(len(x)), model_options, texts)
+            found.append(attribute(prediction, subject, layers, settings))
+            bar.update(1)
+
+    noise = comfy.sample.prepare_noise(latent, look.seed)
+    look_at(model, {"positive": positive or subject.conditioning}, noise, sigmas, look.seed, looking)
+    notes = dict.fromkeys(each.note for each in found if each.note)
+    maps = torch.stack([normalised(each.maps) for each in found]).mean(0)
+    return Found(maps.cpu(), found[-1].method, " ".join(notes))
+
+
+def _prediction(
+    guider: CFGGuider, x: torch.Tensor, sigma: torch.Tensor, model_options: dict[str, Any], texts: dict[Any, int]
+) -> Prediction:
+    base, prompts = guider.inner_model, [guider.conds["positive"]]
+
+    def predict(options: dict[str, Any]) -> torch.Tensor:
+        return calc_cond_batch(base, prompts, x, sigma, {**model_options, "transformer_options": options})[0]
+
+    options = model_options.get("transformer_options", {})
+    return Prediction(predict, options, None, x, sigma, texts, precision_of(base))
+
+
+def percents_in(text: str) -> tuple[float, ...]:
+    """Noise levels parted by commas, each from 0 (noise) to 1 (picture). Raises ValueError that quotes a bad one."""
+    return tuple(_percent(part.strip()) for part in text.split(",") if part.strip())
+
+
+def _percent(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise ValueError(f"'{text}' is no noise level: write a number from 0 (noise) to 1 (picture), such as 0.7.")
+    return value

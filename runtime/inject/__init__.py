@@ -1,0 +1,1 @@
+"""Conditions applied through a gate while a sampler runs."""

@@ -1,0 +1,301 @@
+"""Measures a subject while a sampler runs, keeps it, and blends a reference picture in around it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from comfy import utils
+from comfy.model_base import BaseModel
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from comfy.samplers import CFGGuider
+
+from ...engine.attribution import normalised
+from ...engine.masks import MaskSettings, mask_of, smoothed
+from ...engine.windows import Span, Window, spans
+from ..attribution.attribute import attribute
+from ..attribution.layers import AttributionSettings, Layers, chosen_layers
+from ..attribution.prediction import Prediction, precision_of, texts_of
+from ..attribution.subject import Subject
+from ..runs.model_call import KEY, with_wrapper
+from .reference import check_latent, positive_place, positive_prompts
+
+X0, PAPER, MEASURE = "x0", "paper", "only measure"
+MODES = (X0, PAPER, MEASURE)
+NOISE_SEED = 0x5A11  # for runs that bring no noise of their own
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one window found at the sigma where it opened: maps [S, B, h, w], mask [B, h, w], how, and any caveat."""
+
+    window: Window
+    sigma: float
+    maps: torch.Tensor
+    mask: torch.Tensor
+    method: str
+    note: str
+
+
+@dataclass
+class Attribution:
+    """What the latest run of a model measured, window by window; empty until a sampler has run."""
+
+    windows: list[Measured] = field(default_factory=list)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Attribution:
+        return self
+
+
+@dataclass(frozen=True)
+class Blend:
+    """The subject is kept where it is found; the rest comes from the reference [R, C, h, w].
+
+    `x0`: inside a window every predicted picture is blended. `paper` (arXiv 2408.16232): after a window's first step
+    the noisy latent itself is replaced outside the subject by the reference under the run's own noise. `smoothing` is
+    the share of the earlier windows' map kept in the next.
+    """
+
+    reference: torch.Tensor
+    subject: Subject
+    windows: tuple[Window, ...]
+    mode: str = X0
+    attribution: AttributionSettings = field(default_factory=AttributionSettings)
+    mask: MaskSettings = field(default_factory=MaskSettings)
+    smoothing: float = 0.3
+    resize: bool = True
+
+
+def blend_reference(model: ModelPatcher, blend: Blend) -> tuple[ModelPatcher, Attribution]:
+    """A clone of the model that blends while it samples, and where its measurements will be found.
+
+    Raises ValueError when the model is no UNet, a layer does not exist, or the reference is no latent of this model.
+    """
+    layers = chosen_layers(model, blend.attribution)
+    check_latent(model, blend.reference)
+    patched, attribution = model.clone(), Attribution()
+    patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, _around_run(blend, layers, attribution))
+    return patched, attribution
+
+
+def _around_run(blend: Blend, layers: Layers, attribution: Attribution) -> Callable[..., Any]:
+    """SAMPLER_SAMPLE: everything a run needs lives from here to its end, in the run's own copy of model_options."""
+
+    def wrapper(
+        executor: Callable[..., torch.Tensor],
+        guider: CFGGuider,
+        sigmas: torch.Tensor,
+        extra_args: dict[str, Any],
+        callback: Any,
+        noise: torch.Tensor,
+        latent_image: torch.Tensor,
+        denoise_mask: torch.Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        attribution.windows.clear()
+        found = spans(blend.windows, sigmas, guider.inner_model.model_sampling.percent_to_sigma)
+        if blend.mode == PAPER:
+            _check_sampler(executor.class_obj)
+        if not found:
+            return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
+        texts = texts_of(positive_prompts(guider), blend.subject, blend.attribution.method)
+        run = _Run(blend, layers, attribution, guider, found, texts, _fitted(blend, guider.inner_model, noise))
+        at_end = run.span_at(float(sigmas[-2])) if float(sigmas[-1]) == 0 else None
+        schedule = _Schedule(executor, guider, sigmas, callback, denoise_mask, args, kwargs)
+        options = with_wrapper(extra_args["model_options"], WrappersMP.CALC_COND_BATCH, run.around_conds)
+        if blend.mode == X0:
+            options = {**options, "sampler_post_cfg_function": [*_post_cfg(options), run.blended]}
+        extra_args = {**extra_args, "model_options": options}
+        sample = schedule.in_parts if blend.mode == PAPER else schedule.whole
+        samples = sample(run, extra_args, noise, latent_image)
+        run.report()
+        return run.finished(samples, at_end, denoise_mask) if blend.mode == X0 else samples
+
+    return wrapper
+
+
+def _check_sampler(sampler: Any) -> None:
+    name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
+    if name.startswith("sample_unipc"):
+        raise ValueError("'mode' paper stops the sampler between steps, which uni_pc cannot do: choose euler, or x0.")
+
+
+def _post_cfg(options: dict[str, Any]) -> Sequence[Callable[..., torch.Tensor]]:
+    return options.get("sampler_post_cfg_function", ())
+
+
+def _fitted(blend: Blend, model: BaseModel, noise: torch.Tensor) -> torch.Tensor:
+    """The reference in the model's own scale, at the run's size, one for each picture."""
+    reference, size = blend.reference.to(noise), tuple(noise.shape[2:])
+    if tuple(reference.shape[2:]) != size:
+        if not blend.resize:
+            here, there = (" x ".join(map(str, each)) for each in (size, reference.shape[2:]))
+            raise ValueError(
+                f"'reference' is a latent of {there}, but the sampler works on {here}: use the node's LATENT output, "
+                "or set 'size' to resize."
+            )
+        reference = utils.common_upscale(reference, size[1], size[0], "bicubic", "center")
+    return utils.repeat_to_batch_size(model.process_latent_in(reference), len(noise))
+
+
+@dataclass
+class _Run:
+    """One run of a sampler: each window is measured at the first model call inside it."""
+
+    blend: Blend
+    layers: Layers
+    attribution: Attribution
+    guider: CFGGuider
+    spans: tuple[Span, ...]
+    texts: dict[Any, int]
+    reference: torch.Tensor
+    maps: torch.Tensor | None = None
+    masks: dict[Span, torch.Tensor] = field(default_factory=dict)
+
+    def span_at(self, sigma: float) -> Span | None:
+        return next((span for span in self.spans if span.holds(sigma)), None)
+
+    def around_conds(
+        self,
+        executor: Callable[..., list[torch.Tensor]],
+        model: BaseModel,
+        conds: list[Any],
+        x: torch.Tensor,
+        sigma: torch.Tensor,
+        model_options: dict[str, Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> list[torch.Tensor]:
+        """CALC_COND_BATCH: the call goes on as if we were not there; where a window opens, we then ask again."""
+        out = executor(model, conds, x, sigma, model_options, *args, **kwargs)
+        span, place = self.span_at(float(sigma[0])), positive_place(self.guider, conds)
+        if span is not None and span not in self.masks and place is not None:
+            alone = [cond if number == place else None for number, cond in enumerate(conds)]
+
+            def predict(options: dict[str, Any]) -> torch.Tensor:
+                again = {**model_options, "transformer_options": options}
+                return executor(model, alone, x, sigma, again, *args, **kwargs)[place]
+
+            options = model_options.get("transformer_options", {})
+            self.measure(span, Prediction(predict, options, out[place], x, sigma, self.texts, precision_of(model)))
+        return out
+
+    def measure(self, span: Span, prediction: Prediction) -> None:
+        found = attribute(prediction, self.blend.subject, self.layers, self.blend.attribution)
+        if found.note:
+            logging.warning("Grad-SAM blend: %s", found.note)
+        self.maps = smoothed(normalised(found.maps), self.maps, self.blend.smoothing)
+        mask = mask_of(self.maps, self.blend.mask)
+        self.masks[span] = mask[:, None].to(self.reference)
+        sigma = float(prediction.sigma[0])
+        self.attribution.windows.append(
+            Measured(span.window, sigma, self.maps.cpu(), mask.cpu(), found.method, found.note)
+        )
+
+    def blended(self, args: dict[str, Any]) -> torch.Tensor:
+        """Post-cfg: the predicted picture with the reference around the subject; exact for masks of 0 and 1."""
+        mask = self.masks.get(self.span_at(float(args["sigma"][0])))
+        denoised = args["denoised"]
+        return denoised if mask is None else torch.lerp(self.reference.to(denoised), denoised, mask.to(denoised))
+
+    def replaced(self, x: torch.Tensor, span: Span, sigma: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """The noisy latent at `sigma` with the reference, under the run's own noise, around the subject."""
+        mask = self.masks.get(span)
+        if mask is None:
+            return x
+        sampling = self.guider.inner_model.model_sampling
+        noisy = sampling.noise_scaling(sigma, noise, self.reference)
+        return torch.lerp(noisy.to(x), x, mask.to(x))
+
+    def finished(self, samples: torch.Tensor, at_end: Span | None, denoise_mask: torch.Tensor | None) -> torch.Tensor:
+        """The samples, with the reference once more where a window reaches the end.
+
+        Only samplers that correct after their last prediction (uni_pc) are still off it.
+        """
+        mask = self.masks.get(at_end)
+        if mask is None:
+            return samples
+        if denoise_mask is not None:
+            mask = 1 - (1 - mask) * denoise_mask.to(mask)
+        return torch.lerp(self.reference.to(samples), samples, mask.to(samples))
+
+    def report(self) -> None:
+        """Say which windows found no model call to measure in."""
+        missed = [str(span.window) for span in self.spans if span not in self.masks]
+        if missed:
+            logging.warning("Grad-SAM blend: the sampler made no call in %s, so nothing was done.", ", ".join(missed))
+
+
+@dataclass(frozen=True)
+class _Schedule:
+    """A sampler's run, as a whole or in parts between which the latent changes hands."""
+
+    executor: Callable[..., torch.Tensor]
+    guider: CFGGuider
+    sigmas: torch.Tensor
+    callback: Any
+    denoise_mask: torch.Tensor | None
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def whole(
+        self, run: _Run, extra_args: dict[str, Any], noise: torch.Tensor, latent_image: torch.Tensor
+    ) -> torch.Tensor:
+        return self._sample(self.sigmas, extra_args, self.callback, noise, latent_image)
+
+    def in_parts(
+        self, run: _Run, extra_args: dict[str, Any], noise: torch.Tensor, latent_image: torch.Tensor
+    ) -> torch.Tensor:
+        """The latent is replaced after the first step of every window (arXiv 2408.16232)."""
+        own_noise = noise if noise.any() else _noise_like(noise)
+        ends = {span.step + 1: span for span in reversed(run.spans)}
+        start, x = 0, None
+        for number, end in enumerate(sorted({*ends, len(self.sigmas) - 1})):
+            part = self.sigmas[start : end + 1].clone()  # uni_pc writes into its schedule
+            begin = (noise, latent_image) if x is None else self._begin(x, part[0], latent_image)
+            x = self._sample(part, _reseeded(extra_args, number), self._shifted(start), *begin)
+            x = run.replaced(x, ends[end], self.sigmas[end], own_noise) if end in ends else x
+            start = end
+        return x
+
+    def _begin(
+        self, x: torch.Tensor, sigma: torch.Tensor, latent_image: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Noise and latent from which the sampler starts at exactly x; a noise mask needs the latent as it was."""
+        if self.denoise_mask is None:
+            return torch.zeros_like(x), x
+        return (x - latent_image) / sigma, latent_image
+
+    def _sample(
+        self,
+        sigmas: torch.Tensor,
+        extra_args: dict[str, Any],
+        callback: Any,
+        noise: torch.Tensor,
+        latent_image: torch.Tensor,
+    ) -> torch.Tensor:
+        return self.executor(
+            self.guider, sigmas, extra_args, callback, noise, latent_image, self.denoise_mask, *self.args, **self.kwargs
+        )
+
+    def _shifted(self, start: int) -> Any:
+        """The progress callback, counting steps of the whole run."""
+        if self.callback is None:
+            return None
+        steps = len(self.sigmas) - 1
+        return lambda step, denoised, x, total: self.callback(start + step, denoised, x, steps)
+
+
+def _reseeded(extra_args: dict[str, Any], part: int) -> dict[str, Any]:
+    """Samplers that draw noise would draw the first part's again."""
+    seed = extra_args.get("seed")
+    return {**extra_args} if seed is None or part == 0 else {**extra_args, "seed": seed + part}
+
+
+def _noise_like(noise: torch.Tensor) -> torch.Tensor:
+    return torch.randn(noise.shape, generator=torch.Generator().manual_seed(NOISE_SEED)).to(noise)

@@ -1,0 +1,1 @@
+"""Measuring a model: captured moments, sensitivity profiles, slot ablation."""

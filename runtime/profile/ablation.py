@@ -1,0 +1,93 @@
+"""Measures what each ControlNet residual changes in a model's prediction, by leaving them out one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+
+from ...engine.ablation import SlotAblation, relative_change
+from ...engine.structure import SlotWeights, gate_residuals
+from ..arch.unet import unet_of
+from ..inject.control import layout_of
+from ..runs.model_call import ModelCall, with_wrapper
+from ..runs.probe import Conditioning, look_at
+
+OnPass = Callable[[], None]
+
+
+def ablate_slots(
+    model: ModelPatcher,
+    latents: torch.Tensor,
+    positive: Conditioning,
+    sigmas: torch.Tensor,
+    seed: int,
+    on_pass: OnPass = lambda: None,
+) -> SlotAblation:
+    """Ablation of every residual slot at noise levels `sigmas` [T], on pictures `latents` [B, C, h, w] from the VAE.
+
+    `positive` carries the ControlNets; all of a chain count together. Slots + 3 calls of the model a level, `on_pass`
+    after each. Raises ValueError when the model is no UNet or no ControlNet is applied.
+    """
+    slots = layout_of(unet_of(model)).slots
+    if not any("control" in options for _, options in positive):
+        raise ValueError("'positive' carries no ControlNet: connect the output of Apply ControlNet.")
+    ablating = _Ablating(latents, slots, on_pass)
+    look_at(model, {"positive": positive}, comfy.sample.prepare_noise(latents, seed), sigmas, seed, ablating)
+    return SlotAblation(sigmas.double(), torch.tensor(ablating.change, dtype=torch.float64))
+
+
+def leaving_out(slots: int) -> list[SlotWeights]:
+    """Nothing, everything, then each slot by itself, the middle one last."""
+    masks = [[1.0] * (slots + 1), [0.0] * (slots + 1)]
+    masks += [[float(place != gone) for place in range(slots + 1)] for gone in range(slots + 1)]
+    return [SlotWeights(tuple(mask[:-1]), mask[-1]) for mask in masks]
+
+
+class _Ablating:
+    """What `ablate_slots` looks at: every slot left out, one noise level after another."""
+
+    def __init__(self, latents: torch.Tensor, slots: int, on_pass: OnPass) -> None:
+        self.latents, self.variants, self.on_pass = latents, leaving_out(slots), on_pass
+        self.change: list[list[float]] = []
+
+    def __call__(
+        self, guider: comfy.samplers.CFGGuider, noise: torch.Tensor, sigmas: torch.Tensor, model_options: dict[str, Any]
+    ) -> None:
+        base = guider.inner_model
+        images = base.process_latent_in(self.latents.to(noise))
+        for sigma in sigmas:
+            noisy = base.model_sampling.noise_scaling(sigma[None], noise, images)
+            full, none, *without = (self._predicted(guider, noisy, sigma, model_options, v) for v in self.variants)
+            self.change.append([relative_change(full, one, none) for one in without])
+
+    def _predicted(
+        self,
+        guider: comfy.samplers.CFGGuider,
+        noisy: torch.Tensor,
+        sigma: torch.Tensor,
+        model_options: dict[str, Any],
+        weights: SlotWeights,
+    ) -> torch.Tensor:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        options = with_wrapper(model_options, WrappersMP.APPLY_MODEL, partial(_with_residuals, weights))
+        conds, sigmas = [guider.conds["positive"]], sigma.expand(len(noisy))
+        (found,) = comfy.samplers.calc_cond_batch(guider.inner_model, conds, noisy, sigmas, options)
+        self.on_pass()
+        return found
+
+
+def _with_residuals(weights: SlotWeights, executor: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+    """APPLY_MODEL: only the residuals of weight 1 reach the UNet."""
+    call = ModelCall.of(*args, **kwargs)
+    if call.control is not None:
+        call = replace(call, control=gate_residuals(call.control, weights))
+    return call.run(executor)

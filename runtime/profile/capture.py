@@ -1,0 +1,184 @@
+"""Rides on the UNet's forward passes over real images, and keeps only the moments of what self-attention projects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from ...engine.divergence import pairing
+from ...engine.layers import LayerId
+from ...engine.moments import Moments, join_channels, moments_of
+from ..arch.unet import attention_layers, unet_of
+from ..runs.probe import Conditioning, look_at
+
+Key = tuple[LayerId, str]
+OnImages = Callable[[int], None]
+OnLevel = Callable[[int, torch.Tensor], None]
+Pairs = Callable[[Moments], torch.Tensor]
+
+IMAGES_A_PASS = 4  # more fill no accelerator better, and a fixed number gives the same rounding every time
+
+
+class Recorder:
+    """Moments of one batch of images, by layer, feature and conditioning.
+
+    Rows belong to the conditionings that ComfyUI names in `transformer_options["uuids"]`: it puts any number of them
+    into one call, in any order, and splits them over several calls when memory is short.
+    """
+
+    def __init__(self) -> None:
+        self.image_passes = 0
+        self._rows: list[Any] = []
+        self._found: dict[Key, dict[Any, Moments]] = {}
+
+    def take(self, order: Sequence[Any]) -> dict[Key, Moments]:
+        """The moments [images, channels] since the last call, conditionings joined in `order`; then forget them."""
+        found, self._found = self._found, {}
+        return {key: join_channels([parts[one] for one in order if one in parts]) for key, parts in found.items()}
+
+    def before_unet(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        options = kwargs.get("transformer_options") or {}
+        self._rows = list(options.get("uuids", []))
+        x = args[0] if args else kwargs["x"]
+        self.image_passes += len(x) if self._rows else 0
+
+    def after_unet(self, module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._rows = []
+
+    def after_projection(self, key: Key) -> Callable[[torch.nn.Module, tuple[Any, ...], torch.Tensor], None]:
+        def hook(module: torch.nn.Module, args: tuple[Any, ...], tokens: torch.Tensor) -> None:
+            if self._rows:
+                mean, std = (part.chunk(len(self._rows)) for part in moments_of(tokens))
+                parts = self._found.setdefault(key, {})
+                parts.update((one, Moments(*rows)) for one, *rows in zip(self._rows, mean, std, strict=True))
+
+        return hook
+
+
+@contextmanager
+def recording(model: ModelPatcher, features: Sequence[str]) -> Iterator[Recorder]:
+    """Forward hooks on every self-attention's projections of `features` (q, k, v), gone when the block ends."""
+    recorder, unet = Recorder(), unet_of(model)
+    handles = [
+        unet.register_forward_pre_hook(recorder.before_unet, with_kwargs=True),
+        unet.register_forward_hook(recorder.after_unet),
+    ]
+    try:
+        for layer, transformer in attention_layers(model).items():
+            for feature in features:
+                projection = getattr(transformer.attn1, f"to_{feature}")
+                handles.append(projection.register_forward_hook(recorder.after_projection((layer, feature))))
+        yield recorder
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def measure(
+    model: ModelPatcher,
+    latents: torch.Tensor,
+    positive: Conditioning,
+    negative: Conditioning | None,
+    sigmas: torch.Tensor,
+    features: Sequence[str],
+    distance: str,
+    seed: int,
+    on_images: OnImages,
+    on_level: OnLevel,
+) -> int:
+    """Distances of all pairs of images at every layer, one noise level after another; returns the UNet's image passes.
+
+    `latents` [images, 4, h, w] come from the VAE; `sigmas` [levels] fall. All images get the same noise, drawn from
+    `seed`. `on_images(count)` hears of every batch, `on_level(level, distances [features, layers, images, images])` of
+    every finished level. The model runs as in a sampler: LoRA, ControlNet, hooks and areas of the conditioning act.
+    """
+    conds = {"positive": positive} | ({"negative": negative} if negative is not None else {})
+    noise = comfy.sample.prepare_noise(latents[:1], seed).expand(min(IMAGES_A_PASS, len(latents)), -1, -1, -1)
+    with recording(model, features) as recorder:
+        layers = tuple(attention_layers(model))
+        measuring = _Measuring(latents, recorder, layers, features, distance, on_images, on_level)
+        look_at(model, conds, noise, sigmas, seed, measuring)
+        return recorder.image_passes
+
+
+class _Measuring:
+    """What `measure` looks at, one noise level after another."""
+
+    def __init__(
+        self,
+        latents: torch.Tensor,
+        recorder: Recorder,
+        layers: Sequence[LayerId],
+        features: Sequence[str],
+        distance: str,
+        on_images: OnImages,
+        on_level: OnLevel,
+    ) -> None:
+        self.latents, self.recorder, self.layers, self.features = latents, recorder, layers, features
+        self.distance, self.on_images, self.on_level = distance, on_images, on_level
+
+    def __call__(
+        self, guider: comfy.samplers.CFGGuider, noise: torch.Tensor, sigmas: torch.Tensor, model_options: dict[str, Any]
+    ) -> None:
+        base = guider.inner_model
+        images = base.process_latent_in(self.latents.to(noise))
+        same_noise = noise[:1].expand_as(images)
+        for level, sigma in enumerate(sigmas):
+            noisy = base.model_sampling.noise_scaling(sigma[None], same_noise, images)
+            moments = list(self._batches(guider, noisy, sigma, model_options))
+            self.on_level(level, self._distances(moments, float(sigma)))
+
+    def _batches(
+        self, guider: comfy.samplers.CFGGuider, noisy: torch.Tensor, sigma: torch.Tensor, model_options: dict[str, Any]
+    ) -> Iterator[dict[Key, Moments]]:
+        conds = [guider.conds["positive"], guider.conds.get("negative")]
+        order = [cond["uuid"] for side in conds if side is not None for cond in side]
+        for batch in noisy.split(_images_a_pass(guider, noisy)):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            comfy.samplers.calc_cond_batch(guider.inner_model, conds, batch, sigma.expand(len(batch)), model_options)
+            yield self.recorder.take(order)
+            self.on_images(len(batch))
+
+    def _distances(self, batches: list[dict[Key, Moments]], sigma: float) -> torch.Tensor:
+        """Distances [features, layers, images, images] of one noise level, on the CPU."""
+        with pairing(self.distance) as pairs:
+            return torch.stack([self._layer_distances(batches, layer, sigma, pairs) for layer in self.layers], 1)
+
+    def _layer_distances(
+        self, batches: list[dict[Key, Moments]], layer: LayerId, sigma: float, pairs: Pairs
+    ) -> torch.Tensor:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        keys = [(layer, feature) for feature in self.features]
+        if not all(key in batch for batch in batches for key in keys):
+            raise ValueError(
+                f"Layer {layer} of 'model' was not used at sigma {sigma:.2f}: give 'positive' a conditioning that is "
+                "active over the whole range, and remove what skips or replaces layers."
+            )
+        mean, std = (torch.stack([_joined(batches, key)[part] for key in keys], 1) for part in (0, 1))
+        try:
+            return pairs(Moments(mean, std)).cpu()
+        except ValueError as error:
+            raise ValueError(
+                f"'model' gives no finite numbers in layer {layer} at sigma {sigma:.2f}: look for NaN in the images, "
+                "the VAE or a LoRA, or start ComfyUI with --force-upcast-attention or in a higher precision."
+            ) from error
+
+
+def _joined(batches: list[dict[Key, Moments]], key: Key) -> Moments:
+    return Moments(*(torch.cat(parts) for parts in zip(*(batch[key] for batch in batches), strict=True)))
+
+
+def _images_a_pass(guider: comfy.samplers.CFGGuider, noisy: torch.Tensor) -> int:
+    """As many images as fit beside the model, with both conditionings; ComfyUI itself splits those when it must."""
+    free = comfy.model_management.get_free_memory(noisy.device)
+    count = min(IMAGES_A_PASS, len(noisy))
+    while count > 1 and guider.inner_model.memory_required([2 * count, *noisy.shape[1:]]) * 1.5 > free:
+        count //= 2
+    return count

@@ -1,0 +1,140 @@
+"""One profiling run from clusters of images to a sensitivity profile, with progress that can be seen and cancelled."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from typing import Any
+
+import comfy.utils
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from ...engine.profile import SensitivityProfile
+from ...engine.scoring import check_clusters, scores_of, separation_of
+from ...render.heatmap import WIDTH, draw
+from ..arch.fingerprint import fingerprint_of
+from ..arch.unet import attention_layers
+from ..runs.probe import Conditioning
+from .capture import measure
+from .clusters import Clusters, encode, native_side, picture_size
+
+NOISIEST, CLEANEST = 0.02, 0.999  # percent: all noise tells nothing apart, and the last step hardly differs from it
+PREVIEW_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user chooses; `side` 0 is the model's own size, `name` what the clusters differ in."""
+
+    name: str
+    levels: int
+    features: tuple[str, ...]
+    distance: str
+    seed: int
+    aspect: str
+    side: int
+
+
+def profile_model(
+    model: ModelPatcher,
+    clusters: Clusters,
+    vae: Any,
+    positive: Conditioning,
+    negative: Conditioning | None,
+    settings: Settings,
+) -> SensitivityProfile:
+    """Measure a model's self-attention layers on clusters of images. Raises ValueError on input that cannot be used."""
+    started = time.monotonic()
+    layers = tuple(attention_layers(model))
+    labels = [number for number, cluster in enumerate(clusters) for _ in cluster.images]
+    check_clusters(labels, [cluster.name for cluster in clusters])
+    size = picture_size(clusters, settings.aspect, settings.side or native_side(model))
+    latents = encode(vae, clusters, size, model.model.latent_format.latent_channels)
+    growth = _Growth(_empty(layers, settings, noise_levels(model, settings.levels)), labels, settings)
+    passes = measure(
+        model,
+        latents,
+        positive,
+        negative,
+        growth.profile.sigmas.float(),
+        settings.features,
+        settings.distance,
+        settings.seed,
+        growth.on_images,
+        growth.on_level,
+    )
+    separation = separation_of(torch.stack(growth.distances, 1), labels, settings.seed)
+    facts = _facts(model, clusters, positive, negative, settings, size) | {
+        "separation": {"p": separation.overall, "share": float((separation.each <= 0.05).double().mean())},
+        "cost": {"forward_passes": passes, "seconds": round(time.monotonic() - started, 3)},
+    }
+    return replace(growth.profile, provenance=facts)
+
+
+def noise_levels(model: ModelPatcher, count: int) -> torch.Tensor:
+    """`count` sigmas, falling, evenly spaced in log sigma from 2 % to 99.9 % of the model's own range."""
+    sampling = model.get_model_object("model_sampling")
+    high, low = (sampling.percent_to_sigma(percent) for percent in (NOISIEST, CLEANEST))
+    if count == 1:
+        return torch.tensor([(high * low) ** 0.5], dtype=torch.float64)
+    return torch.logspace(0, 1, count, base=low / high, dtype=torch.float64) * high
+
+
+def title_of(profile: SensitivityProfile) -> str:
+    facts = profile.provenance
+    what = facts.get("what", "sensitivity")
+    model = (facts.get("model") or {}).get("name", "unknown model")
+    return f"{model}: sensitivity to {what}"
+
+
+class _Growth:
+    """The profile as far as it is measured, and its face in the progress bar."""
+
+    def __init__(self, profile: SensitivityProfile, labels: Sequence[int], settings: Settings) -> None:
+        self.profile, self.labels, self.settings = profile, labels, settings
+        self.distances: list[torch.Tensor] = []
+        self._bar = comfy.utils.ProgressBar(len(labels) * len(profile.sigmas))
+        self._drawn = 0.0
+
+    def on_images(self, count: int) -> None:
+        self._bar.update(count)
+
+    def on_level(self, level: int, distances: torch.Tensor) -> None:
+        self.distances.append(distances)
+        scores = scores_of(distances, self.labels, self.settings.seed)
+        for kept, new in zip((self.profile.scores, self.profile.low, self.profile.high), scores, strict=True):
+            kept[:, level] = new
+        if time.monotonic() - self._drawn >= PREVIEW_SECONDS:
+            picture = draw(self.profile, f"{title_of(self.profile)}, measuring")
+            self._bar.update_absolute(self._bar.current, preview=("PNG", picture, WIDTH))
+            self._drawn = time.monotonic()
+
+
+def _empty(layers: Sequence[Any], settings: Settings, sigmas: torch.Tensor) -> SensitivityProfile:
+    scores, low, high = torch.full(
+        (3, len(settings.features), len(sigmas), len(layers)), float("nan"), dtype=torch.float64
+    )
+    return SensitivityProfile(tuple(layers), settings.features, sigmas, scores, low, high, {"what": settings.name})
+
+
+def _facts(
+    model: ModelPatcher,
+    clusters: Clusters,
+    positive: Conditioning,
+    negative: Conditioning | None,
+    settings: Settings,
+    size: tuple[int, int],
+) -> dict[str, Any]:
+    return {
+        "what": settings.name,
+        "model": fingerprint_of(model),
+        "clusters": {cluster.name: len(cluster.images) for cluster in clusters},
+        "prompts": {"positive": len(positive), "negative": len(negative or [])},
+        "size": list(size),
+        "estimator": f"{settings.distance}, score inner / outer, 90 % bootstrap over clusters",
+        "seed": settings.seed,
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,1 @@
+"""The life of a sampler run and of one model call."""
