@@ -33,8 +33,9 @@ from devtools.steps import Failed
 
 ROOT = Path(__file__).resolve().parent
 OUT = ROOT / "out"
-TEST_TOOLS = ["pytest", "hypothesis", "ruff", "matplotlib"]
-BENCH_TOOLS = ["matplotlib"]
+TRAIN_TOOLS = ["resvg-py==0.5.0"]  # draws the demo world's SVGs
+TEST_TOOLS = ["pytest", "hypothesis", "ruff", "matplotlib", *TRAIN_TOOLS]
+BENCH_TOOLS = ["matplotlib", *TRAIN_TOOLS]
 
 
 def main(arguments: list[str]) -> int:
@@ -96,7 +97,7 @@ def train(arguments: list[str]) -> int:
     script = ROOT / "demo" / "train.py"
     if not script.exists():
         raise Failed("There is no demo/train.py in this copy of the repository.")
-    comfy, env = ready([])
+    comfy, env = ready(TRAIN_TOOLS)
     return _run([env.python, ROOT / "devtools" / "run.py", script, *arguments], comfy)
 
 
