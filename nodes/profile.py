@@ -20,7 +20,7 @@ from ..engine.profile import SensitivityProfile, check_layers, load, note_on_mod
 from ..render.heatmap import draw
 from ..render.report import in_short, report
 from ..runtime.arch.fingerprint import fingerprint_of
-from ..runtime.arch.unet import attention_layers
+from ..runtime.arch.registry import architecture_of
 from ..runtime.profile.clusters import SUFFIXES, Cluster, image_files, load_clusters, with_cluster
 from ..runtime.profile.profiling import Settings, profile_model, title_of
 from .shown import layer_map, summary, timed
@@ -224,7 +224,7 @@ class CBLoadSensitivityProfile(io.ComfyNode):
         loaded = load(profile_path(profile))
         if model is None:
             return _shown(loaded)
-        check_layers(loaded, attention_layers(model))
+        check_layers(loaded, architecture_of(model).layers)
         return _shown(loaded, note_on_model(loaded, fingerprint_of(model)))
 
 

@@ -9,7 +9,7 @@ import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from .unet import attention_layers
+from .registry import architecture_of
 
 
 def fingerprint_of(model: ModelPatcher) -> dict[str, Any]:
@@ -18,17 +18,15 @@ def fingerprint_of(model: ModelPatcher) -> dict[str, Any]:
     The hash is of the checkpoint's own weights in 16 bits, so that it is the same with and without LoRA and at any
     precision that the model is loaded in.
     """
-    layers = attention_layers(model)
+    architecture = architecture_of(model)
+    layers = architecture.layers
+    projections = {f"diffusion_model.{architecture.projection(layer, 'k')}" for layer in layers}
     return {
         "name": type(model.model).__name__,
-        "widths": [transformer.attn1.to_q.weight.shape[0] for transformer in layers.values()],
-        "weights": _hash(model, [name for name in _self_attention_keys(model) if name.endswith("to_k.weight")]),
+        "widths": [architecture.width(layer) for layer in layers],
+        "weights": _hash(model, [name for name, _ in model.model.named_parameters() if name in projections]),
         "patched_weights": len(model.patches),
     }
-
-
-def _self_attention_keys(model: ModelPatcher) -> list[str]:
-    return [name for name, _ in model.model.named_parameters() if ".attn1." in name]
 
 
 def _hash(model: ModelPatcher, keys: list[str]) -> str:

@@ -1,19 +1,89 @@
-"""Finds the attention layers of a loaded model and names them as ComfyUI's patch keys do."""
+"""UNets: SD1.5, SDXL and their kin. Layers are named as ComfyUI's patch keys are."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
+import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock, SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
 from ...engine.layers import LayerId
+from .attention import ReplaceFunction, plain_attention, with_attention_replaced
+from .base import Architecture, Operator, Projected, Receive, parameters_under, removed_afterwards
+
+
+class UNet(Architecture):
+    """The self-attention (attn1) of every transformer block of a UNet (SD1.5 has 16, SDXL 70)."""
+
+    name = "UNet"
+
+    @classmethod
+    def matches(cls, network: nn.Module) -> bool:
+        return isinstance(network, UNetModel)
+
+    @functools.cached_property
+    def blocks(self) -> dict[LayerId, BasicTransformerBlock]:
+        """The transformer blocks by layer, in forward order."""
+        return dict(transformer_blocks(self.network))
+
+    @property
+    def layers(self) -> tuple[LayerId, ...]:
+        return tuple(self.blocks)
+
+    def projection(self, layer: LayerId, feature: str) -> str:
+        return f"{self._prefix(layer)}attn1.to_{feature}.weight"
+
+    def parameters(self, layer: LayerId) -> tuple[str, ...]:
+        return parameters_under(self.network, self._prefix(layer))
+
+    @contextmanager
+    def recording(self, features: Sequence[str], receive: Receive) -> Iterator[None]:
+        with removed_afterwards([]) as handles:
+            for layer, block in self.blocks.items():
+                for feature in features:
+                    projection = getattr(block.attn1, f"to_{feature}")
+                    handles.append(projection.register_forward_hook(_giving(receive, layer, feature)))
+            yield
+
+    @contextmanager
+    def intercepted(self, options: dict[str, Any], operators: Mapping[LayerId, Operator]) -> Iterator[dict[str, Any]]:
+        make = {layer: functools.partial(_replacement, operator) for layer, operator in operators.items()}
+        yield with_attention_replaced(options, "attn1", make)
+
+    def _prefix(self, layer: LayerId) -> str:
+        return self._prefixes[self.blocks[layer]]
+
+    @functools.cached_property
+    def _prefixes(self) -> dict[nn.Module, str]:
+        return {module: f"{name}." for name, module in self.network.named_modules()}
+
+
+def _giving(receive: Receive, layer: LayerId, feature: str) -> Callable[[nn.Module, Any, torch.Tensor], None]:
+    def hook(module: nn.Module, args: Any, tokens: torch.Tensor) -> None:
+        receive(layer, feature, tokens)
+
+    return hook
+
+
+def _replacement(operator: Operator, earlier: ReplaceFunction | None) -> ReplaceFunction:
+    def replaced(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra_options: dict[str, Any]) -> torch.Tensor:
+        if earlier is None:
+            return operator(Projected(q, k, v, functools.partial(plain_attention, extra_options=extra_options)))
+        return operator(Projected(q, k, v, lambda q, k, v, bias: earlier(q, k, v, extra_options), whole=True))
+
+    return replaced
 
 
 def unet_of(model: ModelPatcher, what: str = "model") -> UNetModel:
-    """The UNet inside a MODEL; `what` is the name of the node's input, for the error.
+    """The UNet inside a MODEL, for what is truly about UNets (skip connections, cross-attention by resolution).
+
+    `what` is the name of the node's input, for the error.
 
     Raises ValueError for models of another architecture (DiT), whose layers have other names.
     """

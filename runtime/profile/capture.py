@@ -1,4 +1,4 @@
-"""Rides on the UNet's forward passes over real images, and keeps only the moments of what self-attention projects."""
+"""Records mean and deviation of what every self-attention layer projects while the model runs over real images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from comfy.model_patcher import ModelPatcher
 from ...engine.divergence import pairing
 from ...engine.layers import LayerId
 from ...engine.moments import Moments, join_channels, moments_of
-from ..arch.unet import attention_layers, unet_of
+from ..arch.base import removed_afterwards
+from ..arch.registry import architecture_of
 from ..runs.probe import Conditioning, look_at
 
 Key = tuple[LayerId, str]
@@ -43,42 +44,32 @@ class Recorder:
         found, self._found = self._found, {}
         return {key: join_channels([parts[one] for one in order if one in parts]) for key, parts in found.items()}
 
-    def before_unet(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def before_network(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         options = kwargs.get("transformer_options") or {}
         self._rows = list(options.get("uuids", []))
         x = args[0] if args else kwargs["x"]
         self.image_passes += len(x) if self._rows else 0
 
-    def after_unet(self, module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def after_network(self, module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._rows = []
 
-    def after_projection(self, key: Key) -> Callable[[torch.nn.Module, tuple[Any, ...], torch.Tensor], None]:
-        def hook(module: torch.nn.Module, args: tuple[Any, ...], tokens: torch.Tensor) -> None:
-            if self._rows:
-                mean, std = (part.chunk(len(self._rows)) for part in moments_of(tokens))
-                parts = self._found.setdefault(key, {})
-                parts.update((one, Moments(*rows)) for one, *rows in zip(self._rows, mean, std, strict=True))
-
-        return hook
+    def receive(self, layer: LayerId, feature: str, tokens: torch.Tensor) -> None:
+        """A layer's projected tokens [rows, tokens, channels]; only their moments are kept."""
+        if self._rows:
+            mean, std = (part.chunk(len(self._rows)) for part in moments_of(tokens))
+            parts = self._found.setdefault((layer, feature), {})
+            parts.update((one, Moments(*rows)) for one, *rows in zip(self._rows, mean, std, strict=True))
 
 
 @contextmanager
 def recording(model: ModelPatcher, features: Sequence[str]) -> Iterator[Recorder]:
-    """Forward hooks on every self-attention's projections of `features` (q, k, v), gone when the block ends."""
-    recorder, unet = Recorder(), unet_of(model)
-    handles = [
-        unet.register_forward_pre_hook(recorder.before_unet, with_kwargs=True),
-        unet.register_forward_hook(recorder.after_unet),
-    ]
-    try:
-        for layer, transformer in attention_layers(model).items():
-            for feature in features:
-                projection = getattr(transformer.attn1, f"to_{feature}")
-                handles.append(projection.register_forward_hook(recorder.after_projection((layer, feature))))
-        yield recorder
-    finally:
-        for handle in handles:
-            handle.remove()
+    """Records every self-attention's `features` (q, k, v) in all calls of the model until the block ends."""
+    recorder, architecture = Recorder(), architecture_of(model)
+    with removed_afterwards([]) as handles:
+        handles.append(architecture.network.register_forward_pre_hook(recorder.before_network, with_kwargs=True))
+        handles.append(architecture.network.register_forward_hook(recorder.after_network))
+        with architecture.recording(features, recorder.receive):
+            yield recorder
 
 
 def measure(
@@ -93,16 +84,16 @@ def measure(
     on_images: OnImages,
     on_level: OnLevel,
 ) -> int:
-    """Distances of all pairs of images at every layer, one noise level after another; returns the UNet's image passes.
+    """Distances of all pairs of images at every layer, by noise level; returns how many images passed through.
 
     `latents` [images, 4, h, w] come from the VAE; `sigmas` [levels] fall. All images get the same noise, drawn from
-    `seed`. `on_images(count)` hears of every batch, `on_level(level, distances [features, layers, images, images])` of
-    every finished level. The model runs as in a sampler: LoRA, ControlNet, hooks and areas of the conditioning act.
+    `seed`. `on_images(count)` is called after every batch, `on_level(level, distances [features, layers, images,
+    images])` after every level. It runs as in a sampler: LoRA, ControlNet, hooks and areas of the conditioning act.
     """
     conds = {"positive": positive} | ({"negative": negative} if negative is not None else {})
     noise = comfy.sample.prepare_noise(latents[:1], seed).expand(min(IMAGES_A_PASS, len(latents)), -1, -1, -1)
     with recording(model, features) as recorder:
-        layers = tuple(attention_layers(model))
+        layers = architecture_of(model).layers
         measuring = _Measuring(latents, recorder, layers, features, distance, on_images, on_level)
         look_at(model, conds, noise, sigmas, seed, measuring)
         return recorder.image_passes

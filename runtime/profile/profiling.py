@@ -16,7 +16,7 @@ from ...engine.profile import SensitivityProfile
 from ...engine.scoring import check_clusters, scores_of, separation_of
 from ...render.heatmap import WIDTH, draw
 from ..arch.fingerprint import fingerprint_of
-from ..arch.unet import attention_layers
+from ..arch.registry import architecture_of
 from ..runs.probe import Conditioning
 from .capture import measure
 from .clusters import Clusters, encode, native_side, picture_size
@@ -48,7 +48,7 @@ def profile_model(
 ) -> SensitivityProfile:
     """Measure a model's self-attention layers on clusters of images. Raises ValueError on input that cannot be used."""
     started = time.monotonic()
-    layers = tuple(attention_layers(model))
+    layers = architecture_of(model).layers
     labels = [number for number, cluster in enumerate(clusters) for _ in cluster.images]
     check_clusters(labels, [cluster.name for cluster in clusters])
     size = picture_size(clusters, settings.aspect, settings.side or native_side(model))

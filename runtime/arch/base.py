@@ -1,0 +1,118 @@
+"""The interface to one family of models: its attention layers, and how they are recorded and replaced.
+
+Everything else in this pack knows layers by name (`LayerId`) and tokens by their place; only the files of this folder
+know modules. `docs/architecture.md` shows how to add a family.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import comfy.utils
+import torch
+from torch import nn
+
+from ...engine.layers import LayerId
+
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, "torch.Tensor | None"], torch.Tensor]
+"""attention(q, k, v, bias): bias is None or [1, keys], added to every query's logits."""
+
+Receive = Callable[[LayerId, str, torch.Tensor], None]
+"""(layer, feature, tokens [rows, image tokens, channels]): what a layer projects, after the norm, before rotation."""
+
+
+@dataclass(frozen=True)
+class Projected:
+    """What one attention layer has projected in one call: q, k and v [rows, ..., tokens, channels].
+
+    `image` are the tokens of the picture being painted. `attend` is the attention to call, with everything that other
+    packs have put there. When `whole`, it knows neither a bias nor a part of the rows (another pack's attn1 replace).
+    """
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    attend: Attend
+    image: slice = field(default_factory=lambda: slice(None))
+    whole: bool = False
+
+
+Operator = Callable[[Projected], torch.Tensor]
+"""Replaces a layer's attention; the output has the layout that `Projected.attend` returns."""
+
+
+class Architecture(ABC):
+    """What is known of one family of models. An instance serves one network, a model's `diffusion_model`."""
+
+    name: ClassVar[str]
+    """The family, as its users call it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    @classmethod
+    @abstractmethod
+    def matches(cls, network: nn.Module) -> bool:
+        """Whether a network belongs to this family."""
+
+    def on(self, network: nn.Module) -> Architecture:
+        """The same family for another network, such as the copy of a model that a second GPU runs."""
+        network = uncompiled(network)
+        return self if network is self.network else type(self)(network)
+
+    @property
+    @abstractmethod
+    def layers(self) -> tuple[LayerId, ...]:
+        """The self-attention layers (joint ones too) in forward order."""
+
+    @abstractmethod
+    def projection(self, layer: LayerId, feature: str) -> str:
+        """The name inside the network of the weight that projects q, k or v; where one makes all three, that one."""
+
+    @abstractmethod
+    def parameters(self, layer: LayerId) -> tuple[str, ...]:
+        """The names inside the network of all weights of the block that a layer stands in, for gates of LoRA."""
+
+    def width(self, layer: LayerId) -> int:
+        """Channels of the layer's queries, all heads."""
+        return comfy.utils.get_attr(self.network, self.projection(layer, "q")).shape[0]
+
+    @abstractmethod
+    def recording(self, features: Sequence[str], receive: Receive) -> AbstractContextManager[None]:
+        """Inside the block every call of the network gives `receive` what its layers project, by forward hooks.
+
+        The results of the network stay the same bit for bit. No hook is left when the block ends.
+        """
+
+    @abstractmethod
+    def intercepted(
+        self, options: dict[str, Any], operators: Mapping[LayerId, Operator]
+    ) -> AbstractContextManager[dict[str, Any]]:
+        """`transformer_options` for one model call inside the block, in which the given layers' attention is replaced.
+
+        Layers without an operator run as if nobody were there. Nothing is left when the block ends.
+        """
+
+
+@contextmanager
+def removed_afterwards(handles: list[Any]) -> Iterator[list[Any]]:
+    """Hook handles, appended inside the block, that are all removed when it ends."""
+    try:
+        yield handles
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def uncompiled(module: nn.Module) -> nn.Module:
+    """The module itself where `torch.compile` has wrapped it."""
+    return getattr(module, "_orig_mod", module)
+
+
+def parameters_under(network: nn.Module, prefix: str) -> tuple[str, ...]:
+    """The names of all parameters of a network that begin with `prefix`."""
+    return tuple(name for name, _ in network.named_parameters() if name.startswith(prefix))
