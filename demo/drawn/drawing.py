@@ -47,10 +47,11 @@ class Drawing(NamedTuple):
     top: float
     side: float
 
-    def svg(self) -> str:
+    def svg(self, size: int) -> str:
+        """A document of `size` pixels; resvg rounds the sizes of one that does not state them."""
         return (
             '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-            f'viewBox="{self.left} {self.top} {self.side} {self.side}">{self.body}</svg>'
+            f'width="{size}" height="{size}" viewBox="{self.left} {self.top} {self.side} {self.side}">{self.body}</svg>'
         )
 
 
@@ -75,7 +76,7 @@ def drawn(drawing: Drawing, size: int) -> Tensor:
         import resvg_py
     except ImportError:
         raise ValueError(NO_RENDERER) from None
-    png = bytes(resvg_py.svg_to_bytes(svg_string=drawing.svg(), width=size, height=size, skip_system_fonts=True))
+    png = bytes(resvg_py.svg_to_bytes(svg_string=drawing.svg(size), skip_system_fonts=True))
     return torch.from_numpy(np.array(Image.open(io.BytesIO(png)).convert("RGBA"))).movedim(-1, 0).contiguous()
 
 
