@@ -15,8 +15,10 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
+import torch
 from PIL import Image
 
+from conditional_balance.engine.conditioning import power_cosine, shifted_sigmas
 from conditional_balance.engine.gate import CombinedGate, LayerGate, RankedGate, ScaledGate, WrittenGate
 from conditional_balance.engine.grammar import parse
 from conditional_balance.engine.layers import LayerId
@@ -361,3 +363,40 @@ def previewed(studio: Studio, graph: Graph) -> Image.Image:
     labels = [part.strip() for part in graph.input(graph.first("CBGradSAMBlend"), "windows").split(",")]
     rows = [(label, parts(window, 3)) for label, window in zip(labels, windows, strict=True)]
     return sheet(rows, ["map", "mask", "overlay"])
+
+
+# Metadata and guidance
+
+
+@figure("CBMicroConditioning")
+def scheduled(studio: Studio, graph: Graph) -> Image.Image:
+    powers = (0.0, 1.0, 3.0, 6.0)
+    weights = [[power_cosine((step + 0.5) / STEPS, power) for step in range(STEPS)] for power in powers]
+    names = [(row, f"curve {power:g}") for row, power in enumerate(powers)]
+    ends = [(4, "noise"), (STEPS - 6, "picture")]
+    return grids({"how far the new value has entered": np.array(weights)}, names, ends, size=(4.6, 2.0))
+
+
+@figure("CBResolutionShift")
+def shifted(studio: Studio, graph: Graph) -> Image.Image:
+    """Steps of one schedule as cells: dark where the noise is high."""
+    ratios = {"half the sides": 0.5, "trained size": 1.0, "twice the sides": 2.0}
+    sigmas = [standard_sigma(0.001 + 0.998 * step / 23) for step in range(24)]
+    plain = torch.tensor([*sigmas, 0.0], dtype=torch.float64)
+    rows = [shifted_sigmas(plain, ratio, flow=False)[:-1].log() for ratio in ratios.values()]
+    levels = (torch.stack(rows) - rows[0].min()) / (rows[0].max() - rows[0].min())
+    ends = [(2, "first step"), (21, "last step")]
+    return grids({"noise level of each step": levels.numpy()}, list(enumerate(ratios)), ends, size=(4.6, 1.8))
+
+
+@figure("CBProject", of="style_balanced_demo")
+def projected(studio: Studio, graph: Graph) -> Image.Image:
+    decode = graph.first("VAEDecode", without="CBStyleInjection")
+    sampler, latent = graph.input(decode, "samples")[0], graph.input(graph.first("CBStyleReference"), "latent")
+    results = [[decode, 0]]
+    for known in ("low resolution", "colour"):
+        held = graph.add("CBProject", model=graph.input(sampler, "model"), latent=latent, known=known, cell=32)
+        results.append([graph.changed(decode, samples=[graph.changed(sampler, model=[held, 0]), 0]), 0])
+    (reference, *_), *shown = studio.shoot(graph, _reference(graph), *results)
+    rows = [("", [part, *three]) for part, *three in zip([reference, None], *shown, strict=False)]
+    return sheet(rows, ["picture", "without", "low resolution", "colour"], tile=130)

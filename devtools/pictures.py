@@ -54,15 +54,18 @@ def main(arguments: Sequence[str]) -> int:
     """Remake all pictures; 1 when a node has no figure."""
     parser = argparse.ArgumentParser(prog="dev.py pictures")
     parser.add_argument("--cpu", action="store_true", help="run ComfyUI on the processor")
+    parser.add_argument("--node", action="append", default=[], help="only the figure of this node; may be repeated")
     parser.add_argument("workflow", nargs="*", help="only the pictures of these demo workflows")
     given, start, gallery = parser.parse_args(arguments), time.monotonic(), Gallery()
     comfy, base = Path(os.environ["COMFYUI_PATH"]), comfyui.CACHE / "pictures"
     shutil.rmtree(base, ignore_errors=True)  # so that nothing of an earlier run is found
     with server.started(Path(sys.executable), comfy, base, given.cpu) as running:
         studio = Studio(running, json.loads(running.get("/object_info")), _teller())
-        for path in _chosen(given.workflow):
+        if given.node:
+            _figures_of(studio, gallery, given.node)
+        for path in _chosen(given.workflow) if not given.node else ():
             _workflow(studio, gallery, path)
-        if not given.workflow:
+        if not given.workflow and not given.node:
             _figures(studio, gallery, Graph({}, studio.known), None)
     print(f"\n{gallery}\nin {time.monotonic() - start:.0f} s")
     return _complain_of_nodes_without_figure()
@@ -159,6 +162,19 @@ def _figures(studio: Studio, gallery: Gallery, graph: Graph, of: str | None) -> 
             continue
         studio.tell(f"figure of {node}")
         drawn = figure.draw(studio, Graph(graph.prompt, studio.known))
+        gallery.write(face.figure_of(node), _packed(drawn))
+
+
+def _figures_of(studio: Studio, gallery: Gallery, nodes: Sequence[str]) -> None:
+    """The figures of some nodes alone. Raises Failed for a node without one."""
+    if unknown := set(nodes) - set(FIGURES):
+        raise Failed(f"There is no figure of {', '.join(sorted(unknown))}; there are {', '.join(FIGURES)}.")
+    for node in nodes:
+        graph: Mapping[str, Any] = {}
+        if of := FIGURES[node].of:
+            graph = workflow.to_prompt(json.loads((WORKFLOWS / f"{of}.json").read_text(encoding="utf-8")), studio.known)
+        studio.tell(f"figure of {node}")
+        drawn = FIGURES[node].draw(studio, Graph(graph, studio.known))
         gallery.write(face.figure_of(node), _packed(drawn))
 
 

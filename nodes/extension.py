@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import attribution_preview, gate, gradsam, profile, routes, structure, style, subject
+from . import (
+    attribution_preview,
+    gate,
+    gradsam,
+    metadata,
+    profile,
+    projection,
+    routes,
+    structure,
+    style,
+    subject,
+)
 
 
 class ConditionalBalance(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        modules = profile, gate, style, structure, subject, gradsam, attribution_preview
+        modules = (profile, gate, style, structure, subject, gradsam, attribution_preview, metadata, projection)
         return [node for module in modules for node in module.NODES]
 
 

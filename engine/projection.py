@@ -1,0 +1,26 @@
+"""Linear conditions on a predicted picture: the nearest one that agrees with what is known of it.
+
+A condition is y = A x with A a mean over cells, so that its pseudo-inverse A+ spreads a cell's value over the cell, and
+x + A+ (y - A x) is the nearest latent that meets it (DDNM, arXiv 2212.00490, eq. 13).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+
+def cell_means(x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """A x: means [..., rows, columns] of x [..., h, w] over a grid of cells, which may differ by one in size."""
+    return functional.adaptive_avg_pool2d(x, grid)
+
+
+def spread(means: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """A+ y: every cell's value over the whole cell; exact where the grid divides the size."""
+    return functional.interpolate(means, size=size, mode="nearest-exact")
+
+
+def projected(x: torch.Tensor, known: torch.Tensor, grid: tuple[int, int], strength: float = 1.0) -> torch.Tensor:
+    """x [B, C, h, w] moved by `strength` toward the nearest one whose cell means are those of `known` [B, C, h, w]."""
+    missing = cell_means(known, grid) - cell_means(x, grid)
+    return x + strength * spread(missing, tuple(x.shape[-2:]))

@@ -1,0 +1,148 @@
+"""Metadata by noise level: SDXL's sizes and crops, Flux's guidance, and the pooled text, apart from the prompt."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from comfy import model_base
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from comfy.samplers import CFGGuider
+
+from ...engine.conditioning import between, between_sizes, percent_of, power_cosine, schedule_table, sinusoid_value
+from ..runs.model_call import KEY, ModelCall, with_wrapper
+
+POOLED, BLOCK = 1280, 256
+"""SDXL's vector: pooled text, then an embedding of 256 for each of six numbers, two of a group but for the crop."""
+NUMBERS = ("original", "original", "top", "left", "target", "target")
+CROPS = ("top", "left")
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one group of metadata becomes late in the schedule, and how late: the power of `power_cosine`."""
+
+    value: float
+    power: float
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What changes, as factors on what the prompt's conditioning says (1 leaves a group alone) or pixels added to it.
+
+    `original` and `target` size, `guidance` (Flux) and `pooled` text are factors; crop `top` and `left` are pixels.
+    `by_value` interpolates the numbers, which stay such as the model met in training; else their embeddings.
+    """
+
+    original: Change = Change(1.0, 3.0)
+    target: Change = Change(1.0, 0.0)
+    top: Change = Change(0.0, 1.0)
+    left: Change = Change(0.0, 1.0)
+    guidance: Change = Change(1.0, 0.0)
+    pooled: Change = Change(1.0, 1.0)
+    by_value: bool = True
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """The groups that do not stay as they are."""
+        groups = ("original", "target", "top", "left", "guidance", "pooled")
+        return tuple(name for name in groups if getattr(self, name).value != (0.0 if name in CROPS else 1.0))
+
+
+class NoSuchMetadata(ValueError):
+    """The model takes none of a group that was asked for; `group` names it, `model` is the model's class."""
+
+    def __init__(self, group: str, model: str) -> None:
+        super().__init__(f"{model} takes no '{group}'")
+        self.group, self.model = group, model
+
+
+def schedule_metadata(model: ModelPatcher, metadata: Metadata) -> ModelPatcher:
+    """A clone of the model whose metadata changes over the schedule; with nothing to change it samples the same bits.
+
+    Raises NoSuchMetadata for a group that the model does not take.
+    """
+    known = groups_of(model.model)
+    for group in metadata.changed:
+        if group not in known:
+            raise NoSuchMetadata(group, type(model.model).__name__)
+    patched = model.clone()
+    if metadata.changed:
+        patched.add_wrapper_with_key(
+            WrappersMP.SAMPLER_SAMPLE, f"{KEY}_metadata", functools.partial(_around_run, metadata)
+        )
+    return patched
+
+
+def _around_run(
+    metadata: Metadata,
+    executor: Callable[..., Any],
+    guider: CFGGuider,
+    sigmas: torch.Tensor,
+    extra_args: dict[str, Any],
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """SAMPLER_SAMPLE: the schedule is read once, from the sampling that this run has."""
+    table = schedule_table(guider.inner_model.model_sampling.percent_to_sigma)
+    around_call = functools.partial(_around_call, metadata, table)
+    options = with_wrapper(extra_args["model_options"], WrappersMP.APPLY_MODEL, around_call)
+    return executor(guider, sigmas, {**extra_args, "model_options": options}, *args, **kwargs)
+
+
+def groups_of(model: model_base.BaseModel) -> tuple[str, ...]:
+    """The groups of metadata that a model takes."""
+    if isinstance(model, model_base.SDXL):
+        return "original", "target", "top", "left", "pooled"
+    pooled = ("pooled",) if isinstance(model, (model_base.SD3, model_base.Flux)) and model.adm_channels else ()
+    guided = ("guidance",) if getattr(getattr(model.diffusion_model, "params", None), "guidance_embed", False) else ()
+    return guided + pooled
+
+
+def _around_call(
+    metadata: Metadata, table: Sequence[float], executor: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
+) -> torch.Tensor:
+    """APPLY_MODEL: the vectors of this call's noise level."""
+    call = ModelCall.of(*args, **kwargs)
+    percent = percent_of(float(call.sigma.max()), table)
+    conds = dict(call.conds)
+    if "guidance" in metadata.changed and conds.get("guidance") is not None:
+        change = metadata.guidance
+        conds["guidance"] = conds["guidance"] * change.value ** power_cosine(percent, change.power)
+    if conds.get("y") is not None:
+        conds["y"] = _vector(conds["y"], metadata, percent, executor.class_obj)
+    return replace(call, conds=conds).run(executor)
+
+
+def _vector(y: torch.Tensor, metadata: Metadata, percent: float, model: model_base.BaseModel) -> torch.Tensor:
+    """The vector [rows, pooled + 6 * 256] (SDXL) or [rows, pooled] at a percent of the schedule."""
+    if not isinstance(model, model_base.SDXL):
+        return _pooled(y, metadata, percent)
+    blocks = zip(y[:, POOLED:].split(BLOCK, 1), NUMBERS, strict=True)
+    sizes = [_number(block, group, metadata, percent, model) for block, group in blocks]
+    return torch.cat((_pooled(y[:, :POOLED], metadata, percent), *sizes), 1)
+
+
+def _pooled(pooled: torch.Tensor, metadata: Metadata, percent: float) -> torch.Tensor:
+    change = metadata.pooled
+    if "pooled" not in metadata.changed:
+        return pooled
+    return pooled * (1 + (change.value - 1) * power_cosine(percent, change.power))
+
+
+def _number(
+    block: torch.Tensor, group: str, metadata: Metadata, percent: float, model: model_base.BaseModel
+) -> torch.Tensor:
+    """One number's embedding [rows, 256] at a percent of the schedule."""
+    if group not in metadata.changed:
+        return block
+    change: Change = getattr(metadata, group)
+    gamma, early, is_crop = power_cosine(percent, change.power), sinusoid_value(block), group in CROPS
+    late = early + change.value if is_crop else early * change.value
+    if not metadata.by_value:
+        return between(block, model.embedder(late).to(block), gamma)
+    return model.embedder((between if is_crop else between_sizes)(early, late, gamma)).to(block)

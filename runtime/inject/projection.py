@@ -1,0 +1,53 @@
+"""Linear conditions on the predicted picture while a sampler runs: low resolution, colour."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from comfy import utils
+from comfy.model_patcher import ModelPatcher
+
+from ...engine.gate import inside
+from ...engine.projection import projected
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A latent [B, C, h, w] as VAE Encode gives it, and what is known of it: means over cells of `cell` latent cells.
+
+    `cell` 0 knows the mean of the whole picture only, its colour. Acts from `start` to `end` percent.
+    """
+
+    latent: torch.Tensor
+    cell: int
+    strength: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+
+def project(model: ModelPatcher, projection: Projection) -> ModelPatcher:
+    """A clone of the model whose predicted pictures agree with what is known; strength 0 samples the same bits."""
+    patched = model.clone()
+    if projection.strength:
+        patched.set_model_sampler_post_cfg_function(_after_cfg(projection))
+    return patched
+
+
+def _after_cfg(projection: Projection) -> Callable[[dict[str, Any]], torch.Tensor]:
+    def after(arguments: dict[str, Any]) -> torch.Tensor:
+        x, base = arguments["denoised"], arguments["model"]
+        sigma = float(arguments["sigma"].max())
+        if not inside(sigma, projection.start, projection.end, base.model_sampling.percent_to_sigma):
+            return x
+        size = x.shape[-2:]
+        known = base.process_latent_in(projection.latent.to(x))
+        known = utils.repeat_to_batch_size(known, x.shape[0])
+        if known.shape[-2:] != size:
+            known = utils.common_upscale(known, size[1], size[0], "area", "center")
+        grid = tuple(max(side // projection.cell, 1) for side in size) if projection.cell else (1, 1)
+        return projected(x, known, grid, projection.strength)
+
+    return after
