@@ -14,7 +14,8 @@ from benchmarks import harness
 from benchmarks.harness import Demo, draw, interval
 from conditional_balance.engine.gate import RankedGate, WrittenGate
 from conditional_balance.engine.grammar import parse
-from conditional_balance.engine.profile import SensitivityProfile, load
+from conditional_balance.engine.profile import SensitivityProfile
+from conditional_balance.engine.profile_file import load
 from conditional_balance.runtime.inject.reference import StyleReference
 from conditional_balance.runtime.inject.style import StyleInjection, StyleSettings, inject_style
 from demo import world

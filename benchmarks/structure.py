@@ -32,7 +32,8 @@ from benchmarks.harness import CFG, Demo, draw
 from benchmarks.style import in_turns, ratio
 from conditional_balance.engine.ablation import agreement
 from conditional_balance.engine.gate import RankedGate
-from conditional_balance.engine.profile import SensitivityProfile, load
+from conditional_balance.engine.profile import SensitivityProfile
+from conditional_balance.engine.profile_file import load
 from conditional_balance.engine.structure import PaperSchedule, RankedSlots, parse_weights
 from conditional_balance.runtime.arch.unet import unet_of
 from conditional_balance.runtime.inject.control import gate_control, layout_of

@@ -30,7 +30,8 @@ import torch
 
 from benchmarks._command import command_line, keep
 from conditional_balance.engine.gate import RankedGate
-from conditional_balance.engine.profile import SensitivityProfile, load
+from conditional_balance.engine.profile import SensitivityProfile
+from conditional_balance.engine.profile_file import load
 from conditional_balance.engine.style import StyleSettings, adain, layer_styles
 from conditional_balance.runtime.arch.attention import plain_attention
 from conditional_balance.runtime.arch.unet import attention_layers

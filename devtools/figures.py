@@ -22,7 +22,8 @@ from conditional_balance.engine.conditioning import power_cosine, shifted_sigmas
 from conditional_balance.engine.gate import CombinedGate, LayerGate, RankedGate, ScaledGate, WrittenGate
 from conditional_balance.engine.grammar import parse
 from conditional_balance.engine.layers import LayerId
-from conditional_balance.engine.profile import SensitivityProfile, load
+from conditional_balance.engine.profile import SensitivityProfile
+from conditional_balance.engine.profile_file import load
 from conditional_balance.engine.structure import PaperSchedule, RankedSlots, StructureGate, parse_weights, slot_layout
 from conditional_balance.render.gate_map import sampled, spread_sigmas, standard_sigma
 

@@ -10,6 +10,7 @@ import torch
 
 from .profile import SensitivityProfile
 
+CONTRASTED = "difference of two standardised scores: negative where the first question is the one that a layer encodes"
 
 def trimmed_mean(profiles: Sequence[SensitivityProfile]) -> SensitivityProfile:
     """For every feature, noise level and layer: without the lowest and the highest score, the mean of the rest.
@@ -33,7 +34,7 @@ def contrast(wanted: SensitivityProfile, unwanted: SensitivityProfile) -> Sensit
     """
     first, second = _aligned([wanted, unwanted])
     difference = _standardised(first) - _standardised(second)
-    return _made([wanted, unwanted], difference, " minus ", "contrast of standardised scores")
+    return _made([wanted, unwanted], difference, " minus ", "contrast of standardised scores", CONTRASTED)
 
 
 def _aligned(profiles: Sequence[SensitivityProfile]) -> torch.Tensor:
@@ -70,7 +71,7 @@ def _standardised(scores: torch.Tensor) -> torch.Tensor:
 
 
 def _made(
-    profiles: Sequence[SensitivityProfile], scores: torch.Tensor, joined: str, estimator: str
+    profiles: Sequence[SensitivityProfile], scores: torch.Tensor, joined: str, estimator: str, scale: str = ""
 ) -> SensitivityProfile:
     """The combined profile; it names its parts, and their model where all were measured on the same."""
     facts = [profile.provenance for profile in profiles]
@@ -81,6 +82,8 @@ def _made(
         "estimator": estimator,
         "source": f"Made of {'; '.join(parts)}.",
     }
+    if scale := scale or "; ".join(dict.fromkeys(fact["scale"] for fact in facts if "scale" in fact)):
+        provenance["scale"] = scale
     models = [fact.get("model") or {} for fact in facts]
     if models[0] and all(model.get("weights") == models[0].get("weights") for model in models):
         provenance["model"] = models[0]

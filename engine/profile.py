@@ -1,24 +1,16 @@
-"""The sensitivity profile: scores by feature, noise level and layer, read at any sigma."""
+"""The sensitivity profile: scores by feature, noise level and layer, read at any sigma. `profile_file` keeps them."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialised
 
 from .layers import LayerId
 
 FEATURES = ("q", "k", "v")
-FORMAT = "conditional-balance.sensitivity-profile"
-VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -71,93 +63,3 @@ def note_on_model(profile: SensitivityProfile, fingerprint: Mapping[str, Any]) -
     if measured["weights"] == fingerprint["weights"]:
         return ""
     return "Measured on another finetune of this architecture: rankings usually carry over, measure again to be sure."
-
-
-def save(profile: SensitivityProfile, path: str | os.PathLike[str]) -> None:
-    """Write a profile as safetensors with a JSON header, whole or not at all: a temporary file replaces the old one.
-
-    Raises ValueError when the scores are not finite numbers.
-    """
-    path = Path(path)
-    _check(profile, path.name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_bytes(serialised(_tensors(profile), metadata=_header(profile)))
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def load(path: str | os.PathLike[str]) -> SensitivityProfile:
-    """Read a profile. Raises ValueError for a file that is corrupt, of another format or not finite."""
-    name = Path(path).name
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"'{name}' cannot be read ({error}): it is damaged, save or download it again.") from error
-    _check_format(header, name)
-    try:
-        profile = _read(json.loads(header["profile"]), tensors)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"'{name}' is incomplete ({error}): save or download it again.") from error
-    _check(profile, name)
-    return profile
-
-
-def digest(profile: SensitivityProfile) -> str:
-    """A name for exactly this profile, 32 hex digits: equal for equal scores, layers, noise levels and provenance."""
-    content = hashlib.sha256(json.dumps(_header(profile), sort_keys=True).encode())
-    for name, tensor in _tensors(profile).items():
-        content.update(name.encode() + tensor.numpy().tobytes())
-    return content.hexdigest()[:32]
-
-
-def _header(profile: SensitivityProfile) -> dict[str, str]:
-    described = {
-        "layers": [str(layer) for layer in profile.layers],
-        "features": list(profile.features),
-        "provenance": dict(profile.provenance),
-    }
-    return {"format": FORMAT, "version": str(VERSION), "profile": json.dumps(described, ensure_ascii=False)}
-
-
-def _tensors(profile: SensitivityProfile) -> dict[str, torch.Tensor]:
-    named = {"sigmas": profile.sigmas, "scores": profile.scores, "low": profile.low, "high": profile.high}
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items() if tensor is not None}
-
-
-def _check_format(header: Mapping[str, str], name: str) -> None:
-    if header.get("format") != FORMAT:
-        raise ValueError(f"'{name}' is no sensitivity profile: pick a file made by Save Sensitivity Profile.")
-    if header.get("version") != str(VERSION):
-        raise ValueError(
-            f"'{name}' has format version {header.get('version')} and this pack reads {VERSION}: update the pack."
-        )
-
-
-def _read(described: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> SensitivityProfile:
-    return SensitivityProfile(
-        layers=tuple(LayerId.parse(name) for name in described["layers"]),
-        features=tuple(described["features"]),
-        sigmas=tensors["sigmas"],
-        scores=tensors["scores"].double(),
-        low=tensors.get("low"),
-        high=tensors.get("high"),
-        provenance=described["provenance"],
-    )
-
-
-def _check(profile: SensitivityProfile, name: str) -> None:
-    shape = (len(profile.features), len(profile.sigmas), len(profile.layers))
-    tensors = _tensors(profile)
-    sigmas = tensors.pop("sigmas")
-    if any(tensor.shape != shape for tensor in tensors.values()) or min(shape) == 0:
-        raise ValueError(f"'{name}' does not hold one score for each feature, noise level and layer: measure it again.")
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in (*tensors.values(), sigmas)):
-        raise ValueError(f"'{name}' holds scores that are not numbers (NaN or infinite): measure it again.")
-    if not bool((sigmas[:-1] > sigmas[1:]).all()) or sigmas[-1] <= 0:
-        raise ValueError(f"'{name}' does not hold falling noise levels above zero: measure it again.")

@@ -16,7 +16,8 @@ from comfy_api.latest import io, ui
 
 from ..engine.combining import contrast, trimmed_mean
 from ..engine.divergence import DISTANCES
-from ..engine.profile import SensitivityProfile, check_layers, load, note_on_model, save
+from ..engine.profile import SensitivityProfile, check_layers, note_on_model
+from ..engine.profile_file import load, save
 from ..render.heatmap import draw
 from ..render.report import in_short, report
 from ..runtime.arch.fingerprint import fingerprint_of

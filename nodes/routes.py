@@ -18,7 +18,8 @@ from comfy_api.latest import io
 
 from ..engine.grammar import edited, parse
 from ..engine.layers import LayerId
-from ..engine.profile import SensitivityProfile, load
+from ..engine.profile import SensitivityProfile
+from ..engine.profile_file import load
 from ..render.layer_map import profile_map, selection_map
 from .gate import CBSelectLayers, chosen_layers, in_words
 from .profile import profile_path

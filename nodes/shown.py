@@ -11,7 +11,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..engine.profile import SensitivityProfile, digest
+from ..engine.profile import SensitivityProfile
+from ..engine.profile_file import digest
 
 SUMMARY, PROFILE, STRIP = "cb_summary", "cb_profile", "cb_strip"  # keys of the `ui` output that js/ reads
 KEPT = 32

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from textwrap import shorten
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from ..engine.profile import SensitivityProfile
 
 WIDTH = 1024
 NAMED = 8  # layers called by name above a panel
+LONGEST_TITLE = 100  # characters; what a profile measures is anybody's text
 
 BACKGROUND, PANEL, BLANK = (19, 21, 28), (30, 33, 43), (38, 42, 54)
 INK, FAINT, ACCENT = (236, 238, 245), (148, 154, 172), (255, 211, 110)
@@ -95,8 +97,10 @@ class _Canvas:
 
 def _plan(profile: SensitivityProfile, scale: float) -> _Plan:
     blocks = tuple(_blocks(profile.layers))
-    start, gap = round((MARGIN + AXIS) * scale), round(GAP * scale)
-    room = round((WIDTH - BAR - MARGIN) * scale) - start - gap * (len(blocks) - 1)
+    start = round((MARGIN + AXIS) * scale)
+    room = round((WIDTH - BAR - MARGIN) * scale) - start
+    gap = min(round(GAP * scale), room // (4 * len(blocks)))  # many blocks must leave room for their columns
+    room -= gap * (len(blocks) - 1)
     edges = [start + round(column * room / len(profile.layers)) for column in range(len(profile.layers) + 1)]
     shift = [gap * number for number, (_, columns) in enumerate(blocks) for _ in columns]
     return _Plan(
@@ -118,7 +122,7 @@ def _blocks(layers: Sequence[LayerId]) -> list[tuple[str, tuple[int, ...]]]:
 
 def _title(canvas: _Canvas, profile: SensitivityProfile, title: str) -> None:
     left, scale = MARGIN * canvas.scale, canvas.scale
-    canvas.text((left, 18 * scale), title, 20, INK, "lt")
+    canvas.text((left, 18 * scale), shorten(title, LONGEST_TITLE, placeholder="..."), 20, INK, "lt")
     detail = f"{len(profile.layers)} self-attention layers, {len(profile.sigmas)} noise levels"
     canvas.text((left, 44 * scale), f"{detail}. Bright layers tell the clusters apart.", 13, FAINT, "lt")
 

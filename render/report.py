@@ -37,10 +37,11 @@ def _what(profile: SensitivityProfile) -> str:
     high, low = float(profile.sigmas[0]), float(profile.sigmas[-1])
     levels = f"{len(profile.layers)} layers at {len(profile.sigmas)} noise levels, sigma {high:.2f} to {low:.2f}"
     clusters = facts.get("clusters")
+    estimator = facts.get("estimator", "origin unknown")
     if clusters:
         listed = ", ".join(f"{name} ({count})" for name, count in clusters.items())
-        return f"{levels}; {sum(clusters.values())} images in {len(clusters)} clusters: {listed}; {facts['estimator']}."
-    return f"{levels}; {facts.get('estimator', 'origin unknown')}. {facts.get('source', '')}".strip()
+        return f"{levels}; {sum(clusters.values())} images in {len(clusters)} clusters: {listed}; {estimator}."
+    return f"{levels}; {estimator}. {facts.get('source', '')}".strip()
 
 
 def _layers(profile: SensitivityProfile, index: int) -> list[str]:

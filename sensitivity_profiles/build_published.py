@@ -43,7 +43,7 @@ def _engine() -> Any:
     """The pack's engine, which needs no ComfyUI."""
     sys.path.insert(0, str(HERE.parent))
     try:
-        for module in ("layers", "profile"):
+        for module in ("layers", "profile", "profile_file"):
             importlib.import_module(f"engine.{module}")
         return importlib.import_module("engine")
     finally:
@@ -52,7 +52,7 @@ def _engine() -> Any:
 
 def main(argv: list[str]) -> None:
     profile = profile_of(json.loads(Path(argv[0]).read_text(encoding="utf-8")))
-    _engine().profile.save(profile, HERE / NAME)
+    _engine().profile_file.save(profile, HERE / NAME)
 
 
 if __name__ == "__main__":

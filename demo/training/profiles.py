@@ -70,7 +70,7 @@ def measured(clusters: dict[str, Tensor], what: str) -> SensitivityProfile:
 
 def shipped(profile: SensitivityProfile) -> None:
     """Put a profile among the pack's own."""
-    from conditional_balance.engine.profile import save as save_profile
+    from conditional_balance.engine.profile_file import save as save_profile
 
     name = f"demo.{profile.provenance['what']}.safetensors"
     save_profile(profile, Path(__file__).parents[2] / "sensitivity_profiles" / name)

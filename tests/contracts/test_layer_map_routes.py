@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from conditional_balance.engine.gate import POLICIES
 from conditional_balance.engine.layers import LayerId
-from conditional_balance.engine.profile import FEATURES, load, save
+from conditional_balance.engine.profile import FEATURES
+from conditional_balance.engine.profile_file import load, save
 from conditional_balance.nodes import routes, shown
 from conditional_balance.nodes.gate import CBSelectLayers
 from conditional_balance.nodes.profile import FOLDER, CBLoadSensitivityProfile, profile_path

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from conditional_balance.engine.combining import contrast, trimmed_mean
 from conditional_balance.engine.layers import LayerId
-from conditional_balance.engine.profile import SensitivityProfile, load, save
+from conditional_balance.engine.profile import SensitivityProfile
+from conditional_balance.engine.profile_file import load, save
 from conditional_balance.render.report import report
 
 LAYERS = tuple(LayerId("output", number, 0) for number in range(5))

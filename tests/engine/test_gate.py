@@ -14,7 +14,8 @@ from conditional_balance.engine import gate as gates
 from conditional_balance.engine.gate import CombinedGate, RankedGate, ScaledGate, WrittenGate, pinned, windowed
 from conditional_balance.engine.grammar import parse
 from conditional_balance.engine.layers import LayerId
-from conditional_balance.engine.profile import FEATURES, SensitivityProfile, load
+from conditional_balance.engine.profile import FEATURES, SensitivityProfile
+from conditional_balance.engine.profile_file import load
 from conditional_balance.render.gate_map import draw, sampled, spread_sigmas, standard_sigma, summary
 
 PUBLISHED = Path(__file__).parents[2] / "sensitivity_profiles" / "sdxl-base-1.0.style.published.safetensors"

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 
 from conditional_balance.engine.layers import LayerId
-from conditional_balance.engine.profile import SensitivityProfile, check_layers, load, note_on_model, save
+from conditional_balance.engine.profile import SensitivityProfile, check_layers, note_on_model
+from conditional_balance.engine.profile_file import load
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = ROOT / "sensitivity_profiles" / "sdxl-base-1.0.style.published.safetensors"
@@ -45,78 +43,6 @@ def test_at_a_knot_the_score_is_the_measured_one_and_halfway_in_log_sigma_the_me
     for level, sigma in enumerate(measured.sigmas.tolist()):
         torch.testing.assert_close(measured.at(sigma, "q"), measured.scores[0, level])
     torch.testing.assert_close(measured.at((3.0 * 1.0) ** 0.5, "q"), measured.scores[0, 1:3].mean(0))
-
-
-def test_a_file_gives_back_what_was_saved(tmp_path):
-    measured = profile(low=torch.zeros(2, 4, 3), high=torch.ones(2, 4, 3))
-    save(measured, tmp_path / "new" / "mine.safetensors")
-    back = load(tmp_path / "new" / "mine.safetensors")
-    assert back.layers == measured.layers and back.features == measured.features
-    assert dict(back.provenance) == dict(measured.provenance)
-    for name in ("sigmas", "scores", "low", "high"):
-        assert torch.equal(getattr(back, name), getattr(measured, name))
-
-
-def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    path = tmp_path / "mine.safetensors"
-    save(profile(), path)
-    before = path.read_bytes()
-
-    def full_disk(*_args):
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(os, "replace", full_disk)
-    with pytest.raises(OSError, match="space"):
-        save(profile(scores=torch.ones(2, 4, 3, dtype=torch.float64)), path)
-    assert path.read_bytes() == before and [entry.name for entry in tmp_path.iterdir()] == ["mine.safetensors"]
-
-
-def test_scores_that_are_not_numbers_are_never_written(tmp_path):
-    scores = profile().scores.clone()
-    scores[0, 1, 2] = float("nan")
-    with pytest.raises(ValueError, match="NaN"):
-        save(profile(scores=scores), tmp_path / "mine.safetensors")
-    assert not list(tmp_path.iterdir())
-
-
-def header(**changes) -> dict[str, str]:
-    described = {"layers": ["i1.0", "m0.0", "o3.0"], "features": ["q", "k"], "provenance": {}}
-    whole = {"format": "conditional-balance.sensitivity-profile", "version": "1", "profile": json.dumps(described)}
-    return whole | changes
-
-
-def tensors(**changes) -> dict[str, torch.Tensor]:
-    return {"sigmas": profile().sigmas, "scores": profile().scores} | changes
-
-
-@pytest.mark.parametrize(
-    ("metadata", "content", "words"),
-    [
-        (header(format="something else"), tensors(), "no sensitivity profile"),
-        (None, tensors(), "no sensitivity profile"),
-        (header(version="9"), tensors(), "version 9"),
-        (header(profile="{"), tensors(), "incomplete"),
-        (header(profile="{}"), tensors(), "incomplete"),
-        (header(), {"sigmas": profile().sigmas}, "incomplete"),
-        (header(), tensors(scores=torch.ones(2, 4, 9)), "one score for each"),
-        (header(), tensors(sigmas=profile().sigmas.flip(0)), "falling"),
-        (header(), tensors(scores=torch.full((2, 4, 3), float("nan"))), "NaN"),
-    ],
-)
-def test_files_that_are_no_whole_profile_are_refused_by_name(tmp_path, metadata, content, words):
-    save_file(content, tmp_path / "odd.safetensors", metadata=metadata)
-    with pytest.raises(ValueError, match=words) as refused:
-        load(tmp_path / "odd.safetensors")
-    assert str(refused.value).startswith("'odd.safetensors'")
-
-
-@pytest.mark.parametrize("keep", [0, 4, 60, -9])
-def test_a_damaged_file_is_refused(tmp_path, keep):
-    path = tmp_path / "cut.safetensors"
-    save(profile(), path)
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError, match=r"'cut\.safetensors' cannot be read"):
-        load(path)
 
 
 def test_layers_of_another_architecture_are_refused_and_another_finetune_is_noted():

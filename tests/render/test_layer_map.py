@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from conditional_balance.engine.gate import RankedGate, lowest, pinned, windowed
 from conditional_balance.engine.grammar import GrammarError, edited, parse
 from conditional_balance.engine.layers import LayerId
-from conditional_balance.engine.profile import SensitivityProfile, digest
+from conditional_balance.engine.profile import SensitivityProfile
+from conditional_balance.engine.profile_file import digest
 from conditional_balance.render.layer_map import profile_map, ranks, selection_map
 
 LAYERS = tuple(LayerId.parse(name) for name in ("o0.0", "o0.1", "i4.0", "i4.1", "m0.0"))

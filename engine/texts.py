@@ -1,0 +1,24 @@
+"""Texts that come from outside: bounded before they are read, and quoted in short."""
+
+from __future__ import annotations
+
+LONGEST = 10_000
+"""Characters that a text input may hold: a selection that names every layer of a large model one by one has 3,000."""
+QUOTED = 60
+"""Characters of a foreign text that a message repeats."""
+
+
+def bounded(text: str, name: str, longest: int = LONGEST) -> str:
+    """`text` as it is. Raises ValueError that names the input when it is longer than `longest` characters."""
+    if len(text) > longest:
+        raise ValueError(
+            f"'{name}' is too long ({len(text):,} characters, and {longest:,} are the most): shorten the text."
+        )
+    return text
+
+
+def quoted(text: object) -> str:
+    """A foreign text in quotes for a message: on one line, printable, its end left out where it is long."""
+    shown = str(text)
+    shown = shown if len(shown) <= QUOTED else shown[: QUOTED - 3] + "..."
+    return "'" + "".join(mark if mark.isprintable() else ascii(mark)[1:-1] for mark in shown) + "'"
