@@ -1,4 +1,4 @@
-"""The gate grammar: layers by hand, such as `o1.4-9, i5, -m0`."""
+"""The gate grammar: layers by hand, such as `o1.4-9, i5, -m0` on a UNet or `j0-11, s6, -x` on a transformer."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import NamedTuple, NoReturn
 
 import torch
 
-from .layers import LayerId
+from .layers import KINDS, LayerId, in_forward_order, spans, spelled
 from .profile import FEATURES
 
-_PARTS = {"i": "input", "d": "input", "m": "middle", "o": "output", "u": "output"}
 _EXAMPLE = "write for instance o1.4-9, i5, -m0"
 
 
@@ -85,14 +84,15 @@ class Selection(NamedTuple):
 def _near(term: Term, layers: Sequence[LayerId]) -> str:
     numbers = sorted({layer.number for layer in layers if layer.block == term.block})
     if not numbers:
-        return ""
-    return f" (its {term.block} blocks with attention are {', '.join(map(str, numbers))})"
+        return f" (its layers are {spelled(in_forward_order(layers))})"
+    return f" (its {term.block} blocks with attention are {spans(numbers)})"
 
 
 def parse(text: str) -> Selection:
     """Read a selection; blanks do not matter, commas or line ends part the terms, an empty text selects nothing.
 
     `o1.4-9` transformers 4 to 9 of output block 1; `i5` a whole block; `o3-5` blocks 3 to 5; `m` a whole part; `all`;
+    `j0-11`, `s6`, `x`, `r`, `b7` blocks of transformers (`engine.layers.LETTERS`);
     `-m0` takes layers away; `q:o1` the query only (`qk:` both); `o1:0.5` half the weight.
     Raises GrammarError where the text leaves the grammar.
     """
@@ -163,14 +163,14 @@ def _features(scanner: _Scanner) -> tuple[str, ...]:
 def _layers(scanner: _Scanner) -> tuple[str | None, Span | None, Span | None]:
     if scanner.take(r"all\b"):
         return None, None, None
-    part = scanner.take("[imodu]")
+    part = scanner.take(f"[{''.join(KINDS)}]")
     if part is None:
         scanner.fail("Expected a layer")
     numbers = _span(scanner)
     transformers = None
     if numbers is not None and scanner.take(r"\."):
         transformers = _span(scanner) or scanner.fail("Expected the number of a transformer")
-    return _PARTS[part[0].lower()], numbers, transformers
+    return KINDS[part[0].lower()], numbers, transformers
 
 
 def _span(scanner: _Scanner) -> Span | None:

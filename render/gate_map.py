@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ..engine.gate import LayerGate
-from ..engine.layers import BLOCKS, LayerId, in_forward_order
+from ..engine.layers import LETTERS, UNET_BLOCKS, LayerId, in_forward_order, spans, spelled
 from ..engine.profile import FEATURES
 
 COLUMNS = 64
@@ -95,12 +95,20 @@ def _label_blocks(
     height: int,
     width: int,
 ) -> None:
-    y = top
-    for (block, number), group in groupby(layers, key=lambda layer: layer[:2]):
+    y, free = float(top), float(top)
+    for name, group in groupby(layers, key=_row_title):
         rows = height * len(list(group))
-        pen.text((left - 8, y + rows / 2), f"{block} {number}", fill=INK, font=font, anchor="rm")
+        if y + rows / 2 - 6 >= free:
+            pen.text((left - 8, y + rows / 2), name, fill=INK, font=font, anchor="rm")
+            free = y + rows / 2 + 6
         y += rows
-        pen.line((left - 6, y, left + width, y), fill=PAPER, width=2)
+        if rows >= 6:
+            pen.line((left - 6, y, left + width, y), fill=PAPER, width=min(2, int(rows // 6)))
+
+
+def _row_title(layer: LayerId) -> str:
+    """One title for a UNet's block, one for every layer of a transformer."""
+    return f"{layer.block} {layer.number}" if layer.block in UNET_BLOCKS else str(layer)
 
 
 def _label_sigmas(
@@ -136,24 +144,10 @@ def _busiest(weights: torch.Tensor, layers: Sequence[LayerId]) -> str:
         if held < float(mass.sum()) / 2:
             chosen.append(block)
             held += blocks[block]
-    parts = ((part, [number for name, number in sorted(chosen) if name == part]) for part in BLOCKS)
-    return " and ".join(f"{part} {_runs(numbers)}" for part, numbers in parts if numbers)
+    parts = ((part, [number for name, number in sorted(chosen) if name == part]) for part in LETTERS)
+    return " and ".join(f"{part} {spans(numbers)}" for part, numbers in parts if numbers)
 
 
 def _named(chosen: torch.Tensor, layers: Sequence[LayerId]) -> str:
     """The chosen layers in the gate grammar, "o1.4-9, o2.0-6"; "none" without any."""
-    forward = in_forward_order(layer for layer, is_chosen in zip(layers, chosen.tolist(), strict=True) if is_chosen)
-    blocks = groupby(forward, key=lambda layer: layer[:2])
-    names = [f"{part[0]}{number}.{_runs([layer.transformer for layer in group])}" for (part, number), group in blocks]
-    return ", ".join(names) or "none"
-
-
-def _runs(numbers: Sequence[int]) -> str:
-    """Ascending numbers with consecutive ones run together: [1, 2, 5] is "1-2, 5"."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and runs[-1][-1] == number - 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    return spelled(layer for layer, is_chosen in zip(layers, chosen.tolist(), strict=True) if is_chosen)

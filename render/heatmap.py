@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ..engine.layers import LayerId
+from ..engine.layers import KINDS, UNET_BLOCKS, LayerId, titled_stretches
 from ..engine.profile import SensitivityProfile
 
 WIDTH = 1024
@@ -116,8 +116,11 @@ def _plan(profile: SensitivityProfile, scale: float) -> _Plan:
 
 
 def _blocks(layers: Sequence[LayerId]) -> list[tuple[str, tuple[int, ...]]]:
-    named = groupby(enumerate(layers), key=lambda item: f"{item[1].block[0]}{item[1].number}")
-    return [(name, tuple(column for column, _ in columns)) for name, columns in named]
+    first, found = 0, []
+    for title, count in titled_stretches(layers):
+        found.append((title, tuple(range(first, first + count))))
+        first += count
+    return found
 
 
 def _title(canvas: _Canvas, profile: SensitivityProfile, title: str) -> None:
@@ -192,15 +195,18 @@ def _triangle(centre: float, tip: float, size: float) -> list[tuple[float, float
 
 
 def _block_axis(canvas: _Canvas, plan: _Plan, top: float) -> None:
-    """Block names under their columns, and below them which part of the UNet they belong to."""
+    """Block names under their columns, and below them which part of the network they belong to."""
     for name, columns in plan.blocks:
         canvas.text(((plan.left[columns[0]] + plan.right[columns[-1]]) / 2, top), name, 12, INK, "mt")
     for part, blocks in groupby(plan.blocks, key=lambda block: block[0][0]):
         columns = [column for _, columns in blocks for column in columns]
         left, right, line = plan.left[columns[0]], plan.right[columns[-1]], top + 18 * plan.scale
         canvas.draw.line((left, line, right, line), fill=FAINT, width=max(1, round(plan.scale)))
-        word = {"i": "input", "m": "middle", "o": "output"}[part]
-        canvas.text(((left + right) / 2, line + 5 * plan.scale), word, 12, FAINT, "mt")
+        canvas.text(((left + right) / 2, line + 5 * plan.scale), _part_title(KINDS[part]), 12, FAINT, "mt")
+
+
+def _part_title(block: str) -> str:
+    return block if block in UNET_BLOCKS else {"block": "blocks"}.get(block, f"{block} blocks")
 
 
 def _colour_bar(canvas: _Canvas, plan: _Plan, span: tuple[float, float]) -> None:

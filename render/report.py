@@ -104,4 +104,4 @@ def _cost(profile: SensitivityProfile) -> str | None:
     cost: Mapping[str, Any] | None = profile.provenance.get("cost")
     if cost is None:
         return None
-    return f"Cost: {cost['forward_passes']} image passes through the UNet, {cost['seconds']:.1f} s."
+    return f"Cost: {cost['forward_passes']} image passes through the model, {cost['seconds']:.1f} s."

@@ -52,11 +52,22 @@ export function draw(context, plan, map, selection, cursor, look) {
 function blocksOf(layers) {
   const blocks = []
   layers.forEach((layer, column) => {
-    const name = layer.split('.')[0]
-    if (blocks.at(-1)?.name === name) blocks.at(-1).last = column
-    else blocks.push({ name, first: column, last: column })
+    const stretch = stretchOf(layer)
+    if (blocks.at(-1)?.stretch === stretch) blocks.at(-1).last = column
+    else blocks.push({ stretch, first: column, last: column })
   })
+  for (const block of blocks) block.name = titleOf(block, layers)
   return blocks
+}
+
+// UNets: the block, o1 of o1.8. Transformers: all layers of a kind; joint blocks and their second attention take turns.
+function stretchOf(layer) {
+  return layer.includes('.') ? layer.split('.')[0] : layer[0].replace('x', 'j')
+}
+
+function titleOf({ stretch, first, last }, layers) {
+  if (layers[first].includes('.')) return stretch
+  return first === last ? layers[first] : `${layers[first]}-${layers[last].slice(1)}`
 }
 
 // The cells of a panel as a picture of one pixel each.

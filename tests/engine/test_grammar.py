@@ -8,13 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conditional_balance.engine.grammar import GrammarError, parse
-from conditional_balance.engine.layers import LayerId, in_forward_order
+from conditional_balance.engine.layers import LayerId, in_forward_order, spelled
 
 SDXL = (
     *(LayerId("input", number, t) for number, depth in ((4, 2), (5, 2), (7, 10), (8, 10)) for t in range(depth)),
     *(LayerId("middle", 0, t) for t in range(10)),
     *(LayerId("output", number, t) for number in range(6) for t in range(10 if number < 3 else 2)),
 )
+
+SD35_MEDIUM = tuple(
+    LayerId(block, number) for number in range(24) for block in ("joint", "second") if block == "joint" or number < 13
+)
+FLUX = tuple(LayerId(block, number) for block, count in (("joint", 19), ("single", 38)) for number in range(count))
 
 
 def chosen(text: str, feature: int = 0) -> set[str]:
@@ -64,7 +69,7 @@ def test_features_and_weights() -> None:
 @pytest.mark.parametrize(
     ("text", "at"),
     [
-        ("x5", 0),
+        ("y5", 0),
         ("o1.4-9, i5, 7", 12),
         ("o1.", 3),
         ("o1 i5", 3),
@@ -96,6 +101,44 @@ def test_layers_the_model_lacks_are_errors(text: str, at: int) -> None:
     assert caught.value.at == at
 
 
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [("j0-11, s6, -j3", [*(f"j{n}" for n in range(12) if n != 3), "s6"]), ("S36-37", ["s36", "s37"]), ("q:j0", ["j0"])],
+)
+def test_selects_layers_of_transformers(text: str, names: list[str]) -> None:
+    weights = parse(text).weights(FLUX)[0]
+    assert [str(layer) for layer, weight in zip(FLUX, weights.tolist(), strict=True) if weight] == names
+
+
+@pytest.mark.parametrize(
+    ("text", "layers", "words"),
+    [
+        ("j38", SD35_MEDIUM, "its joint blocks with attention are 0-23"),
+        ("x13", SD35_MEDIUM, "its second blocks with attention are 0-12"),
+        ("o1.8", FLUX, "its layers are j0-18, s0-37"),
+        ("j3", SDXL, "its layers are i4.0-1, i5.0-1, i7.0-9, i8.0-9, m0.0-9, o0.0-9, o1.0-9"),
+    ],
+)
+def test_errors_name_what_the_model_has_in_spans(text: str, layers: tuple[LayerId, ...], words: str) -> None:
+    with pytest.raises(GrammarError) as caught:
+        parse(text).weights(layers)
+    assert words in str(caught.value)
+
+
+@given(st.sets(st.sampled_from(SDXL + SD35_MEDIUM + FLUX)))
+def test_spelled_layers_are_read_back(layers: set[LayerId]) -> None:
+    every = tuple(dict.fromkeys(SDXL + SD35_MEDIUM + FLUX))
+    if layers:
+        weights = parse(spelled(layers)).weights(every)[0]
+        assert {layer for layer, weight in zip(every, weights.tolist(), strict=True) if weight} == layers
+
+
+@pytest.mark.parametrize("layers", [SDXL, SD35_MEDIUM, FLUX])
+def test_forward_order_is_that_of_the_model(layers: tuple[LayerId, ...]) -> None:
+    assert in_forward_order(sorted(layers, key=str)) == layers
+    assert all(LayerId.parse(str(layer)) == layer for layer in layers)
+
+
 @given(st.sets(st.sampled_from(SDXL)))
 def test_a_written_set_is_read_back(layers: set[LayerId]) -> None:
     written = ", ".join(map(str, in_forward_order(layers)))
@@ -103,7 +146,7 @@ def test_a_written_set_is_read_back(layers: set[LayerId]) -> None:
     assert chosen(f"all, {', '.join(f'-{layer}' for layer in layers)}") == {str(layer) for layer in set(SDXL) - layers}
 
 
-@given(st.text(alphabet="imodukqv0123456789.-:, \nal", max_size=12))
+@given(st.text(alphabet="imodujsxrbkqv0123456789.-:, \nal", max_size=12))
 def test_any_text_is_read_or_refused_in_words(text: str) -> None:
     try:
         weights = parse(text).weights(SDXL)

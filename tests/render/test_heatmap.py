@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
-from conditional_balance.engine.layers import LayerId
+from conditional_balance.engine.layers import LayerId, titled_stretches
 from conditional_balance.engine.profile import SensitivityProfile
 from conditional_balance.render.heatmap import BLANK, WIDTH, draw, palette
 
@@ -39,6 +41,15 @@ def test_any_model_fits_the_width(count):
     image = draw(profile(count, 12), "title")
     assert image.width == WIDTH and image.height < 1000
     assert share_of(BLANK, image) < 0.01
+
+
+def test_a_transformer_is_drawn_in_stretches_of_its_kinds_of_blocks():
+    names = [LayerId(block, number) for number in range(24) for block in ("joint", "second")[: 1 + (number < 13)]]
+    names += [LayerId("single", number) for number in range(38)]
+    measured = profile(len(names), 12)
+    measured = dataclasses.replace(measured, layers=tuple(names))
+    assert titled_stretches(names) == [("j0-23, x0-12", 37), ("s0-37", 38)]
+    assert share_of(BLANK, draw(measured, "title")) < 0.01
 
 
 def test_unmeasured_levels_are_blank_and_fill_up():

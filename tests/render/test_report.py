@@ -31,7 +31,7 @@ def test_it_names_top_and_bottom_layers_with_their_interval():
     assert "most sensitive:  o0.0 0.200 [0.100, 0.300]" in text
     assert "least sensitive: o5.0 0.700 [0.600, 0.800]" in text
     assert "7 images in 2 clusters: ink (3), oil (4)" in text
-    assert "84 image passes through the UNet, 12.3 s" in text
+    assert "84 image passes through the model, 12.3 s" in text
 
 
 def test_one_ranking_at_all_levels_is_perfectly_stable_and_a_reversed_one_is_found():
