@@ -102,7 +102,7 @@ def node_words(schema: Any) -> dict[str, Any]:
     return {
         "display_name": schema.display_name,
         "description": schema.description,
-        "inputs": {each.id: {"name": each.id, "tooltip": each.tooltip} for each in schema.inputs},
+        "inputs": {each.id: {"name": each.display_name or each.id, "tooltip": each.tooltip} for each in schema.inputs},
         **({"outputs": outputs} if outputs else {}),
     }
 

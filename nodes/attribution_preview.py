@@ -11,6 +11,7 @@ from ..render.overlay import heat
 from ..runtime.inject.blend import Attribution, Measured
 from .findings import coverage, enlarged, enlarged_mask, report, with_mask
 from .gradsam import Attributed
+from .schema import Schema, found_by
 from .shown import STRIP, summary, timed
 from .subject import CATEGORY
 
@@ -21,10 +22,11 @@ TILE = 512
 class CBAttributionPreview(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return Schema(
             node_id="CBAttributionPreview",
             display_name="Attribution Preview",
             category=CATEGORY,
+            search_aliases=found_by("show mask", "preview mask", "attention map", "heat map"),
             description="Shows what Grad-SAM Blend found while the sampler ran: for every window the map, the mask "
             "and the mask over the picture.",
             is_output_node=True,

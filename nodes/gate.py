@@ -26,11 +26,13 @@ from ..engine.profile import SensitivityProfile
 from ..render.gate_map import draw, sampled, spread_sigmas
 from ..render.gate_map import summary as describe
 from .profile import Profile
+from .schema import Schema, found_by
 from .shown import layer_map, summary, timed
-from .widgets import advanced, window_in_words, window_inputs
+from .widgets import advanced, out_of_range, window_in_words, window_inputs
 
 CATEGORY = "conditional balance/gate"
 Gate = io.Custom("LAYER_GATE")
+MOST_LAYERS = 1000  # more than any model has
 
 GRAMMAR = (
     "o1.4-9 is transformers 4 to 9 of output block 1; i5 a whole block; o3-5 several; m the middle; all everything; "
@@ -52,12 +54,14 @@ def _ranking_inputs() -> list[io.Input]:
     return [
         io.Float.Input(
             "lambda",
+            display_name="style amount",
             default=0.43,
             min=0.0,
-            max=200.0,
+            max=1.0,
             step=0.01,
-            tooltip="Share of the layers kept: 0.43 keeps 30 of SDXL's 70 and balances style with content. 0 keeps "
-            "none, 1 all. Above 1 it is a number of layers. Above 0.5 style starts to push the prompt aside.",
+            display_mode=io.NumberDisplay.slider,
+            tooltip="How much style comes in, as lambda, the share of the layers kept: 0.43 keeps 30 of SDXL's 70 and "
+            "balances style with content. 0 keeps none, 1 all. Above 0.5 style starts to push the prompt aside.",
         ),
         io.Combo.Input(
             "policy",
@@ -102,13 +106,30 @@ def _hand_inputs() -> list[io.Input]:
     ]
 
 
+def _count() -> io.Input:
+    return advanced(
+        io.Int.Input(
+            "number_of_layers",
+            optional=True,
+            default=0,
+            min=0,
+            max=MOST_LAYERS,
+            tooltip="Keeps so many layers instead of a share of them: 30 keeps the first 30. 0 leaves it to the style "
+            "amount. Use it to compare models or policies at an equal count.",
+        )
+    )
+
+
 class CBSelectLayers(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return Schema(
             node_id="CBSelectLayers",
-            display_name="Select Layers by Sensitivity",
+            display_name="Select Layers (style amount, lambda)",
             category=CATEGORY,
+            search_aliases=found_by(
+                "lambda", "style amount", "style strength", "choose blocks", "block weight", "attention layers"
+            ),
             description="Keeps the attention layers that a sensitivity profile ranks first. Only these will take part.",
             inputs=[
                 Profile.Input(
@@ -118,6 +139,7 @@ class CBSelectLayers(io.ComfyNode):
                 *_ranking_inputs(),
                 *window_inputs(),
                 *_hand_inputs(),
+                _count(),
             ],
             outputs=[
                 Gate.Output(
@@ -129,8 +151,14 @@ class CBSelectLayers(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, pin: str | None, exclude: str | None) -> bool | str:
-        problems = {"pin": _problem(pin), "exclude": _problem(exclude)}
+    def validate_inputs(cls, **values: Any) -> bool | str:
+        # In 0.1.0 lambda above 1 was a number of layers, and core would refuse that of a saved workflow. A node that
+        # takes every value here checks all ranges itself.
+        amount = values.get("lambda")
+        within = values | ({"lambda": 1.0} if isinstance(amount, float) and 1 < amount <= MOST_LAYERS else {})
+        if problem := out_of_range(cls.define_schema().inputs, within):
+            return problem
+        problems = {name: _problem(values.get(name)) for name in ("pin", "exclude")}
         return next((f"'{name}': {problem}" for name, problem in problems.items() if problem), True)
 
     @classmethod
@@ -146,9 +174,16 @@ def chosen_layers(profile: SensitivityProfile, values: Mapping[str, Any]) -> tup
 
     Raises ValueError when a value is wrong.
     """
-    ranked = RankedGate(profile, values["lambda"], values["policy"], values["softness"], values["random_seed"])
+    share = _share(values, len(profile.layers))
+    ranked = RankedGate(profile, share, values["policy"], values["softness"], values["random_seed"])
     everywhere = pinned(ranked, _read("pin", values), _read("exclude", values))
     return windowed(everywhere, values["start_percent"], values["end_percent"]), everywhere
+
+
+def _share(values: Mapping[str, Any], layers: int) -> float:
+    """The share of the layers that is kept; half a layer more than the number, so that rounding cannot drop one."""
+    number = values.get("number_of_layers") or 0
+    return min((number + 0.5) / layers, 1.0) if number else values["lambda"]
 
 
 def _read(name: str, values: Mapping[str, Any]) -> Selection:
@@ -183,10 +218,11 @@ def _image(picture: Image.Image) -> torch.Tensor:
 class CBLayerGate(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return Schema(
             node_id="CBLayerGate",
-            display_name="Layer Gate",
+            display_name="Layer Gate (layers by hand)",
             category=CATEGORY,
+            search_aliases=found_by("block weight", "choose blocks", "attention layers", "layers by hand"),
             description="Chooses attention layers by hand.",
             inputs=[
                 io.String.Input(
@@ -224,10 +260,11 @@ COMBINED = {
 class CBCombineGates(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return Schema(
             node_id="CBCombineGates",
             display_name="Combine Gates",
             category=CATEGORY,
+            search_aliases=found_by("merge gates", "add layers", "subtract layers"),
             description="Makes one gate of two, or weakens one.",
             inputs=[
                 Gate.Input("gate", tooltip="The gate to start from."),

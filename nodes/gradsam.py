@@ -24,6 +24,7 @@ from .gradsam_inputs import (
     problem_in,
     subject_input,
 )
+from .schema import Schema, found_by
 from .shown import summary, timed
 from .subject import CATEGORY
 from .widgets import advanced
@@ -38,10 +39,21 @@ CLEAN, NOISY = "clean picture", "noisy latent"
 class CBGradSAMMask(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return Schema(
             node_id="CBGradSAMMask",
-            display_name="Grad-SAM Mask",
+            display_name="Grad-SAM Mask (segment subject)",
             category=CATEGORY,
+            search_aliases=found_by(
+                "segment",
+                "segmentation",
+                "automatic mask",
+                "mask from prompt",
+                "clipseg",
+                "find object",
+                "cut out",
+                "分割",
+                "マスク",
+            ),
             description="Finds the subject in a picture with the model's own attention. No segmentation model is "
             "needed.",
             inputs=[
@@ -94,10 +106,20 @@ class CBGradSAMMask(io.ComfyNode):
 class CBGradSAMBlend(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return Schema(
             node_id="CBGradSAMBlend",
-            display_name="Grad-SAM Blend",
+            display_name="Grad-SAM Blend (keep subject, new background)",
             category=CATEGORY,
+            search_aliases=found_by(
+                "keep subject",
+                "background",
+                "replace background",
+                "change background",
+                "new background",
+                "inpaint background",
+                "保留主体",
+                "背景を変える",
+            ),
             description="Keeps the subject that the model is drawing and takes everything else from a reference "
             "picture, while any sampler runs.",
             inputs=[

@@ -24,6 +24,7 @@ from ..runtime.arch.fingerprint import fingerprint_of
 from ..runtime.arch.registry import architecture_of
 from ..runtime.profile.clusters import SUFFIXES, Cluster, image_files, load_clusters, with_cluster
 from ..runtime.profile.profiling import Settings, profile_model, title_of
+from .schema import Schema, found_by
 from .shown import layer_map, summary, timed
 from .widgets import advanced
 
@@ -58,10 +59,13 @@ class CBImageClusters(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return Schema(
             node_id="CBImageClusters",
             display_name="Image Cluster",
             category=CATEGORY,
+            search_aliases=found_by(
+                "image set", "style series", "group images", "reference images", "图像组", "画像クラスター"
+            ),
             description="Names a batch of images that share something, such as one style. Chain one node for each "
             "cluster: what they differ in is what Profile Sensitivity measures.",
             inputs=[
@@ -95,10 +99,11 @@ class CBLoadImageClusters(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return Schema(
             node_id="CBLoadImageClusters",
             display_name="Load Image Clusters",
             category=CATEGORY,
+            search_aliases=found_by("load images from folder", "image folder", "style series", "load image batch"),
             description="Reads a folder of folders under ComfyUI's input folder: each subfolder is a cluster, named "
             "after the folder.",
             inputs=[
@@ -147,13 +152,15 @@ class CBProfileSensitivity(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return Schema(
             node_id="CBProfileSensitivity",
-            display_name="Profile Sensitivity",
+            display_name="Profile Sensitivity (measure a checkpoint)",
             category=CATEGORY,
+            search_aliases=found_by(
+                "measure style layers", "analyze model", "layer analysis", "style ranking", "calibrate"
+            ),
             description="Shows the model your images at several noise levels and measures which self-attention layers "
             "tell the clusters apart. Lower score = more sensitive. Needs one run for each model and question.",
-            is_output_node=True,
             inputs=[*_subjects(), *_settings(), *_rarely_changed()],
             outputs=_shown_outputs(),
         )
@@ -184,13 +191,13 @@ class CBLoadSensitivityProfile(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return Schema(
             node_id="CBLoadSensitivityProfile",
             display_name="Load Sensitivity Profile",
             category=CATEGORY,
+            search_aliases=found_by("style ranking", "layer ranking", "preset"),
             description="Loads a sensitivity profile by name: yours from models/sensitivity_profiles, and those that "
             "come with the pack.",
-            is_output_node=True,
             inputs=[
                 io.Combo.Input(
                     "profile",
@@ -234,10 +241,11 @@ class CBSaveSensitivityProfile(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return Schema(
             node_id="CBSaveSensitivityProfile",
             display_name="Save Sensitivity Profile",
             category=CATEGORY,
+            search_aliases=found_by("save style ranking", "export profile"),
             description="Saves a sensitivity profile into models/sensitivity_profiles. A file of the same name is "
             "replaced.",
             is_output_node=True,
@@ -266,13 +274,13 @@ class CBCombineProfiles(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return Schema(
             node_id="CBCombineProfiles",
             display_name="Combine Sensitivity Profiles",
             category=CATEGORY,
+            search_aliases=found_by("merge profiles", "average profiles", "compare styles"),
             description="Merges profiles of one question that were measured on different subjects, or ranks layers by "
             "one question and against another.",
-            is_output_node=True,
             inputs=[
                 io.Combo.Input(
                     "operation",

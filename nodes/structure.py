@@ -19,6 +19,7 @@ from ..runtime.inject.control import gate_control, layout_of
 from ..runtime.profile.ablation import ablate_slots
 from ..runtime.profile.profiling import noise_levels as levels_of
 from .profile import Profile
+from .schema import Schema, found_by
 from .shown import summary, timed
 from .widgets import advanced
 
@@ -31,10 +32,13 @@ class CBGateControlNet(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return Schema(
             node_id="CBGateControlNet",
-            display_name="Gate ControlNet",
+            display_name="Gate ControlNet (structure amount)",
             category=CATEGORY,
+            search_aliases=found_by(
+                "controlnet strength", "structure amount", "controlnet weight", "composition", "pose"
+            ),
             description="Lets a ControlNet set the layout and leaves the drawing to the style: its residuals act only "
             "where, and only as long as, structure needs them. Put it between Load ControlNet and Apply ControlNet.",
             inputs=[*_what(), *_how_much(), *_by_hand()],
@@ -112,10 +116,12 @@ def _how_much() -> list[io.Input]:
     return [
         io.Float.Input(
             "kept",
+            display_name="structure amount",
             default=0.15,
             min=0.0,
             max=1.0,
             step=0.01,
+            display_mode=io.NumberDisplay.slider,
             tooltip="How much structure is kept: 1 is the ordinary ControlNet, 0 leaves the middle residual only. For "
             "paper it is the first share of the schedule, and 0.15 equals the official code's removed share 0.85. For "
             "ranked it is the share of residuals; start at 0.5. Not used by weights.",
@@ -174,10 +180,11 @@ class CBProfileControlSlots(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return Schema(
             node_id="CBProfileControlSlots",
             display_name="Measure ControlNet Slots",
             category=CATEGORY,
+            search_aliases=found_by("measure controlnet", "controlnet blocks"),
             description="Leaves out each residual of the applied ControlNets in turn and measures how much the "
             "prediction changes, at several noise levels. Compares that with a profile's ranking.",
             is_output_node=True,

@@ -15,6 +15,7 @@ from ..runtime.inject.prompts import encode_rows
 from ..runtime.inject.reference import FIRST_ROW, Conditioning, StyleReference
 from ..runtime.inject.style import StyleInjection, inject_style
 from .gate import Gate
+from .schema import Schema, found_by
 from .shown import summary, timed
 from .widgets import advanced, window_in_words, window_inputs
 
@@ -26,10 +27,11 @@ FIRST, RENOISED = "first row of the batch", "renoised latent"
 class CBPromptBatch(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return Schema(
             node_id="CBPromptBatch",
             display_name="Prompt per Picture",
             category=CATEGORY,
+            search_aliases=found_by("batch prompts", "multiple prompts", "prompt list", "several prompts"),
             description="Gives every picture of a batch its own prompt, one on each line.",
             inputs=[
                 io.Clip.Input("clip", tooltip="The CLIP that came with the model."),
@@ -64,10 +66,13 @@ class CBPromptBatch(io.ComfyNode):
 class CBStyleReference(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return Schema(
             node_id="CBStyleReference",
-            display_name="Style Reference",
+            display_name="Style Reference (style from image)",
             category=CATEGORY,
+            search_aliases=found_by(
+                "style from image", "style image", "reference image", "style picture", "ipadapter", "风格参考", "画風"
+            ),
             description="Says what style is taken from: the first picture of the batch, or a picture of your own.",
             inputs=[
                 io.Combo.Input(
@@ -156,10 +161,23 @@ def _strength_inputs() -> list[io.Input]:
 class CBStyleInjection(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return Schema(
             node_id="CBStyleInjection",
-            display_name="Style Injection",
+            display_name="Style Injection (style transfer)",
             category=CATEGORY,
+            search_aliases=found_by(
+                "style transfer",
+                "stylealigned",
+                "style aligned",
+                "ipadapter",
+                "ip-adapter",
+                "style from image",
+                "copy style",
+                "art style",
+                "风格迁移",
+                "画風変換",
+                "スタイル転写",
+            ),
             description="Pictures take the style of a reference through the chosen attention layers only, so that "
             "the prompt keeps the others. Works with any sampler, ControlNet and LoRA.",
             inputs=[

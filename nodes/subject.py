@@ -6,6 +6,7 @@ from comfy.sd import CLIP
 from comfy_api.latest import io
 
 from ..runtime.attribution.subject import described, read_subject
+from .schema import Schema, found_by
 from .shown import summary, timed
 
 CATEGORY = "conditional balance/attribution"
@@ -15,10 +16,11 @@ Subject = io.Custom("SUBJECT")
 class CBSubject(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return Schema(
             node_id="CBSubject",
             display_name="Subject of the Prompt",
             category=CATEGORY,
+            search_aliases=found_by("subject prompt", "clip text encode", "token", "object"),
             description="Encodes a prompt and finds the words in it that name the subject, for nodes that look where "
             "the model draws it.",
             inputs=[

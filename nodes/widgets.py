@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 from comfy_api.latest import io
 
 
@@ -40,3 +43,17 @@ def window_in_words(start_percent: float, end_percent: float) -> str:
     if (start_percent, end_percent) == (0.0, 1.0):
         return "all the time"
     return f"from {start_percent:.0%} to {end_percent:.0%} of the schedule"
+
+
+def out_of_range(inputs: Iterable[io.Input], values: Mapping[str, Any]) -> str | None:
+    """What core would say against widget values, in a sentence; None when all are in range or come through links."""
+    problems = (_problem(each, values[each.id]) for each in inputs if values.get(each.id) is not None)
+    return next((problem for problem in problems if problem), None)
+
+
+def _problem(widget: io.Input, value: Any) -> str | None:
+    if isinstance(widget, io.Combo.Input) and value not in widget.options:
+        return f"'{widget.id}': there is no '{value}': choose one of {', '.join(widget.options)}."
+    if isinstance(widget, io.Float.Input | io.Int.Input) and not widget.min <= value <= widget.max:
+        return f"'{widget.id}' is {value}: enter a number from {widget.min:g} to {widget.max:g}."
+    return None

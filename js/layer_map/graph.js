@@ -3,7 +3,8 @@ import { app } from '../../../scripts/app.js'
 
 const SUBGRAPH_INPUT = -10
 const STORED = 'cb_profile'
-const SELECTION = ['lambda', 'policy', 'softness', 'start_percent', 'end_percent', 'pin', 'exclude', 'random_seed']
+const SELECTION = ['lambda', 'policy', 'softness', 'start_percent', 'end_percent', 'pin', 'exclude', 'random_seed',
+  'number_of_layers']
 const FEW = 64 // links followed before giving up: a graph with a loop must not hang the page
 
 // {file} for a profile that a loader upstream names, {shown} for one that a run has measured, else null.

@@ -1,0 +1,75 @@
+"""Workflows that people saved with 0.1.0 open and run as they did, whatever was added to the nodes since."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from devtools.server import ROOT, Server
+from devtools.steps import Failed
+from devtools.workflow import to_prompt
+
+FOLDER = ROOT / "tests" / "workflows" / "saved_0.1.0"
+SAVED = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))}
+PROMPTS = {name: json.loads((FOLDER / "prompts" / f"{name}.json").read_text(encoding="utf-8")) for name in SAVED}
+DEMOS = [name for name in SAVED if name.endswith("_demo")]
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_every_value_still_reaches_its_input(name: str, object_info: dict) -> None:
+    assert to_prompt(SAVED[name], object_info) == PROMPTS[name]
+
+
+@pytest.mark.parametrize("name", DEMOS)
+def test_it_still_runs(name: str, server: Server) -> None:
+    outputs = server.run(changed(PROMPTS[name], KSampler={"steps": 2}))
+    savers = {number for number, node in PROMPTS[name].items() if node["class_type"].startswith("Save")}
+    assert len(savers) >= 1 and all(outputs[saver].get("images") for saver in savers)
+
+
+def changed(prompt: dict[str, Any], **inputs: dict[str, Any]) -> dict[str, Any]:
+    """The prompt with other inputs for all nodes of some kinds."""
+    return {
+        name: node | {"inputs": node["inputs"] | inputs.get(node["class_type"], {})} for name, node in prompt.items()
+    }
+
+
+def select_layers(**values: Any) -> dict[str, Any]:
+    """A prompt whose only result is what Select Layers says of the demo model's 17 layers."""
+    selected = {"profile": ["1", 0], "lambda": 0.43, "policy": "per-step", "softness": 0.1, "start_percent": 0.0}
+    selected |= {"end_percent": 1.0, "pin": "", "exclude": "", "random_seed": 0}
+    return {
+        "1": {"class_type": "CBLoadSensitivityProfile", "inputs": {"profile": "demo.style.safetensors"}},
+        "2": {"class_type": "CBSelectLayers", "inputs": selected | values},
+        "3": {"class_type": "PreviewImage", "inputs": {"images": ["2", 1]}},
+    }
+
+
+@pytest.mark.parametrize("values", [{"lambda": 7.0}, {"number_of_layers": 7}, {"lambda": 7 / 17}])
+def test_a_number_of_layers_is_read_as_lambda_and_as_itself(values: dict[str, Any], server: Server) -> None:
+    (words,) = server.run(select_layers(**values))["2"]["cb_summary"]
+    assert words.startswith("7 of 17 layers")
+
+
+@pytest.mark.parametrize("number", [1, 17, 30])
+def test_one_is_one_layer_and_more_than_there_are_is_all(number: int, server: Server) -> None:
+    (words,) = server.run(select_layers(number_of_layers=number))["2"]["cb_summary"]
+    assert words.startswith(f"{min(number, 17)} of 17 layers")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"lambda": -0.1}, "'lambda' is -0.1: enter a number from 0 to 1"),
+        ({"lambda": 2000}, "'lambda' is 2000.0"),
+        ({"policy": "by luck"}, "'policy': there is no 'by luck'"),
+        ({"softness": 3}, "'softness' is 3.0: enter a number from 0 to 1"),
+        ({"pin": "o9.99.9"}, "'pin'"),
+    ],
+)
+def test_what_core_would_refuse_is_still_refused(values: dict[str, Any], said: str, server: Server) -> None:
+    with pytest.raises(Failed) as refused:
+        server.run(select_layers(**values))
+    assert said in str(refused.value)
