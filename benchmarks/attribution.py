@@ -26,11 +26,14 @@ from benchmarks import harness
 from benchmarks.harness import BATCH, CFG, Demo, interval
 from conditional_balance.engine.masks import MaskSettings, mask_of
 from conditional_balance.engine.subject import Phrase
-from conditional_balance.runtime.attribution.attribute import Found, attribute
-from conditional_balance.runtime.attribution.find import Look, find_subject
-from conditional_balance.runtime.attribution.layers import AttributionSettings, Layers, chosen_layers
-from conditional_balance.runtime.attribution.methods.grad_sam import by_gradient
+from conditional_balance.runtime.attribution.attribute import Result, attribute
+from conditional_balance.runtime.attribution.find import ProbeSettings, find_subject
+from conditional_balance.runtime.attribution.layers import Layers, chosen_layers
+from conditional_balance.runtime.attribution.methods.grad_sam import GradSAM
 from conditional_balance.runtime.attribution.prediction import Prediction
+from conditional_balance.runtime.attribution.propagation import Propagation
+from conditional_balance.runtime.attribution.question import Question
+from conditional_balance.runtime.attribution.settings import AttributionSettings
 from conditional_balance.runtime.attribution.subject import Subject, read_subject
 from demo import world
 
@@ -175,7 +178,9 @@ def maps_at(demo: Demo, case: Case, row: Row, level: float, notes: set[str]) -> 
     for part, subject in case.subjects:
         phrases = [Phrase(each.text, tuple(p + row.shift for p in each.positions)) for each in subject.phrases]
         subject = Subject(subject.conditioning, tuple(phrases), subject.surroundings if row.against else ())
-        found = find_subject(demo.model, case.latents[level][part], subject, Look((level,), case.noised), row.settings)
+        found = find_subject(
+            demo.model, case.latents[level][part], subject, ProbeSettings((level,), case.noised), row.settings
+        )
         enlarged = torch.nn.functional.interpolate(found.maps.float(), size=maps.shape[1:], mode="bicubic")
         maps[part] = enlarged[0]
         notes.update([found.note] if found.note else [])
@@ -277,7 +282,7 @@ def attributed(
     subject: Subject,
     layers: Layers,
     settings: AttributionSettings,
-) -> Found:
+) -> Result:
     """What one window of a run asks for besides the step that the sampler makes anyway."""
     return attribute(prediction_of(demo, x, prompts, known), subject, layers, settings)
 
@@ -302,7 +307,8 @@ def naive(demo: Demo, prediction: Prediction, subject: Subject, times: dict[str,
     layers = chosen_layers(demo.model, settings)
     outputs = prediction.x.numel()
     unit = torch.eye(outputs)[:NAIVE].reshape(-1, *prediction.x.shape)
-    seconds = timed(lambda: by_gradient(prediction, subject.phrases, layers, settings, probes=unit))
+    question = Question(prediction, subject.phrases, layers, settings, Propagation(prediction, layers, 0))
+    seconds = timed(lambda: GradSAM().over(question, unit))
     return {
         "backward passes": outputs,
         "timed": NAIVE,

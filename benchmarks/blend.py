@@ -27,7 +27,7 @@ from benchmarks.attribution import GROUP, alike, described, subject_of
 from benchmarks.harness import CFG, Demo
 from conditional_balance.engine.masks import MaskSettings, dilated
 from conditional_balance.engine.windows import parse_windows
-from conditional_balance.runtime.attribution.layers import AttributionSettings
+from conditional_balance.runtime.attribution.settings import AttributionSettings
 from conditional_balance.runtime.attribution.subject import Subject
 from conditional_balance.runtime.inject.blend import PAPER, X0, Blend, blend_reference
 from demo import world

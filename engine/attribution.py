@@ -13,8 +13,6 @@ import torch
 from einops import rearrange
 from torch.nn import functional
 
-METHODS = ("grad_sam", "jvp", "value_norm", "attention")
-
 STEPS = {torch.float32: 0.05, torch.float16: 0.25}
 """Share by which `jvp` turns a column up, by precision: small enough to be linear, large enough not to drown in
 rounding. Precisions not named here (bfloat16) take COARSE_STEP."""
@@ -33,8 +31,8 @@ def columns(q: torch.Tensor, k: torch.Tensor, positions: Sequence[int], heads: i
     return (logits[..., list(positions)] - logits.logsumexp(-1, keepdim=True)).exp()
 
 
-def spoken(column: torch.Tensor, v: torch.Tensor, positions: Sequence[int], heads: int) -> torch.Tensor:
-    """What the tokens add to the layer's output: sum over positions of W_k V_k [rows, queries, heads * channels]."""
+def contribution(column: torch.Tensor, v: torch.Tensor, positions: Sequence[int], heads: int) -> torch.Tensor:
+    """Contribution of tokens to a layer's output: sum over positions of W_k V_k [rows, queries, heads * channels]."""
     values = split_heads(v, heads)[:, :, list(positions)].float()
     return rearrange(column @ values, "rows heads queries channels -> rows queries (heads channels)").to(v)
 
@@ -98,7 +96,7 @@ def combined(maps: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], size
 def propagated(maps: torch.Tensor, q: torch.Tensor, k: torch.Tensor, heads: int, grid: tuple[int, int]) -> torch.Tensor:
     """Maps [B, N, h, w] spread along a self-attention layer: mean over heads of softmax(q k / sqrt(d)) @ map.
 
-    Positions that the layer holds to be one thing come to share their score (DiffSegmenter, arXiv 2309.02773).
+    Positions that self-attention groups together get similar scores (DiffSegmenter, arXiv 2309.02773).
     """
     q, k = split_heads(q, heads).float(), split_heads(k, heads).float()
     values = rearrange(resized(maps, grid), "rows maps h w -> rows 1 (h w) maps").expand(-1, heads, -1, -1)

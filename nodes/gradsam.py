@@ -10,7 +10,7 @@ from comfy_api.latest import io
 
 from ..engine.masks import mask_of
 from ..engine.windows import parse_windows
-from ..runtime.attribution.find import Look, find_subject, percents_in
+from ..runtime.attribution.find import ProbeSettings, find_subject, percents_in
 from ..runtime.attribution.subject import Subject as SubjectTokens
 from ..runtime.inject.blend import MODES, X0, Blend, blend_reference
 from ..runtime.inject.reference import Conditioning
@@ -60,7 +60,7 @@ class CBGradSAMMask(io.ComfyNode):
                 model_input(),
                 io.Latent.Input("latent", tooltip="The picture, encoded with the model's VAE; a batch gives a batch."),
                 subject_input("From Subject of the Prompt; the prompt should describe the picture."),
-                *_look_inputs(),
+                *_probe_inputs(),
                 *attribution_inputs(),
                 *mask_inputs(),
                 _seed(),
@@ -91,10 +91,10 @@ class CBGradSAMMask(io.ComfyNode):
         positive: Conditioning | None = None,
         **settings: Any,
     ) -> io.NodeOutput:
-        look = Look(percents_in(noise_levels), latent_is == NOISY, seed)
-        if not look.percents:
+        probe = ProbeSettings(percents_in(noise_levels), latent_is == NOISY, seed)
+        if not probe.percents:
             raise ValueError("'noise_levels' is empty: write one or more, such as 0.5, 0.7.")
-        found = find_subject(model, latent["samples"], subject, look, attribution_settings(settings), positive)
+        found = find_subject(model, latent["samples"], subject, probe, attribution_settings(settings), positive)
         maps = enlarged(found.maps, image)
         scale = maps.shape[-1] / found.maps.shape[-1]
         mask = mask_of(maps, mask_settings(settings), scale)
@@ -176,7 +176,7 @@ class CBGradSAMBlend(io.ComfyNode):
         return io.NodeOutput(patched, {"samples": torch.zeros_like(samples)}, attribution, ui=summary(words))
 
 
-def _look_inputs() -> list[io.Input]:
+def _probe_inputs() -> list[io.Input]:
     """Where in the schedule the model looks at which kind of latent."""
     return [
         io.String.Input(

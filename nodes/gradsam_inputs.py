@@ -6,12 +6,12 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..engine.attribution import METHODS
 from ..engine.grammar import parse
 from ..engine.masks import RULES, MaskSettings
 from ..engine.windows import parse_windows
 from ..runtime.attribution.find import percents_in
-from ..runtime.attribution.layers import DEFAULT, WEIGHTINGS, AttributionSettings
+from ..runtime.attribution.methods import METHODS
+from ..runtime.attribution.settings import DEFAULT, WEIGHTINGS, AttributionSettings
 from .subject import Subject
 from .widgets import advanced
 
@@ -68,10 +68,7 @@ def _method() -> io.Input:
         "method",
         options=list(METHODS),
         default="value_norm",
-        tooltip="value_norm: attention, weighted by how much it says; the best masks on the demo model. attention: "
-        "the same unweighted. jvp: how far the prediction moves when the subject's attention is turned up; one "
-        "more pass for each phrase, wants fp32 or fp16. grad_sam: attention times its gradient, the paper's rule; "
-        "more time and memory.",
+        tooltip=" ".join(f"{name}: {method.about}" for name, method in METHODS.items()),
     )
 
 
@@ -79,7 +76,7 @@ def _layers() -> io.Input:
     return io.String.Input(
         "layers",
         default=DEFAULT,
-        tooltip="Cross-attention layers to ask. auto takes the UNet's finest ones. By hand: o9-11 for SD1.5, "
+        tooltip="Cross-attention layers to read. auto takes the UNet's finest ones. By hand: o9-11 for SD1.5, "
         "o3-5 for SDXL; -m0 takes layers away, o9:0.5 counts a layer half.",
     )
 

@@ -1,70 +1,91 @@
-"""Attribution of a subject at one noise level: four methods over one repeatable conditional prediction."""
+"""Attribution of a subject at one noise level, by any method, over one repeatable conditional prediction."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from comfy import model_management
 
 from ...engine.attribution import contrasted
-from ...engine.subject import Phrase
-from .layers import AttributionSettings, Layers
-from .methods.attention import by_attention
-from .methods.grad_sam import by_gradient
-from .methods.jvp import by_scaling
+from ...engine.layers import LayerId
+from .layers import Layers
+from .methods import METHODS
 from .prediction import Prediction
-from .propagation import Spread
+from .propagation import Propagation
+from .question import Question
+from .settings import AttributionSettings
 from .subject import Subject
 
 
 @dataclass(frozen=True)
-class Found:
-    """Maps [subjects, B, h, w], the method that made them, and a word to the user when it is not the one asked for."""
+class Result:
+    """Maps [subjects, B, h, w], the method that made them, and a warning where something asked for was not done."""
 
     maps: torch.Tensor
     method: str
     note: str = ""
 
 
-def attribute(prediction: Prediction, subject: Subject, layers: Layers, settings: AttributionSettings) -> Found:
+def attribute(prediction: Prediction, subject: Subject, layers: Layers, settings: AttributionSettings) -> Result:
     """The importance of every subject at every position of the latent.
 
-    Raises ValueError when none of the chosen layers ran.
+    Raises ValueError when no target layer could be read.
     """
-    spread = Spread(prediction, layers, settings.propagation)
-    phrases = subject.phrases + subject.surroundings
-    maps, method, note = _maps(prediction, phrases, layers, settings, spread)
+    propagation = Propagation(prediction, layers, settings.propagation)
+    question = Question(prediction, subject.phrases + subject.surroundings, layers, settings, propagation)
+    maps, method, fallback = _maps(question)
+    left_out = _left_out(question)
     maps = contrasted(maps[: len(subject.phrases)], maps[len(subject.phrases) :])
-    silent = [str(layer) for layer in layers.asked if layer not in prediction.ran]
-    if len(silent) == len(layers.asked):
-        raise ValueError("'layers' names layers that never ran: another node replaces or skips them; choose others.")
-    if silent:
-        note = " ".join((note, f"Chosen but never run: {', '.join(silent)}.")).strip()
-    return Found(spread.over(maps), method, note)
+    notes = (fallback, left_out, propagation.note)
+    return Result(propagation.over(maps), method, " ".join(note for note in notes if note))
 
 
-def _maps(
-    prediction: Prediction,
-    phrases: Sequence[Phrase],
-    layers: Layers,
-    settings: AttributionSettings,
-    spread: Spread,
-) -> tuple[torch.Tensor, str, str]:
-    """Maps, the method that made them and a note; without gradients `grad_sam` gives way to `jvp`."""
-    if settings.method == "jvp":
-        return by_scaling(prediction, phrases, layers, spread), "jvp", ""
-    if settings.method != "grad_sam":
-        return by_attention(prediction, phrases, layers, settings, spread), settings.method, ""
+def _maps(question: Question) -> tuple[torch.Tensor, str, str]:
+    """Maps, the method that made them, and a warning if it was the fallback."""
+    way = question.settings.way
+    if not way.fallback:
+        return way.maps(question), way.name, ""
     try:
-        return by_gradient(prediction, phrases, layers, settings, spread), "grad_sam", ""
+        return way.maps(question), way.name, ""
     except (RuntimeError, NotImplementedError) as problem:
         if isinstance(problem, model_management.OOM_EXCEPTION):
             raise
-        note = f"grad_sam found no gradients here ({_first_line(problem)}); jvp was used instead."
-        return by_scaling(prediction, phrases, layers, spread), "jvp", note
+        note = f"{way.name} found no gradients here ({_first_line(problem)}); {way.fallback} was used instead."
+        return METHODS[way.fallback].maps(question), way.fallback, note
 
 
 def _first_line(problem: Exception) -> str:
     return str(problem).strip().split("\n")[0].rstrip(".")
+
+
+def _left_out(question: Question) -> str:
+    """The target layers that could not be read, in words. Raises ValueError when that is all of them."""
+    calls, targets = question.prediction.calls, question.layers.targets
+    missing = [layer for layer in targets if layer not in calls.subject]
+    changed = [layer for layer in missing if layer in calls.changed]
+    if len(missing) == len(targets):
+        raise ValueError(_why_none(changed, bool(calls.other)))
+    uncalled = [layer for layer in missing if layer not in calls.changed]
+    notes = []
+    if uncalled:
+        notes.append(f"Chosen but never run: {_names(uncalled)}.")
+    if changed:
+        notes.append(f"Left out, as another node changes the rows or tokens there: {_names(changed)}.")
+    return " ".join(notes)
+
+
+def _why_none(changed: Iterable[LayerId], ran_without: bool) -> str:
+    if changed:
+        return (
+            f"'layers' names layers whose rows or tokens another node changes ({_names(changed)}): choose others, or "
+            "take token merging, tiling or regional attention off this model."
+        )
+    if ran_without:
+        return "The subject's prompt did not run in the call that was looked at: check the ranges in which prompts act."
+    return "'layers' names layers that never ran: another node replaces or skips them; choose others."
+
+
+def _names(layers: Iterable[LayerId]) -> str:
+    return ", ".join(map(str, layers))

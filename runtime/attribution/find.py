@@ -1,4 +1,4 @@
-"""Finds a subject in one latent, with no picture sampled: a picture just encoded, or a noisy latent on its way."""
+"""Finds a subject in one latent without sampling: a picture just encoded, or a noisy latent on its way."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from comfy.samplers import CFGGuider, calc_cond_batch
 from ...engine.attribution import normalised
 from ..inject.reference import check_latent
 from ..runs.probe import look_at
-from .attribute import Found, attribute
-from .layers import AttributionSettings, chosen_layers
-from .prediction import Prediction, precision_of, texts_of
+from .attribute import Result, attribute
+from .layers import chosen_layers
+from .prediction import Prediction, precision_of
+from .prompts import subject_prompts
+from .settings import AttributionSettings
 from .subject import Conditioning, Subject
 
 
 @dataclass(frozen=True)
-class Look:
-    """How a latent is looked at: noise levels in percent; with `noised` it holds its noise already, of the first level.
+class ProbeSettings:
+    """At which noise levels a latent is probed, in percent; with `noised` it holds its noise already, of the first one.
 
     `seed` draws the noise that a clean latent gets, the same at every level.
     """
@@ -37,10 +39,10 @@ def find_subject(
     model: ModelPatcher,
     latent: torch.Tensor,
     subject: Subject,
-    look: Look,
+    probe: ProbeSettings,
     settings: AttributionSettings,
     positive: Conditioning | None = None,
-) -> Found:
+) -> Result:
     """Maps [subjects, B, h, w] of a latent [B, C, h, w], averaged over the noise levels.
 
     `positive` is the subject's prompt with what other nodes tied to it, such as a ControlNet.
@@ -48,31 +50,33 @@ def find_subject(
     """
     layers = chosen_layers(model, settings)
     check_latent(model, latent, "latent")
-    if look.noised and len(look.percents) > 1:
+    if probe.noised and len(probe.percents) > 1:
         raise ValueError("'noise_levels' names several, but a noisy latent has one: write its own level alone.")
     sampling = model.get_model_object("model_sampling")
     high, low = float(sampling.sigma_max), float(sampling.sigma_min)
-    sigmas = torch.tensor([min(max(sampling.percent_to_sigma(each), low), high) for each in look.percents])
-    found: list[Found] = []
+    sigmas = torch.tensor([min(max(sampling.percent_to_sigma(each), low), high) for each in probe.percents])
+    results: list[Result] = []
 
-    def looking(guider: CFGGuider, noise: torch.Tensor, sigmas: torch.Tensor, model_options: dict[str, Any]) -> None:
+    def measure(guider: CFGGuider, noise: torch.Tensor, sigmas: torch.Tensor, model_options: dict[str, Any]) -> None:
         picture = guider.inner_model.process_latent_in(latent.to(noise))
-        texts = texts_of(guider.conds["positive"], subject, settings.method)
+        prompts = subject_prompts(guider.conds["positive"], subject, settings.way)
+        for percent, sigma in zip(probe.percents, sigmas, strict=True):
+            prompts.check_active(sigma, f"'noise_levels': {percent:g}")
         bar = comfy.utils.ProgressBar(len(sigmas))
         for sigma in sigmas:
             comfy.model_management.throw_exception_if_processing_interrupted()
             x = picture
-            if not look.noised:
+            if not probe.noised:
                 x = guider.inner_model.model_sampling.noise_scaling(sigma[None], noise, picture)
-            prediction = _prediction(guider, x, sigma.expand(len(x)), model_options, texts)
-            found.append(attribute(prediction, subject, layers, settings))
+            prediction = _prediction(guider, x, sigma.expand(len(x)), model_options, prompts.texts)
+            results.append(attribute(prediction, subject, layers, settings))
             bar.update(1)
 
-    noise = comfy.sample.prepare_noise(latent, look.seed)
-    look_at(model, {"positive": positive or subject.conditioning}, noise, sigmas, look.seed, looking)
-    notes = dict.fromkeys(each.note for each in found if each.note)
-    maps = torch.stack([normalised(each.maps) for each in found]).mean(0)
-    return Found(maps.cpu(), found[-1].method, " ".join(notes))
+    noise = comfy.sample.prepare_noise(latent, probe.seed)
+    look_at(model, {"positive": positive or subject.conditioning}, noise, sigmas, probe.seed, measure)
+    notes = dict.fromkeys(each.note for each in results if each.note)
+    maps = torch.stack([normalised(each.maps) for each in results]).mean(0)
+    return Result(maps.cpu(), results[-1].method, " ".join(notes))
 
 
 def _prediction(

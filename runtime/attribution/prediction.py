@@ -1,9 +1,9 @@
-"""One conditional prediction of a run that can be made again, and where a subject's text stands in a layer's call."""
+"""One conditional prediction of a run that can be made again."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +11,18 @@ import torch
 from comfy.model_base import BaseModel
 
 from ...engine.layers import LayerId
-from ...engine.subject import Phrase
-from ..arch.attention import ReplaceFunction, plain_attention
-from .subject import Subject
+
+
+@dataclass
+class Calls:
+    """The layers whose calls were read: those that held the subject's prompt, other prompts alone, or changed tokens.
+
+    Changed are rows or tokens that another node's patch has merged, tiled or multiplied.
+    """
+
+    subject: set[LayerId] = field(default_factory=set)
+    other: set[LayerId] = field(default_factory=set)
+    changed: set[LayerId] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -22,7 +31,7 @@ class Prediction:
 
     `predict` takes transformer_options and returns x0 [B, C, h, w]; `known` is what it returned under `options`, where
     the run has already asked. `texts` gives the number of tokens of each prompt that holds the subject's text, by
-    ComfyUI's id for it. `ran` collects the cross-attention layers that were asked and did run.
+    ComfyUI's id for it. `calls` collects what the target layers' calls turned out to hold.
     """
 
     predict: Callable[[dict[str, Any]], torch.Tensor]
@@ -32,7 +41,7 @@ class Prediction:
     sigma: torch.Tensor
     texts: Mapping[Any, int]
     precision: torch.dtype
-    ran: set[LayerId] = field(default_factory=set)
+    calls: Calls = field(default_factory=Calls)
 
     @functools.cached_property
     def base(self) -> torch.Tensor:
@@ -44,63 +53,6 @@ class Prediction:
         return (self.x - denoised) / self.sigma.reshape(-1, 1, 1, 1)
 
 
-def texts_of(prompts: Sequence[dict[str, Any]], subject: Subject, method: str) -> dict[Any, int]:
-    """Which of a run's positive prompts hold the subject's text, and how many tokens each has.
-
-    Raises ValueError when none does, or when one is confined to an area and the method cannot see where.
-    """
-    text = subject.text
-    found = [prompt for prompt in prompts if _begins_with(prompt.get("cross_attn"), text)]
-    if not found:
-        raise ValueError(
-            "'subject' was read from another prompt than the sampler's positive one: connect the conditioning of the "
-            "same Subject node to 'positive'."
-        )
-    if method != "jvp" and any("area" in prompt for prompt in found):
-        raise ValueError(f"'method' {method} cannot tell where a prompt's area lies: choose jvp, or remove the area.")
-    return {prompt["uuid"]: prompt["cross_attn"].shape[1] for prompt in found}
-
-
-def _begins_with(context: torch.Tensor | None, text: torch.Tensor) -> bool:
-    if context is None or context.shape[1] < text.shape[1] or context.shape[2] != text.shape[2]:
-        return False
-    start = context[:, : text.shape[1]]
-    return bool((start.to(text) == text).all())
-
-
 def precision_of(model: BaseModel) -> torch.dtype:
     """What the UNet computes in."""
     return model.manual_cast_dtype or model.get_dtype()
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The pictures of one prompt inside a layer's call, and where a phrase's tokens stand in its keys."""
-
-    rows: slice
-    keys: int
-    tokens: int
-
-    def positions(self, phrase: Phrase) -> list[int]:
-        """ComfyUI repeats a short prompt when it runs beside a long one; the tokens then stand there several times."""
-        starts = range(0, self.keys, self.tokens)
-        return [start + position for start in starts for position in phrase.positions]
-
-
-def rows_of(prediction: Prediction, q: torch.Tensor, k: torch.Tensor, options: dict[str, Any]) -> Iterator[Rows]:
-    """The chunks of a call that run the subject's text; rows behind the pictures are other nodes' own."""
-    ids = options.get("uuids", ())
-    for place, name in enumerate(ids):
-        if name in prediction.texts:
-            start = place * (q.shape[0] // len(ids))
-            yield Rows(slice(start, start + prediction.x.shape[0]), k.shape[1], prediction.texts[name])
-
-
-def attend(
-    earlier: ReplaceFunction | None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: dict[str, Any]
-) -> torch.Tensor:
-    return plain_attention(q, k, v, None, options) if earlier is None else earlier(q, k, v, options)
-
-
-def grid_of(options: dict[str, Any]) -> tuple[int, int]:
-    return tuple(options["activations_shape"][2:4])

@@ -1,4 +1,4 @@
-"""Spreads a subject's maps along the model's own fine self-attention, so that they follow borders."""
+"""Propagates a subject's maps along the model's own fine self-attention, so that they follow borders."""
 
 from __future__ import annotations
 
@@ -10,33 +10,52 @@ import torch
 from ...engine.attribution import propagated
 from ...engine.layers import LayerId
 from ..arch.attention import ReplaceFunction, with_attention_replaced
+from .calls import as_the_model_made_it, attend, grid_of, rows_of
 from .layers import Layers
-from .prediction import Prediction, attend, grid_of, rows_of
+from .prediction import Prediction
 
 
-class Spread:
-    """Watches fine self-attention in whatever pass a method makes, then spreads the maps along it."""
+class Propagation:
+    """Records fine self-attention in whatever pass a method makes, then propagates the maps along it."""
 
     def __init__(self, prediction: Prediction, layers: Layers, times: int) -> None:
         self.prediction, self.layers, self.times = prediction, layers, times
-        self.seen: dict[LayerId, tuple[torch.Tensor, torch.Tensor, int, tuple[int, int]]] = {}
+        self.recorded: dict[LayerId, tuple[torch.Tensor, torch.Tensor, int, tuple[int, int]]] = {}
+        self.changed: set[LayerId] = set()
 
-    def watching(self, options: dict[str, Any]) -> dict[str, Any]:
-        make = {layer: functools.partial(self._watch, layer) for layer in self.layers.spreading}
+    def recording(self, options: dict[str, Any]) -> dict[str, Any]:
+        make = {layer: functools.partial(self._record, layer) for layer in self.layers.propagating}
         return with_attention_replaced(options, "attn1", make) if self.times else options
 
     def over(self, maps: torch.Tensor) -> torch.Tensor:
-        """Maps [subjects, B, h, w] after `times` steps, each the mean over the layers seen."""
-        for _ in range(self.times if self.seen else 0):
-            parts = [propagated(maps.transpose(0, 1), *layer) for layer in self.seen.values()]
+        """Maps [subjects, B, h, w] after `times` steps, each the mean over the layers recorded."""
+        for _ in range(self.times if self.recorded else 0):
+            parts = [propagated(maps.transpose(0, 1), *layer) for layer in self.recorded.values()]
             maps = torch.stack(parts).mean(0).transpose(0, 1)
         return maps
 
-    def _watch(self, layer: LayerId, earlier: ReplaceFunction | None) -> ReplaceFunction:
+    @property
+    def note(self) -> str:
+        """What could not be done, or nothing."""
+        missed = [layer for layer in self.layers.propagating if layer not in self.recorded] if self.times else []
+        if not missed:
+            return ""
+        names = ", ".join(map(str, missed))
+        if self.changed.issuperset(missed):
+            return (
+                f"Propagation was left out at {names}: another node, such as token merging or HyperTile, changes the "
+                "tokens of self-attention there."
+            )
+        return f"Propagation was left out at {names}: self-attention never ran there."
+
+    def _record(self, layer: LayerId, earlier: ReplaceFunction | None) -> ReplaceFunction:
         def replaced(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: dict[str, Any]) -> torch.Tensor:
-            for part in rows_of(self.prediction, q, k, extra):
-                own = k[part.rows, : q.shape[1]]  # style sharing puts the reference's keys behind a picture's own
-                self.seen[layer] = q[part.rows].detach(), own.detach(), extra["n_heads"], grid_of(extra)
+            if as_the_model_made_it(q, extra) and k.shape[1] >= q.shape[1]:
+                for part in rows_of(self.prediction, q, k, extra):
+                    own = k[part.rows, : q.shape[1]]  # style sharing puts the reference's keys behind a picture's own
+                    self.recorded[layer] = q[part.rows].detach(), own.detach(), extra["n_heads"], grid_of(extra)
+            else:
+                self.changed.add(layer)
             return attend(earlier, q, k, v, extra)
 
         return replaced

@@ -18,8 +18,10 @@ from ...engine.attribution import normalised
 from ...engine.masks import MaskSettings, mask_of, smoothed
 from ...engine.windows import Span, Window, spans
 from ..attribution.attribute import attribute
-from ..attribution.layers import AttributionSettings, Layers, chosen_layers
-from ..attribution.prediction import Prediction, precision_of, texts_of
+from ..attribution.layers import Layers, chosen_layers
+from ..attribution.prediction import Prediction, precision_of
+from ..attribution.prompts import subject_prompts
+from ..attribution.settings import AttributionSettings
 from ..attribution.subject import Subject
 from ..runs.model_call import KEY, with_wrapper
 from .reference import check_latent, positive_place, positive_prompts
@@ -103,8 +105,10 @@ def _around_run(blend: Blend, layers: Layers, attribution: Attribution) -> Calla
             _check_sampler(executor.class_obj)
         if not found:
             return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
-        texts = texts_of(positive_prompts(guider), blend.subject, blend.attribution.method)
-        run = _Run(blend, layers, attribution, guider, found, texts, _fitted(blend, guider.inner_model, noise))
+        prompts = subject_prompts(positive_prompts(guider), blend.subject, blend.attribution.way)
+        for span in found:
+            prompts.check_active(sigmas[span.step], f"'windows': {span.window}")
+        run = _Run(blend, layers, attribution, guider, found, prompts.texts, _fitted(blend, guider.inner_model, noise))
         at_end = run.span_at(float(sigmas[-2])) if float(sigmas[-1]) == 0 else None
         schedule = _Schedule(executor, guider, sigmas, callback, denoise_mask, args, kwargs)
         options = with_wrapper(extra_args["model_options"], WrappersMP.CALC_COND_BATCH, run.around_conds)

@@ -13,10 +13,13 @@ from conditional_balance.engine.layers import LayerId
 from conditional_balance.engine.masks import MaskSettings
 from conditional_balance.engine.subject import Phrase
 from conditional_balance.engine.windows import parse_windows
-from conditional_balance.runtime.attribution.layers import AttributionSettings
+from conditional_balance.runtime.attribution.layers import chosen_layers
 from conditional_balance.runtime.attribution.prediction import Prediction
+from conditional_balance.runtime.attribution.propagation import Propagation
+from conditional_balance.runtime.attribution.question import Question
+from conditional_balance.runtime.attribution.settings import AttributionSettings
 from conditional_balance.runtime.attribution.subject import Subject
-from conditional_balance.runtime.inject.blend import Attribution, Blend, blend_reference
+from conditional_balance.runtime.inject.blend import Attribution, Blend, Measured, blend_reference
 from tiny import cond, latent, sample
 
 ALL_ONES = MaskSettings(blur=0, rule="top share", amount=1.0, dilate=0)
@@ -37,6 +40,11 @@ def blended(
     reference = settings.pop("reference", latent(5, height=HEIGHT, width=WIDTH)["samples"])
     settings["attribution"] = AttributionSettings(**attribution)
     return blend_reference(of, Blend(reference, subject or subject_of(of), parse_windows(windows), **settings))
+
+
+def latest(attribution: Attribution) -> list[Measured]:
+    """What the latest run measured."""
+    return attribution.windows
 
 
 def run(of: Any, batch: int = 1, **options: Any) -> torch.Tensor:
@@ -86,6 +94,12 @@ def prediction_of(of: Any, context: torch.Tensor, x: torch.Tensor, sigma: float,
         return of.model.apply_model(x, sigmas, c_crossattn=context, transformer_options=options)
 
     return Prediction(predict, options, None, x, sigmas, {"it": context.shape[1]}, torch.float32)
+
+
+def question_of(of: Any, prediction: Prediction, settings: AttributionSettings, *phrases: Phrase) -> Question:
+    """What a method is given, by the model's own choice of layers."""
+    layers = chosen_layers(of, settings)
+    return Question(prediction, phrases, layers, settings, Propagation(prediction, layers, settings.propagation))
 
 
 def layer(text: str) -> LayerId:

@@ -9,17 +9,19 @@ import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
 from comfy.patcher_extension import WrappersMP
-from gradsam_case import applied, by_the_book, layer, plain_copy, prediction_of, subject_of, written_out
+from gradsam_case import applied, by_the_book, layer, plain_copy, prediction_of, question_of, subject_of, written_out
 from style_case import HEIGHT, KINDS, WIDTH, assert_same_traces, failing, model, tiny_controlnet, traces, with_control
 
-from conditional_balance.engine.attribution import METHODS
 from conditional_balance.engine.masks import MaskSettings, dilated, mask_of
 from conditional_balance.engine.subject import Phrase
 from conditional_balance.runtime.attribution.attribute import attribute
-from conditional_balance.runtime.attribution.find import Look, find_subject
-from conditional_balance.runtime.attribution.layers import AttributionSettings, chosen_layers
-from conditional_balance.runtime.attribution.methods.grad_sam import by_gradient
-from conditional_balance.runtime.attribution.methods.jvp import by_scaling, head_sensitivity, layer_sensitivity
+from conditional_balance.runtime.attribution.find import ProbeSettings, find_subject
+from conditional_balance.runtime.attribution.layers import chosen_layers
+from conditional_balance.runtime.attribution.methods import METHODS
+from conditional_balance.runtime.attribution.methods.grad_sam import GradSAM
+from conditional_balance.runtime.attribution.methods.jvp import JVP
+from conditional_balance.runtime.attribution.scaling import head_sensitivity, layer_sensitivity
+from conditional_balance.runtime.attribution.settings import AttributionSettings
 from conditional_balance.runtime.attribution.subject import Subject
 from tiny import cond, latent, tiny_model
 
@@ -31,7 +33,7 @@ def find(of: Any, method: str, positive: Any = None, percents: tuple[float, ...]
     picture = latent(4, height=HEIGHT, width=WIDTH)["samples"]
     chosen = AttributionSettings(method, **settings)
     with torch.inference_mode():
-        return find_subject(of, picture, subject_of(of), Look(percents), chosen, positive)
+        return find_subject(of, picture, subject_of(of), ProbeSettings(percents), chosen, positive)
 
 
 def inputs(of: Any, side: int = 8, rows: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
@@ -72,7 +74,7 @@ def test_grad_sam_with_unit_probes_is_the_brute_force_jacobian() -> None:
     with torch.inference_mode():
         prediction = prediction_of(mine, *inputs(mine), SIGMA)
         unit = torch.eye(x.numel()).reshape(-1, *x.shape)
-        found = by_gradient(prediction, [PHRASE], chosen_layers(mine, settings), settings, probes=unit)[0]
+        found = GradSAM().over(question_of(mine, prediction, settings, PHRASE), unit)[0]
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.max()))
 
 
@@ -95,11 +97,11 @@ def test_jvp_agrees_with_forward_mode_differentiation(layers: str) -> None:
 
     with torch.inference_mode(False), torch.no_grad(), forward_ad.dual_level():
         factor = forward_ad.make_dual(torch.ones(()), torch.ones(()))
-        patches = dict.fromkeys(map(tuple, asked.asked), turned_up(factor))
+        patches = dict.fromkeys(map(tuple, asked.targets), turned_up(factor))
         noise = prediction.noise(prediction.predict({**prediction.options, "patches_replace": {"attn2": patches}}))
         expected = forward_ad.unpack_dual(noise).tangent.norm(dim=1)
     with torch.inference_mode():
-        found = by_scaling(prediction_of(mine, *inputs(mine), SIGMA), [PHRASE], asked)[0]
+        found = JVP().maps(question_of(mine, prediction_of(mine, *inputs(mine), SIGMA), settings, PHRASE))[0]
     assert float((found - expected).norm() / expected.norm()) < 0.02
 
 
@@ -135,7 +137,7 @@ def test_a_planted_token_gives_its_planted_mask(method: str) -> None:
     subject = Subject(cond(of, 1), (Phrase("fox", (5,)),))
     with torch.inference_mode():
         found = find_subject(
-            of, latent(4)["samples"], subject, Look((0.6,)), AttributionSettings(method, "o11", probes=8)
+            of, latent(4)["samples"], subject, ProbeSettings((0.6,)), AttributionSettings(method, "o11", probes=8)
         )
     assert found.method == method
     if method == "jvp":  # it looks at outputs: a convolution further, and stirred by the last normalisation
@@ -158,7 +160,9 @@ def test_another_token_does_not_give_the_planted_mask() -> None:
     of = planted(model("sd15"), place)
     subject = Subject(cond(of, 1), (Phrase("fox", (4,)),))
     with torch.inference_mode():
-        found = find_subject(of, latent(4)["samples"], subject, Look((0.6,)), AttributionSettings("attention", "o11"))
+        found = find_subject(
+            of, latent(4)["samples"], subject, ProbeSettings((0.6,)), AttributionSettings("attention", "o11")
+        )
     assert overlap(found.maps, place) < 0.3
 
 
@@ -283,12 +287,12 @@ def test_measured_weights_follow_what_scaling_moves() -> None:
 def test_the_default_layers_are_the_papers() -> None:
     expected = {"sd15": "o9.0 o10.0 o11.0", "sdxl": "o3.0 o4.0 o5.0"}
     for kind, names in expected.items():
-        asked = chosen_layers(model(kind), AttributionSettings("grad_sam")).asked
+        asked = chosen_layers(model(kind), AttributionSettings("grad_sam")).targets
         assert " ".join(map(str, asked)) == names
 
 
 def test_layers_are_chosen_by_the_gate_grammar() -> None:
-    asked = chosen_layers(model("sd15"), AttributionSettings("jvp", "o9:0.5, m0")).asked
+    asked = chosen_layers(model("sd15"), AttributionSettings("jvp", "o9:0.5, m0")).targets
     assert {str(each): weight for each, weight in asked.items()} == {"m0.0": 1.0, "o9.0": 0.5}
     with pytest.raises(ValueError, match="no layer like"):
         chosen_layers(model("sd15"), AttributionSettings("jvp", "o1.8"))
@@ -346,7 +350,11 @@ def test_nothing_stays_after_an_error_or_cancel(error: type[Exception]) -> None:
     with torch.inference_mode():
         with pytest.raises(error):
             find_subject(
-                of, latent(4)["samples"], subject_of(of), Look((0.4, 0.6, 0.8)), AttributionSettings("grad_sam")
+                of,
+                latent(4)["samples"],
+                subject_of(of),
+                ProbeSettings((0.4, 0.6, 0.8)),
+                AttributionSettings("grad_sam"),
             )
         assert torch.is_inference_mode_enabled() and not torch.is_grad_enabled()
         assert len(torch.overrides._get_current_function_mode_stack()) == 0
@@ -373,18 +381,22 @@ def test_bad_input_is_one_sentence() -> None:
     of, picture = model("sd15"), latent(4)["samples"]
     settings = AttributionSettings("jvp")
     with pytest.raises(ValueError, match="'latent' holds a latent of shape"):
-        find_subject(of, torch.zeros(1, 8, 4, 4), subject_of(of), Look((0.5,)), settings)
+        find_subject(of, torch.zeros(1, 8, 4, 4), subject_of(of), ProbeSettings((0.5,)), settings)
     with pytest.raises(ValueError, match="'noise_levels' names several"):
-        find_subject(of, picture, subject_of(of), Look((0.5, 0.6), noised=True), settings)
+        find_subject(of, picture, subject_of(of), ProbeSettings((0.5, 0.6), noised=True), settings)
     with pytest.raises(ValueError, match="'subject' was read from another prompt"):
-        find_subject(of, picture, subject_of(of), Look((0.5,)), settings, positive=cond(of, 9))
+        find_subject(of, picture, subject_of(of), ProbeSettings((0.5,)), settings, positive=cond(of, 9))
     with pytest.raises(ValueError, match="'method' is 'magic'"):
         AttributionSettings("magic")
     area = [[cond(of, 1)[0][0], {"area": (8, 8, 4, 4), "strength": 1.0}]]
     with pytest.raises(ValueError, match="choose jvp, or remove the area"):
-        find_subject(of, picture, subject_of(of), Look((0.5,)), AttributionSettings("grad_sam"), positive=area)
+        find_subject(of, picture, subject_of(of), ProbeSettings((0.5,)), AttributionSettings("grad_sam"), positive=area)
     with torch.inference_mode():
-        assert find_subject(of, picture, subject_of(of), Look((0.5,)), settings, positive=area).maps.isfinite().all()
+        assert (
+            find_subject(of, picture, subject_of(of), ProbeSettings((0.5,)), settings, positive=area)
+            .maps.isfinite()
+            .all()
+        )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -392,7 +404,7 @@ def test_surroundings_turn_a_map_into_a_share(method: str) -> None:
     """The share rises from place to place exactly as the ratio of both phrases' own maps does."""
     of = model("sd15")
     around = Phrase("snow", (6,))
-    settings, look = AttributionSettings(method, "o11"), Look((0.6,))
+    settings, look = AttributionSettings(method, "o11"), ProbeSettings((0.6,))
     picture, text = latent(4)["samples"], subject_of(of)
     with torch.inference_mode():
         share = find_subject(of, picture, Subject(text.conditioning, text.phrases, (around,)), look, settings).maps

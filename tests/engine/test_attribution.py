@@ -38,7 +38,7 @@ def test_all_columns_together_say_the_whole_output() -> None:
     q, k, v = projections(1)
     everything = range(TOKENS)
     column = attribution.columns(q, k, everything, HEADS)
-    torch.testing.assert_close(attribution.spoken(column, v, everything, HEADS), softmax_and_output(q, k, v)[1])
+    torch.testing.assert_close(attribution.contribution(column, v, everything, HEADS), softmax_and_output(q, k, v)[1])
 
 
 def test_the_gradient_of_a_column_is_autograds() -> None:

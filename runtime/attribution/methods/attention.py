@@ -1,87 +1,68 @@
-"""The methods attention and value_norm: what the chosen layers attend to, watched in one more pass."""
+"""The methods attention and value_norm: what the target layers attend to, read in one more pass."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from typing import ClassVar
 
 import torch
 from einops import rearrange
 
-from ....engine.attribution import columns, on_grid, split_heads
-from ....engine.layers import LayerId
+from ....engine.attribution import on_grid, split_heads
 from ....engine.subject import Phrase
-from ...arch.attention import ReplaceFunction, with_attention_replaced
-from ..layers import AttributionSettings, Layers
+from ..calls import LayerCall, Rows
 from ..maps import Columns
-from ..prediction import Prediction, attend, grid_of, rows_of
-from ..propagation import Spread
+from ..question import Question
+from .base import Method, register
 
 
-def by_attention(
-    prediction: Prediction,
-    phrases: Sequence[Phrase],
-    layers: Layers,
-    settings: AttributionSettings,
-    spread: Spread | None = None,
-) -> torch.Tensor:
-    """Attention to a phrase, as DAAM; with `value_norm` each token counts by the length of what it says.
+@register
+class Attention(Method):
+    """Attention to a phrase, as DAAM (arXiv 2210.04885)."""
 
-    One more conditional pass, in which the layers are watched and act as always.
-    """
-    seen = Columns()
-    make = {
-        layer: functools.partial(_watching, prediction, phrases, seen, layer, _value_norms(layers, layer, settings))
-        for layer in layers.asked
-    }
-    options = with_attention_replaced(prediction.options, "attn2", make)
-    prediction.predict(options if spread is None else spread.watching(options))
-    return seen.combined(prediction, phrases, layers, settings)
+    name: ClassVar[str] = "attention"
+    about: ClassVar[str] = "how much each place attends to the subject's words."
 
+    def maps(self, question: Question) -> torch.Tensor:
+        seen = Columns()
 
-def _watching(
-    prediction: Prediction,
-    phrases: Sequence[Phrase],
-    seen: Columns,
-    layer: LayerId,
-    lengths: Callable[[torch.Tensor, Sequence[int], int], torch.Tensor] | None,
-    earlier: ReplaceFunction | None,
-) -> ReplaceFunction:
-    def replaced(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: dict[str, Any]) -> torch.Tensor:
-        prediction.ran.add(layer)
-        for part in rows_of(prediction, q, k, extra):
-            maps = []
-            for phrase in phrases:
-                positions = part.positions(phrase)
-                column = columns(q[part.rows], k[part.rows], positions, extra["n_heads"])
-                if lengths is not None:
-                    column = column * lengths(v[part.rows], positions, extra["n_heads"])
-                maps.append(on_grid(column.sum(-1), grid_of(extra)))
-            seen.add(layer, torch.stack(maps))
-        return attend(earlier, q, k, v, extra)
+        def read(call: LayerCall) -> torch.Tensor:
+            for part in call.parts:
+                seen.add(call.layer, torch.stack([self._map(question, call, part, each) for each in question.phrases]))
+            return call.output
 
-    return replaced
+        question.predict(read)
+        return seen.combined(question)
 
+    def _map(self, question: Question, call: LayerCall, part: Rows, phrase: Phrase) -> torch.Tensor:
+        """[B, heads, h, w] of one phrase at one layer."""
+        column = call.column(part, phrase)
+        factor = self.token_weights(question, call, part, phrase)
+        return on_grid((column if factor is None else column * factor).sum(-1), call.grid)
 
-def _value_norms(
-    layers: Layers, layer: LayerId, settings: AttributionSettings
-) -> Callable[[torch.Tensor, Sequence[int], int], torch.Tensor] | None:
-    """Length of V_k W_o of each head alone [rows, heads, 1, positions]; None for plain attention.
-
-    The layer itself projects, so that LoRA, casts and offloaded weights count.
-    """
-    if settings.method != "value_norm":
+    def token_weights(self, question: Question, call: LayerCall, part: Rows, phrase: Phrase) -> torch.Tensor | None:
+        """How much each token counts [rows, heads, 1, positions]; None for all alike."""
         return None
-    project = layers.blocks[layer].attn2.to_out
 
-    def lengths(v: torch.Tensor, positions: Sequence[int], heads: int) -> torch.Tensor:
-        values = split_heads(v, heads)[:, :, list(positions)]
-        alone = torch.eye(heads, dtype=v.dtype, device=v.device)[:, None, :, None] * rearrange(
+
+@register
+class ValueNorm(Attention):
+    """Attention in which every token counts by the length of its token contribution V_k W_o."""
+
+    name: ClassVar[str] = "value_norm"
+    about: ClassVar[str] = (
+        "attention in which a word counts by how much it adds to the picture; the best masks on the demo model."
+    )
+
+    def token_weights(self, question: Question, call: LayerCall, part: Rows, phrase: Phrase) -> torch.Tensor:
+        """Length of V_k W_o for each head alone [rows, heads, 1, positions].
+
+        The layer itself projects, so that LoRA, casts and offloaded weights count.
+        """
+        project, heads = question.layers.blocks[call.layer].attn2.to_out, call.heads
+        values = split_heads(call.v[part.rows], heads)[:, :, part.positions(phrase)]
+        alone = torch.eye(heads, dtype=values.dtype, device=values.device)[:, None, :, None] * rearrange(
             values, "rows heads tokens channels -> rows 1 tokens heads channels"
         )
         alone = rearrange(alone, "rows head tokens heads channels -> rows (head tokens) (heads channels)")
-        said = project(alone) - project(torch.zeros_like(alone[:, :1]))  # without the bias
-        return rearrange(said.float().norm(dim=-1), "rows (head tokens) -> rows head 1 tokens", head=heads)
-
-    return lengths
+        added = project(alone) - project(torch.zeros_like(alone[:, :1]))  # without the bias
+        return rearrange(added.float().norm(dim=-1), "rows (head tokens) -> rows head 1 tokens", head=heads)

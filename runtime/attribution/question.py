@@ -1,0 +1,40 @@
+"""The one thing that every attribution method is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ...engine.subject import Phrase
+from .calls import Respond, with_calls_read
+from .gradients import with_sdpa
+from .prediction import Prediction
+
+if TYPE_CHECKING:
+    from .layers import Layers
+    from .propagation import Propagation
+    from .settings import AttributionSettings
+
+
+@dataclass(frozen=True)
+class Question:
+    """Where do these phrases act in this prediction, as the target layers see it?"""
+
+    prediction: Prediction
+    phrases: tuple[Phrase, ...]
+    layers: Layers
+    settings: AttributionSettings
+    propagation: Propagation
+
+    def predict(self, respond: Respond, differentiable: bool = False) -> torch.Tensor:
+        """The prediction x0 [B, C, h, w] made once more, with every target layer's call going through `respond`.
+
+        What propagation needs is recorded on the way. With `differentiable`, attention runs in a kernel that has a
+        backward pass.
+        """
+        options = with_calls_read(self.prediction, self.layers.targets, respond)
+        if differentiable:
+            options = with_sdpa(options)
+        return self.prediction.predict(self.propagation.recording(options))
