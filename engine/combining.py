@@ -12,6 +12,7 @@ from .profile import SensitivityProfile
 
 CONTRASTED = "difference of two standardised scores: negative where the first question is the one that a layer encodes"
 
+
 def trimmed_mean(profiles: Sequence[SensitivityProfile]) -> SensitivityProfile:
     """For every feature, noise level and layer: without the lowest and the highest score, the mean of the rest.
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from .layers import LayerId
+from .scoring import Scores
 
 FEATURES = ("q", "k", "v")
 
@@ -20,6 +21,7 @@ class SensitivityProfile:
     `sigmas` is [T], descending; `scores` is [F, T, L] in float64 with F along `features` and L along `layers`.
     `low` and `high` are the bootstrap interval of `scores`, same shape, or None for published ranks.
     `provenance` holds what the file's header says, in JSON types: model fingerprint, clusters, estimator, seed, time.
+    `content` holds how sensitive layers are to the subjects of a crossed series, same shapes, or None.
     """
 
     layers: tuple[LayerId, ...]
@@ -29,6 +31,7 @@ class SensitivityProfile:
     low: torch.Tensor | None = None
     high: torch.Tensor | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    content: Scores | None = None
 
     def at(self, sigma: float, feature: str) -> torch.Tensor:
         """Scores [L] of one feature at one noise level: linear in log sigma between knots, clamped outside."""
@@ -41,6 +44,25 @@ class SensitivityProfile:
         upper, lower = self.sigmas[below - 1].double().log(), self.sigmas[below].double().log()
         share = (upper - torch.tensor(sigma, dtype=torch.float64).log()) / (upper - lower)
         return torch.lerp(scores[below - 1], scores[below], share)
+
+
+def by_content(profile: SensitivityProfile) -> SensitivityProfile:
+    """The profile with its content scores in the place of the scores.
+
+    Raises ValueError where it was measured on a series without subjects.
+    """
+    if profile.content is None:
+        raise ValueError(
+            "'profile' holds no content scores: measure it on a crossed series, the same subjects in every style, "
+            "with Profile Sensitivity."
+        )
+    facts = {**profile.provenance, "what": "content"} | _content_separation(profile.provenance)
+    score, low, high = profile.content
+    return replace(profile, scores=score, low=low, high=high, content=None, provenance=facts)
+
+
+def _content_separation(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {"separation": facts["content_separation"]} if "content_separation" in facts else {}
 
 
 def check_layers(profile: SensitivityProfile, layers: Iterable[LayerId]) -> None:

@@ -1,8 +1,9 @@
 """Files of sensitivity profiles: the one door that they come in by, so that a loaded profile can be trusted.
 
 A file is safetensors. It holds float tensors `sigmas` [T] and `scores` [F, T, L], and may hold `low` and `high` like
-`scores`; its metadata are `format`, `version` and `profile`, a JSON object of `layers`, `features` and `provenance`.
-Tensors, JSON keys and facts by other names are kept out of the check, so that the format can grow.
+`scores`, and `content`, `content_low` and `content_high` of a crossed series; its metadata are `format`, `version` and
+`profile`, a JSON object of `layers`, `features` and `provenance`. Tensors, JSON keys and facts by other names are kept
+out of the check, so that the format can grow.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,10 +25,12 @@ from safetensors.torch import save as serialised
 
 from .layers import LayerId
 from .profile import FEATURES, SensitivityProfile
+from .scoring import Scores
 from .texts import quoted
 
 FORMAT = "conditional-balance.sensitivity-profile"
 VERSION = 1
+CONTENT = ("content", "content_low", "content_high")
 
 MOST_BYTES = 32 * 2**20
 MOST_LAYERS = 512  # the largest transformers have some 120
@@ -94,6 +97,7 @@ def load(path: str | os.PathLike[str]) -> SensitivityProfile:
         low=_read(tensors, "low", name) if "low" in tensors else None,
         high=_read(tensors, "high", name) if "high" in tensors else None,
         provenance=described.get("provenance", {}),
+        content=Scores(*(_read(tensors, key, name) for key in CONTENT)) if set(CONTENT) & set(tensors) else None,
     )
     _check(profile, name)
     return profile
@@ -118,6 +122,7 @@ def _header(profile: SensitivityProfile) -> dict[str, str]:
 
 def _tensors(profile: SensitivityProfile) -> dict[str, torch.Tensor]:
     named = {"sigmas": profile.sigmas, "scores": profile.scores, "low": profile.low, "high": profile.high}
+    named |= dict(zip(CONTENT, profile.content or (), strict=False))
     return {name: tensor.detach().cpu().double().contiguous() for name, tensor in named.items() if tensor is not None}
 
 
@@ -230,15 +235,24 @@ def _check_sigmas(sigmas: torch.Tensor, name: str) -> None:
 
 
 def _check_scores(profile: SensitivityProfile, name: str) -> None:
+    may_be_negative = _may_be_negative(profile.provenance)
+    _check_intervals(profile, (profile.scores, profile.low, profile.high), may_be_negative, name)
+    if profile.content is not None:
+        _check_intervals(profile, profile.content, may_be_negative, name)
+
+
+def _check_intervals(
+    profile: SensitivityProfile, scores: Sequence[torch.Tensor | None], may_be_negative: bool, name: str
+) -> None:
     shape = (len(profile.features), len(profile.sigmas), len(profile.layers))
-    tensors = [tensor for tensor in (profile.scores, profile.low, profile.high) if tensor is not None]
+    tensors = [tensor for tensor in scores if tensor is not None]
     if any(tensor.shape != shape or not tensor.is_floating_point() for tensor in tensors) or len(tensors) == 2:
         raise _wrong(name, "does not hold one score for each feature, noise level and layer", _MEASURE)
     if not all(bool((tensor.abs() <= LARGEST_SCORE).all()) for tensor in tensors):  # NaN compares false
         raise _wrong(name, "holds scores that are not numbers (NaN, infinite or too large)", _MEASURE)
-    if not _may_be_negative(profile.provenance) and any(bool((tensor < 0).any()) for tensor in tensors):
+    if not may_be_negative and any(bool((tensor < 0).any()) for tensor in tensors):
         raise _wrong(name, "holds negative scores, which a ratio of distances cannot be", _MEASURE)
-    if len(tensors) == 3 and not bool((profile.low <= profile.high).all()):
+    if len(tensors) == 3 and not bool((tensors[1] <= tensors[2]).all()):
         raise _wrong(name, "holds intervals whose low end lies above the high end", _MEASURE)
 
 
@@ -302,6 +316,8 @@ _FACTS: Mapping[str, Callable[[Any], bool]] = MappingProxyType(
         "model": _is_model,
         "clusters": _are_numbers,
         "separation": lambda value: _are_numbers(value, "p", "share"),
+        "content_separation": lambda value: _are_numbers(value, "p", "share"),
+        "series": _is_text,
         "cost": lambda value: _are_numbers(value, "forward_passes", "seconds"),
     }
 )

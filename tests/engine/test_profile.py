@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conditional_balance.engine.layers import LayerId
-from conditional_balance.engine.profile import SensitivityProfile, check_layers, note_on_model
+from conditional_balance.engine.profile import SensitivityProfile, by_content, check_layers, note_on_model
 from conditional_balance.engine.profile_file import load
+from conditional_balance.engine.scoring import Scores
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = ROOT / "sensitivity_profiles" / "sdxl-base-1.0.style.published.safetensors"
@@ -87,3 +88,13 @@ def test_the_thirty_lowest_at_a_knot_are_the_golden_ones(knot, golden):
     ranks = load(PUBLISHED)
     lowest = ranks.at(*knot).argsort()[:30].tolist()
     assert {str(ranks.layers[index]) for index in lowest} == spelled_out(golden)
+
+
+def test_content_scores_make_a_profile_of_their_own_and_a_plain_series_has_none():
+    content = Scores(*(torch.full((2, 4, 3), value) for value in (0.5, 0.4, 0.6)))
+    facts = {"what": "style", "separation": {"p": 0.1, "share": 0}, "content_separation": {"p": 0.2, "share": 1}}
+    found = by_content(profile(content=content, provenance=facts))
+    assert torch.equal(found.scores, content.score) and torch.equal(found.high, content.high)
+    assert found.provenance["what"] == "content" and found.provenance["separation"]["p"] == 0.2
+    with pytest.raises(ValueError, match="holds no content scores"):
+        by_content(profile())

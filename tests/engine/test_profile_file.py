@@ -26,9 +26,11 @@ from conditional_balance.engine.profile_file import (
     MOST_LAYERS,
     MOST_LEVELS,
     SIGMAS,
+    digest,
     load,
     save,
 )
+from conditional_balance.engine.scoring import Scores
 
 
 def test_a_file_gives_back_what_was_saved(tmp_path):
@@ -39,6 +41,14 @@ def test_a_file_gives_back_what_was_saved(tmp_path):
     assert dict(back.provenance) == dict(measured.provenance)
     for name in ("sigmas", "scores", "low", "high"):
         assert torch.equal(getattr(back, name), getattr(measured, name).double())
+
+
+def test_both_scores_of_a_crossed_series_come_back(tmp_path):
+    content = Scores(torch.full((2, 4, 3), 0.5), torch.zeros(2, 4, 3), torch.ones(2, 4, 3))
+    save(profile(content=content), tmp_path / "mine.safetensors")
+    back = load(tmp_path / "mine.safetensors").content
+    assert all(torch.equal(one, other.double()) for one, other in zip(back, content, strict=True))
+    assert digest(profile(content=content)) != digest(profile())
 
 
 FAILURES = [
@@ -115,6 +125,10 @@ def levels(*sigmas: float) -> dict[str, torch.Tensor]:
     return {"sigmas": torch.tensor(sigmas, dtype=torch.float64), "scores": torch.ones(2, len(sigmas), 3)}
 
 
+def with_content(scores: torch.Tensor) -> dict[str, torch.Tensor]:
+    return tensors(content=scores, content_low=scores.clone(), content_high=scores.clone())
+
+
 DEEP = "[" * 100_000 + "]" * 100_000
 MANY = torch.logspace(3, -3, MOST_LEVELS + 1, dtype=torch.float64)
 BAD_FILES = {
@@ -176,6 +190,17 @@ BAD_FILES = {
     "clusters in a list": (facts(clusters=["a"]), tensors(), "'clusters' of the wrong kind"),
     "clusters counted in words": (facts(clusters={"a": "five"}), tensors(), "'clusters' of the wrong kind"),
     "separation without p": (facts(separation={"share": 1}), tensors(), "'separation' of the wrong kind"),
+    "content without its ends": (header(), tensors(content=torch.ones(2, 4, 3)), "no 'content_low'"),
+    "ends without content": (header(), tensors(content_low=torch.ones(2, 4, 3)), "no 'content'"),
+    "content of other layers": (header(), with_content(torch.ones(2, 4, 2)), "one score for each"),
+    "content NaN": (header(), with_content(torch.full((2, 4, 3), math.nan)), "not numbers"),
+    "content below zero": (header(), with_content(torch.full((2, 4, 3), -1.0)), "negative"),
+    "content separation in words": (
+        facts(content_separation={"share": 1, "p": "low"}),
+        tensors(),
+        "'content_separation' of the wrong kind",
+    ),
+    "a series of numbers": (facts(series=5), tensors(), "'series' of the wrong kind"),
     "separation in words": (facts(separation={"share": 1, "p": "low"}), tensors(), "'separation' of the wrong kind"),
     "a huge cost": (facts(cost={"forward_passes": 10**4000, "seconds": 1}), tensors(), "'cost' of the wrong kind"),
     "what is a number": (facts(what=3), tensors(), "'what' of the wrong kind"),
@@ -326,7 +351,7 @@ def with_another_header(good: bytes) -> bytes:
         value = random.choice([math.nan, math.inf, -1.0, 0.0, 1e-320, 1e308, 1.0, -0.0])
         data = data[:first] + struct.pack("<d", value) * ((last - first) // 8) + data[last:]
     elif how == 4:
-        parts[random.choice(["sigmas", "scores", "low", "other"])] = parts.pop(name)
+        parts[random.choice(["sigmas", "scores", "low", "content", "other"])] = parts.pop(name)
     else:
         parts["__metadata__"][random.choice(["format", "version", "profile"])] = random.choice(HOSTILE)
     return packed(parts, data)
