@@ -366,6 +366,17 @@ def previewed(studio: Studio, graph: Graph) -> Image.Image:
     return sheet(rows, ["map", "mask", "overlay"])
 
 
+# LoRA
+
+
+@figure("CBGateLoRA")
+def shared_layers(studio: Studio, graph: Graph) -> Image.Image:
+    profile = _published()
+    style = RankedGate(profile, 0.43, "static")
+    others = CombinedGate(WrittenGate(parse("all")), style, "minus")
+    return _maps({"style LoRA": style, "subject LoRA": others}, profile)
+
+
 # Metadata and guidance
 
 

@@ -8,6 +8,7 @@ from . import (
     attribution_preview,
     gate,
     gradsam,
+    lora,
     metadata,
     profile,
     projection,
@@ -20,7 +21,7 @@ from . import (
 
 class ConditionalBalance(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        modules = (profile, gate, style, structure, subject, gradsam, attribution_preview, metadata, projection)
+        modules = (profile, gate, style, structure, subject, gradsam, attribution_preview, lora, metadata, projection)
         return [node for module in modules for node in module.NODES]
 
 
