@@ -14,7 +14,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from benchmarks._command import command_line, keep
-from conditional_balance.engine.divergence import DISTANCES, pairing, pairwise
+from conditional_balance.engine.divergence import DISTANCES, pairwise
 from conditional_balance.engine.moments import Moments
 from conditional_balance.engine.scoring import scores_of, separation_of
 from conditional_balance.runtime.profile.capture import Recorder, recording
@@ -96,10 +96,9 @@ def _score_levels(distance: str) -> None:
     """All layers of every level, other moments for each than for the last."""
     samples = {width: [_moments(width, seed) for seed in range(3)] for width in SDXL_WIDTHS}
     for _ in range(LEVELS):
-        with pairing(distance) as pairs:
-            for width, layers in SDXL_WIDTHS.items():
-                for number in range(layers):
-                    pairs(samples[width][number % 3])
+        for width, layers in SDXL_WIDTHS.items():
+            for number in range(layers):
+                pairwise(samples[width][number % 3], distance)
 
 
 def _loop_seconds(distance: str) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import types
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,3 +45,10 @@ def import_pack() -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules["conditional_balance"] = module
     spec.loader.exec_module(module)
+
+
+def import_engine_only() -> None:
+    """Make `conditional_balance.engine` and `.render`, which need no ComfyUI, importable where there is none."""
+    package = types.ModuleType("conditional_balance")
+    package.__path__ = [str(ROOT)]
+    sys.modules["conditional_balance"] = package

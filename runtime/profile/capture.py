@@ -12,7 +12,7 @@ import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ...engine.divergence import pairing
+from ...engine.divergence import pairwise
 from ...engine.layers import LayerId
 from ...engine.moments import Moments, join_channels, moments_of
 from ..arch.base import removed_afterwards
@@ -22,7 +22,6 @@ from ..runs.probe import Conditioning, look_at
 Key = tuple[LayerId, str]
 OnImages = Callable[[int], None]
 OnLevel = Callable[[int, torch.Tensor], None]
-Pairs = Callable[[Moments], torch.Tensor]
 
 IMAGES_A_PASS = 4  # more fill no accelerator better, and a fixed number gives the same rounding every time
 
@@ -139,12 +138,9 @@ class _Measuring:
 
     def _distances(self, batches: list[dict[Key, Moments]], sigma: float) -> torch.Tensor:
         """Distances [features, layers, images, images] of one noise level, on the CPU."""
-        with pairing(self.distance) as pairs:
-            return torch.stack([self._layer_distances(batches, layer, sigma, pairs) for layer in self.layers], 1)
+        return torch.stack([self._layer_distances(batches, layer, sigma) for layer in self.layers], 1)
 
-    def _layer_distances(
-        self, batches: list[dict[Key, Moments]], layer: LayerId, sigma: float, pairs: Pairs
-    ) -> torch.Tensor:
+    def _layer_distances(self, batches: list[dict[Key, Moments]], layer: LayerId, sigma: float) -> torch.Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
         keys = [(layer, feature) for feature in self.features]
         if not all(key in batch for batch in batches for key in keys):
@@ -154,7 +150,7 @@ class _Measuring:
             )
         mean, std = (torch.stack([_joined(batches, key)[part] for key in keys], 1) for part in (0, 1))
         try:
-            return pairs(Moments(mean, std)).cpu()
+            return pairwise(Moments(mean, std), self.distance).cpu()
         except ValueError as error:
             raise ValueError(
                 f"'model' gives no finite numbers in layer {layer} at sigma {sigma:.2f}: look for NaN in the images, "
