@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -29,11 +31,6 @@ class Token(NamedTuple):
     def ends_word(self) -> bool:
         return isinstance(self.value, torch.Tensor) or self.text.endswith(WORD_END)
 
-    def same(self, other: Token) -> bool:
-        if isinstance(self.value, torch.Tensor) and isinstance(other.value, torch.Tensor):
-            return torch.equal(self.value, other.value)
-        return type(self.value) is type(other.value) and self.value == other.value
-
 
 @dataclass(frozen=True)
 class Phrase:
@@ -43,12 +40,22 @@ class Phrase:
     positions: tuple[int, ...]
 
 
+class Reading(NamedTuple):
+    """A text as its tokens spell it, and for each of its letters the places of the tokens; none for a space.
+
+    Spaces stand between words of letters alone: beside punctuation the tokens do not tell whether there was one.
+    """
+
+    text: str
+    places: tuple[tuple[int, ...], ...]
+
+
 def words_of(chunks: Chunks, spelling: Callable[[int], str]) -> list[Token]:
     """The tokens that stand for words or embeddings, in reading order across chunks."""
-    return list(_words(chunks, spelling))
+    return list(_tokens(chunks, spelling))
 
 
-def _words(chunks: Chunks, spelling: Callable[[int], str]) -> Iterator[Token]:
+def _tokens(chunks: Chunks, spelling: Callable[[int], str]) -> Iterator[Token]:
     start = 0
     for chunk in chunks:
         for place, (value, _, word) in enumerate(chunk):
@@ -59,23 +66,135 @@ def _words(chunks: Chunks, spelling: Callable[[int], str]) -> Iterator[Token]:
 
 
 def positions_of(phrase: Sequence[Token], prompt: Sequence[Token]) -> tuple[int, ...]:
-    """Positions of the phrase's tokens wherever it stands in the prompt, whole words only; empty when nowhere."""
+    """Places of the phrase's tokens wherever it stands in the prompt, whole words only; empty when nowhere.
+
+    Letters are compared, not tokens: the tokenizer joins punctuation, so that `(fox)` ends in another token where a
+    comma follows. If the phrase as written is nowhere, punctuation around it is left out, and quotation marks that the
+    tokenizer took for contractions ('sailor' is read as 's and ailor) are read as quotation marks.
+    """
+    as_written = read(phrase).text
+    wanted = dict.fromkeys((as_written, _bare(as_written), _bare(read(phrase, quotes=True).text)))
+    for quotes, text in product((False, True), wanted):
+        found = _places(text, read(prompt, quotes)) if text else ()
+        if found:
+            return found
+    return ()
+
+
+def read(tokens: Sequence[Token], quotes: bool = False) -> Reading:
+    """Spell tokens out; with `quotes` no space follows what may be a contraction or a quotation mark and a letter."""
+    letters: list[tuple[str, tuple[int, ...]]] = []
+    joined = True
+    for word in _words(tokens):
+        spelled_out = list(_letters(word))
+        if not joined and letters[-1][0].isalnum() and spelled_out and spelled_out[0][0].isalnum():
+            letters.append((" ", ()))
+        letters += spelled_out
+        joined = not letters or (quotes and "".join(letter for letter, _ in spelled_out) in CONTRACTIONS)
+    return Reading("".join(letter for letter, _ in letters), tuple(places for _, places in letters))
+
+
+def _words(tokens: Sequence[Token]) -> Iterator[list[Token]]:
+    """Tokens grouped into the tokenizer's words."""
+    word: list[Token] = []
+    for token in tokens:
+        word.append(token)
+        if token.ends_word:
+            yield word
+            word = []
+    if word:
+        yield word
+
+
+def _letters(word: Sequence[Token]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The letters of one word with the places of their tokens; an embedding is spelled by a digest of its values."""
+    value = word[0].value
+    if isinstance(value, torch.Tensor):
+        yield from ((letter, (word[0].position,)) for letter in EMBEDDING + _digest(value))
+        return
+    spelled_out = [(_BYTES[mark], token.position) for token in word for mark in _spelling(token) if mark in _BYTES]
+    at = 0
+    for letter in bytes(byte for byte, _ in spelled_out).decode("utf-8", "replace"):
+        size = len(letter.encode())
+        yield letter, tuple(dict.fromkeys(place for _, place in spelled_out[at : at + size]))
+        at += size
+
+
+def _spelling(token: Token) -> str:
+    return token.text.removesuffix(WORD_END)
+
+
+def _digest(embedding: torch.Tensor) -> str:
+    return hashlib.sha256(embedding.detach().cpu().float().numpy().tobytes()).hexdigest()
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """How byte-level vocabularies (GPT-2's, and CLIP's after it) write bytes: those that print as themselves."""
+    printed = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printed]
+    return {chr(byte): byte for byte in printed} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+_BYTES = _byte_alphabet()
+CONTRACTIONS = frozenset({"'s", "'t", "'re", "'ve", "'m", "'ll", "'d"})
+"""What CLIP's tokenizer cuts off a word, also behind an opening quotation mark."""
+EMBEDDING = "\0"
+"""Begins the spelling of an embedding; no prompt holds it."""
+
+
+def _bare(text: str) -> str:
+    """The text without punctuation around it."""
+    inside = [place for place, letter in enumerate(text) if letter.isalnum() or letter == EMBEDDING]
+    return text[inside[0] : inside[-1] + 1] if inside else text
+
+
+def _places(wanted: str, prompt: Reading) -> tuple[int, ...]:
+    """The places of every mention of a text that neither begins nor ends inside a word."""
     found: set[int] = set()
-    for start in range(len(prompt) - len(phrase) + 1):
-        here = prompt[start : start + len(phrase)]
-        at_word = start == 0 or prompt[start - 1].ends_word
-        if phrase and at_word and all(a.same(b) for a, b in zip(phrase, here, strict=True)):
-            found.update(token.position for token in here)
+    start, done = prompt.text.find(wanted), 0
+    while start >= 0:
+        end = start + len(wanted)
+        if not _inside_word(prompt.text, start) and not _inside_word(prompt.text, end):
+            found.update(place for places in prompt.places[max(start, done) : end] for place in places)
+            done = end
+        start = prompt.text.find(wanted, start + 1)
     return tuple(sorted(found))
 
 
+def _inside_word(text: str, cut: int) -> bool:
+    return 0 < cut < len(text) and text[cut - 1].isalnum() and text[cut].isalnum()
+
+
 def spelled(prompt: Sequence[Token]) -> str:
-    """The prompt's words as the tokenizer reads them, parted by commas; each named once."""
-    text = "".join(token.text if not token.ends_word else token.text.removesuffix(WORD_END) + "\n" for token in prompt)
-    words = [word for word in text.split("\n") if any(letter.isalnum() for letter in word)]
-    return ", ".join(dict.fromkeys(words))
+    """The prompt's words as the tokenizer reads them, separated by commas; each named once, and NAMED at most."""
+    words = [
+        "embedding" if isinstance(word[0].value, torch.Tensor) else "".join(letter for letter, _ in _letters(word))
+        for word in _words(prompt)
+    ]
+    words = list(dict.fromkeys(word for word in words if any(letter.isalnum() for letter in word)))
+    return ", ".join(words[:NAMED]) + (", ..." if len(words) > NAMED else "")
+
+
+NAMED = 60
+"""Words of a prompt that a message repeats."""
 
 
 def phrases_in(text: str) -> list[str]:
-    """Subjects in a text: one a line, or parted by commas."""
-    return [part.strip() for line in text.splitlines() for part in line.split(",") if part.strip()]
+    """Subjects in a text: one a line, or separated by commas, which separate nothing inside brackets: (a, b:1.2)."""
+    return [part.strip() for line in text.splitlines() for part in _separated(line) if part.strip()]
+
+
+def _separated(line: str) -> list[str]:
+    """A line cut at its commas; where brackets do not pair, at all of them."""
+    cuts, depth, escaped = [-1], 0, False
+    for place, letter in enumerate(line):
+        if not escaped:
+            depth += (letter == "(") - (letter == ")")
+        if letter == "," and depth == 0:
+            cuts.append(place)
+        if depth < 0:
+            break
+        escaped = letter == "\\" and not escaped
+    if depth != 0:
+        return line.split(",")
+    return [line[start + 1 : end] for start, end in zip(cuts, [*cuts[1:], len(line)], strict=True)]

@@ -8,10 +8,16 @@ from typing import NamedTuple
 
 import torch
 
+from .texts import bounded, quoted
+
 ROUNDING = 1 + 1e-4
 """Samplers and schedulers reach a noise level only to within single precision."""
 
-_WINDOW = re.compile(r"(\d*\.?\d+)(?:\s*-\s*(\d*\.?\d+))?")
+LONGEST = 1_000
+"""Characters that a text of windows may hold: a hundred windows, and each costs a measurement."""
+
+_NUMBER = r"(\d+(?:\.\d+)?|\.\d+)"
+_WINDOW = re.compile(rf"{_NUMBER}(?:\s*-\s*{_NUMBER})?")
 
 
 class Window(NamedTuple):
@@ -38,23 +44,25 @@ class Span(NamedTuple):
 
 
 def parse_windows(text: str) -> tuple[Window, ...]:
-    """Read windows parted by commas: `0.22-0.48` a range, `0.68` the first step at or past it.
+    """Read windows separated by commas: `0.22-0.48` a range, `0.68` the first step at or past it.
 
-    Raises ValueError that quotes the part which is no window.
+    Raises ValueError that quotes the part which is not a window, or says that the text is too long.
     """
-    parts = [part.strip() for part in re.split(r"[,\n]", text) if part.strip()]
+    parts = [part.strip() for part in re.split(r"[,\n]", bounded(text, "windows", LONGEST)) if part.strip()]
     return tuple(_window(part) for part in parts)
 
 
 def _window(text: str) -> Window:
     match = _WINDOW.fullmatch(text)
     if match is None:
-        raise ValueError(f"'{text}' is no window; write a range such as 0.2-0.5 or a single number such as 0.7.")
+        raise ValueError(
+            f"{quoted(text)} is not a window; write a range such as 0.2-0.5 or a single number such as 0.7."
+        )
     start, end = (None if number is None else float(number) for number in match.groups())
     if max(start, end or 0.0) > 1:
-        raise ValueError(f"'{text}' leaves the schedule, which runs from 0 (noise) to 1 (picture).")
+        raise ValueError(f"{quoted(text)} leaves the schedule, which runs from 0 (noise) to 1 (picture).")
     if end is not None and end <= start:
-        raise ValueError(f"'{text}' ends before it starts: swap the numbers.")
+        raise ValueError(f"{quoted(text)} ends before it starts: swap the numbers.")
     return Window(start, end)
 
 

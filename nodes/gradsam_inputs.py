@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..engine.grammar import parse
 from ..engine.masks import RULES, MaskSettings
+from ..engine.texts import bounded
 from ..engine.windows import parse_windows
 from ..runtime.attribution.find import percents_in
 from ..runtime.attribution.methods import METHODS
@@ -54,12 +55,12 @@ def problem_in(texts: dict[str, str | None]) -> bool | str:
             if text is not None:
                 readers[name](text)
         except ValueError as problem:
-            return f"'{name}': {problem}"
+            return str(problem) if str(problem).startswith(f"'{name}'") else f"'{name}': {problem}"
     return True
 
 
 def _read_layers(text: str) -> None:
-    if text.strip() not in ("", DEFAULT):
+    if bounded(text, "layers").strip() not in ("", DEFAULT):
         parse(text)
 
 

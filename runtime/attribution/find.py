@@ -13,6 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.samplers import CFGGuider, calc_cond_batch
 
 from ...engine.attribution import normalised
+from ...engine.texts import bounded, quoted
 from ..inject.reference import check_latent
 from ..runs.probe import look_at
 from .attribute import Result, attribute
@@ -21,6 +22,9 @@ from .prediction import Prediction, precision_of
 from .prompts import subject_prompts
 from .settings import AttributionSettings
 from .subject import Conditioning, Subject
+
+LONGEST = 1_000
+"""Characters that a text of noise levels may hold; each level costs a pass."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,11 @@ def _prediction(
 
 
 def percents_in(text: str) -> tuple[float, ...]:
-    """Noise levels parted by commas, each from 0 (noise) to 1 (picture). Raises ValueError that quotes a bad one."""
-    return tuple(_percent(part.strip()) for part in text.split(",") if part.strip())
+    """Noise levels separated by commas, each from 0 (noise) to 1 (picture).
+
+    Raises ValueError that quotes a bad one, or says that the text is too long.
+    """
+    return tuple(_percent(part.strip()) for part in bounded(text, "noise_levels", LONGEST).split(",") if part.strip())
 
 
 def _percent(text: str) -> float:
@@ -102,5 +109,5 @@ def _percent(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:
-        raise ValueError(f"'{text}' is no noise level: write a number from 0 (noise) to 1 (picture), such as 0.7.")
+        raise ValueError(f"{quoted(text)} is not a noise level: write a number from 0 (noise) to 1 (picture), as 0.7.")
     return value

@@ -11,6 +11,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ...engine.grammar import parse
 from ...engine.layers import LayerId
+from ...engine.texts import bounded
 from ..arch.unet import attention_layers, unet_of
 from .settings import DEFAULT, AttributionSettings
 
@@ -31,7 +32,7 @@ def chosen_layers(model: ModelPatcher, settings: AttributionSettings) -> Layers:
     if settings.layers.strip() in ("", DEFAULT):
         targets = dict.fromkeys(_finest(model, names, settings.way.levels), 1.0)
     else:
-        weights = parse(settings.layers).weights(names).amax(0).tolist()
+        weights = parse(bounded(settings.layers, "layers")).weights(names).amax(0).tolist()
         targets = {layer: weight for layer, weight in zip(names, weights, strict=True) if weight > 0}
     if not targets:
         raise ValueError("'layers' chooses no layer: write some, such as o9-11, or auto.")

@@ -10,15 +10,20 @@ import torch
 from comfy.sd import CLIP
 
 from ...engine.subject import Phrase, Token, phrases_in, positions_of, spelled, words_of
+from ...engine.texts import bounded, quoted
 
 Conditioning = list[list[Any]]
+
+LONGEST_PROMPT = 100_000
+LONGEST = 2_000
+"""Characters that the names of the subjects may hold."""
 
 
 @dataclass(frozen=True)
 class Subject:
     """Phrases of one prompt with their token positions, and the prompt as it was encoded.
 
-    `surroundings` are phrases that name what the subject is not; every map is then a share against theirs.
+    `surroundings` are phrases that name what the subject is not; every map is then set against theirs.
     """
 
     conditioning: Conditioning
@@ -32,10 +37,13 @@ class Subject:
 
 
 def read_subject(clip: CLIP, prompt: str, phrases: str, surroundings: str = "") -> Subject:
-    """Encode a prompt and find every phrase in it (one a line, or parted by commas).
+    """Encode a prompt and find every phrase in it (one a line, or separated by commas).
 
-    Raises ValueError when no phrase is given or one is not in the prompt.
+    Raises ValueError when no phrase is given, one is not in the prompt, or a text is too long.
     """
+    bounded(prompt, "prompt", LONGEST_PROMPT)
+    for field, text in (("phrase", phrases), ("surroundings", surroundings)):
+        bounded(text, field, LONGEST)
     names = phrases_in(phrases)
     if not names:
         raise ValueError("'phrase' is empty: write the words of the prompt that name the subject, such as 'red fox'.")
@@ -54,7 +62,7 @@ def _readers(clip: CLIP) -> dict[str, Callable[[int], str]]:
     encoders = {key: getattr(clip.tokenizer, f"clip_{key}", None) for key in ("l", "g", "h")}
     readers = {key: encoder.inv_vocab.__getitem__ for key, encoder in encoders.items() if encoder is not None}
     if not readers:
-        raise ValueError("'clip' is no CLIP text encoder: connect the CLIP of an SD1.5, SD2 or SDXL checkpoint.")
+        raise ValueError("'clip' is not a CLIP text encoder: connect the CLIP of an SD1.5, SD2 or SDXL checkpoint.")
     return readers
 
 
@@ -70,7 +78,7 @@ def _positions(
     found = {key: positions_of(words_of(phrase[key], spelling), prompt[key]) for key, spelling in readers.items()}
     if not any(found.values()):
         words = spelled(next(iter(prompt.values()))) or "none"
-        raise ValueError(f"'{field}': '{name}' is not in the prompt, whose words are: {words}.")
+        raise ValueError(f"'{field}': {quoted(name)} is not in the prompt, whose words are: {words}.")
     return tuple(sorted({position for places in found.values() for position in places}))
 
 

@@ -128,8 +128,11 @@ def test_a_noisy_latent_is_looked_at_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("node_id", "inputs", "says"),
     [
-        ("CBGradSAMMask", {"layers": "o1, x", "noise_levels": "0.5"}, r"'layers': Expected a layer at character 5;"),
-        ("CBGradSAMMask", {"layers": "auto", "noise_levels": "0.5, 7"}, "'noise_levels': '7' is no noise level"),
+        ("CBGradSAMMask", {"layers": "o1, y", "noise_levels": "0.5"}, r"'layers': Expected a layer at character 5;"),
+        ("CBGradSAMMask", {"layers": "auto", "noise_levels": "0.5, 7"}, "'noise_levels': '7' is not a noise level"),
+        ("CBGradSAMMask", {"layers": "auto", "noise_levels": "1" * 6_000}, r"'noise_levels' is too long \(6,000 char"),
+        ("CBGradSAMMask", {"layers": "o1," * 9_000, "noise_levels": "1"}, r"'layers' is too long \(27,000 characters"),
+        ("CBGradSAMBlend", {"layers": "auto", "windows": "1" * 20_000}, r"'windows' is too long \(20,000 characters"),
         ("CBGradSAMBlend", {"layers": None, "windows": "0.5-0.2"}, "'windows': '0.5-0.2' ends before it starts"),
     ],
 )

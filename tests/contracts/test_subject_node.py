@@ -58,6 +58,78 @@ def test_positions_are_the_tokens_of_the_phrase(
     assert found(clip, prompt, phrase) == [positions]
 
 
+@pytest.mark.parametrize(
+    ("prompt", "phrase", "words"),
+    [
+        (r"hatsune miku \(vocaloid\), smile", r"hatsune miku \(vocaloid\)", "hat sune miku ( vocal oid ),"),
+        (r"hatsune miku \(vocaloid\)", r"hatsune miku \(vocaloid\)", "hat sune miku ( vocal oid )"),
+        (r"(hatsune miku \(vocaloid\):1.2), smile", r"hatsune miku \(vocaloid\)", "hat sune miku ( vocal oid )"),
+        (r"a \(red fox\)!!!", "red fox", "red fox"),
+        (r"a fox \(red\)\(old\)", r"\(red\)", "( red )("),
+        ("snow; red fox...", "red fox.", "red fox ..."),
+        ("red fox in snow", "red fox.", "red fox"),
+        ("red fox in snow", '"red fox"', "red fox"),
+        ("a red-haired fox, snow", "red-haired fox", "red - haired fox"),
+        ("a red - haired fox", "red-haired fox", "red - haired fox"),
+        ("the fox's tail", "fox's tail", "fox 's tail"),
+        ("the fox's tail", "fox", "fox"),
+        ("'sailor moon' on a wall", "sailor moon", "'s ail or moon"),
+        ("'sailor moon' on a wall", "'sailor moon'", "'s ail or moon '"),
+        ("sailor moon on a wall", "'sailor moon'", "sailor moon"),
+        ("“red fox”, hat", "“red fox”", "âĢ ľ red fox âĢ Ŀ"),
+        ("“red fox”, hat", "red fox", "red fox"),
+        ("un CAFÉ, café noir", "café", "cafÃ© cafÃ©"),
+        ("狐、猫", "狐", "ç ĭ Ĳ"),
+        ("C++ code", "c++", "c ++"),
+        ("a fox_hat", "fox_hat", "fox _ hat"),
+        ("a fox\nBREAK hat", "fox BREAK hat", "fox break hat"),
+        ("1girl, solo", "1girl", "1 girl"),
+        ("a (red fox, blue hat:1.2)", "(red fox, blue hat:1.2)", "red fox , blue hat"),
+        ("a red fox", "(red fox:1.4)", "red fox"),
+        ("RED FOX!", "red fox!", "red fox !"),
+        ("ha ha ha", "ha ha", "ha ha ha"),
+    ],
+)
+def test_a_phrase_copied_out_of_the_prompt_is_found_whatever_stands_beside_it(
+    clip: Any, prompt: str, phrase: str, words: str
+) -> None:
+    vocabulary, numbers = clip.tokenizer.clip_l.inv_vocab, tokens(clip, prompt)
+    (places,) = found(clip, prompt, phrase)
+    assert [vocabulary[numbers[place]].removesuffix("</w>") for place in places] == words.split(" ")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "phrase"),
+    [
+        ("a firefox", "fox"),
+        ("a foxglove", "fox"),
+        ("a red, fox", "red fox"),
+        ("a redfox", "red fox"),
+        ("a red fox", "redfox"),
+        ("a café", "caf"),
+        ("a fox", "!"),
+    ],
+)
+def test_other_words_are_not_the_phrase(clip: Any, prompt: str, phrase: str) -> None:
+    with pytest.raises(ValueError, match="is not in the prompt, whose words are: "):
+        found(clip, prompt, phrase)
+
+
+def test_words_outside_of_english_are_told_as_they_are_written(clip: Any) -> None:
+    with pytest.raises(ValueError, match="whose words are: un, café, 狐"):
+        found(clip, "un café, 狐!", "fox")
+
+
+def test_long_texts_are_refused_or_told_in_short(clip: Any) -> None:
+    for field in ("phrase", "surroundings"):
+        names = {"phrases": "fox", field.replace("phrase", "phrases"): "fox " * 501}
+        with pytest.raises(ValueError, match=rf"^'{field}' is too long \(2,004 characters, and 2,000 are the most\)"):
+            read_subject(clip, "a fox", **names)
+    with pytest.raises(ValueError) as problem:
+        found(clip, " ".join("a" * (1 + number % 30) + "b" * (number // 30) for number in range(300)), "fox" * 300)
+    assert len(str(problem.value)) < 2_000 and str(problem.value).endswith(", ....")
+
+
 def test_positions_name_the_right_numbers_of_the_vocabulary(clip: Any) -> None:
     numbers = tokens(clip, "a red fox")
     assert numbers[0] == START

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -68,6 +69,28 @@ def test_embeddings_are_compared_by_value() -> None:
     prompt = words_of([[(START, 1.0, 0), (other, 1.0, 1), (3, 1.0, 2), (mine.clone(), 1.2, 3)]], spelling)
     assert positions_of(words_of([[(mine, 1.0, 1)]], spelling), prompt) == (3,)
     assert positions_of(words_of([[(3, 1.0, 1)]], spelling), prompt) == (2,)
+
+
+def test_many_mentions_of_a_long_phrase_are_found_once_each() -> None:
+    words = ["a</w>"] * 20_000
+    places = positions_of(words_of(chunks(" ".join(words[:900]), length=902), spelling), words_of(
+        chunks(" ".join(words), length=20_002), spelling))  # fmt: skip
+    assert places == tuple(range(1, 20_001))
+
+
+@pytest.mark.parametrize(
+    ("text", "phrases"),
+    [
+        ("(red fox, hat:1.2), tree", ["(red fox, hat:1.2)", "tree"]),
+        ("((a, b), c), d", ["((a, b), c)", "d"]),
+        (r"miku \(vocaloid, blue, \), tree", [r"miku \(vocaloid", "blue", r"\)", "tree"]),
+        (":(, fox", [":(", "fox"]),
+        (":), fox, (a, b)", [":)", "fox", "(a", "b)"]),
+        ("(a, b\nc, d)", ["(a", "b", "c", "d)"]),
+    ],
+)
+def test_commas_inside_brackets_separate_nothing(text: str, phrases: list[str]) -> None:
+    assert phrases_in(text) == phrases
 
 
 def test_words_are_spelled_for_people() -> None:

@@ -26,11 +26,25 @@ def test_windows_are_read_as_written() -> None:
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("0.2-", "'0.2-' is no window"), ("0.2-1.5", "leaves the schedule"), ("0.5-0.2", "ends before it starts")],
+    [("0.2-", "'0.2-' is not a window"), ("0.2-1.5", "leaves the schedule"), ("0.5-0.2", "ends before it starts")],
 )
 def test_a_bad_window_is_quoted(text: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         parse_windows(f"0.1, {text}")
+
+
+@pytest.mark.parametrize("text", ["1" * 1_000, "0." + "1" * 997 + "x", "." * 1_000, "1" + " " * 998 + "-", "-" * 1_000])
+def test_reading_takes_time_in_proportion_to_the_text(text: str) -> None:
+    """Counted, not timed: a million of them read while one that backtracked over all pairs would not have ended."""
+    for _ in range(200):
+        with pytest.raises(ValueError, match=r"'.{3,60}' (is not a window|leaves the schedule)"):
+            parse_windows(text)
+
+
+def test_a_text_that_no_one_wrote_by_hand_is_refused_unread() -> None:
+    for text in ("1" * 20_000, "0.5," * 5_000, "," * 1_001):
+        with pytest.raises(ValueError, match=r"^'windows' is too long \([\d,]+ characters, and 1,000 are the most\)"):
+            parse_windows(text)
 
 
 def test_a_range_covers_its_steps() -> None:
