@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 
-import kornia.filters
 import numpy as np
 import torch
 from scipy import ndimage
@@ -54,7 +53,19 @@ def blurred(maps: torch.Tensor, sigma: float) -> torch.Tensor:
     reach = min(round(3 * sigma), min(maps.shape[-2:]) - 1)  # reflection needs as many cells
     if reach < 1:
         return maps
-    return kornia.filters.gaussian_blur2d(maps[:, None].float(), 2 * reach + 1, (sigma, sigma))[:, 0]
+    return _filters().gaussian_blur2d(maps[:, None].float(), 2 * reach + 1, (sigma, sigma))[:, 0]
+
+
+def _filters() -> ModuleType:
+    """kornia.filters, which ComfyUI names among its packages but starts without."""
+    try:
+        import kornia.filters
+    except ImportError as error:
+        raise ImportError(
+            "'blur' needs the package kornia, which cannot be imported: run `pip install kornia` in ComfyUI's Python, "
+            f"or set 'blur' to 0 ({error})."
+        ) from error
+    return kornia.filters
 
 
 def mean_plus(maps: torch.Tensor, amount: float) -> torch.Tensor:

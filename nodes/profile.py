@@ -18,11 +18,14 @@ from ..engine.combining import contrast, trimmed_mean
 from ..engine.divergence import DISTANCES
 from ..engine.profile import SensitivityProfile, check_layers, note_on_model
 from ..engine.profile_file import load, save
+from ..engine.texts import quoted
 from ..render.heatmap import draw
 from ..render.report import in_short, report
 from ..runtime.arch.fingerprint import fingerprint_of
 from ..runtime.arch.registry import architecture_of
-from ..runtime.profile.clusters import SUFFIXES, Cluster, image_files, load_clusters, with_cluster
+from ..runtime.disk import files_below, folders_of_folders, holds_folders, inside
+from ..runtime.profile.clusters import Cluster, cluster_files, load_clusters, with_cluster
+from ..runtime.profile.pictures import SUFFIXES
 from ..runtime.profile.profiling import Settings, profile_model, title_of
 from .schema import Schema, found_by
 from .shown import layer_map, summary, timed
@@ -109,7 +112,7 @@ class CBLoadImageClusters(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "folder",
-                    options=_cluster_folders(),
+                    options=folders_of_folders(folder_paths.get_input_directory()),
                     tooltip="A folder in ComfyUI's input folder that "
                     "holds one subfolder of images for each cluster. Press R after adding one.",
                 ),
@@ -137,9 +140,9 @@ class CBLoadImageClusters(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, folder: str, limit: int) -> str:
-        inside = sorted(path for path in _cluster_folder(folder).iterdir() if path.is_dir())
-        files = [file for path in inside for file in image_files(path)[:limit]]
-        return hashlib.sha256(str([(str(file), file.stat().st_mtime_ns) for file in files]).encode()).hexdigest()
+        found = cluster_files(_cluster_folder(folder), limit)
+        files = [(str(file), file.stat().st_mtime_ns) for files in found.values() for file in files]
+        return hashlib.sha256(str(files).encode()).hexdigest()
 
     @classmethod
     @timed
@@ -201,7 +204,7 @@ class CBLoadSensitivityProfile(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "profile",
-                    options=folder_paths.get_filename_list(FOLDER),
+                    options=_profile_names(),
                     default=PUBLISHED,
                     tooltip="The file. Press R after saving a new one.",
                 ),
@@ -420,28 +423,31 @@ def _shown_outputs() -> list[io.Output]:
     ]
 
 
-def _cluster_folders() -> list[str]:
-    """Folders under input/ that hold folders."""
-    root = Path(folder_paths.get_input_directory())
-    folders = [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
-    return sorted(path.name for path in folders if any(inside.is_dir() for inside in path.iterdir()))
-
-
 def _cluster_folder(name: str) -> Path:
-    if name not in _cluster_folders():
+    folder = inside(folder_paths.get_input_directory(), name)
+    if folder is None or not holds_folders(folder):
         raise ValueError(
-            f"'folder': the input folder has no folder '{name}' with subfolders of images ({', '.join(SUFFIXES)}): put "
-            "one there, one subfolder for each cluster, and press R."
+            f"'folder': the input folder has no folder {quoted(name)} with subfolders of images "
+            f"({', '.join(SUFFIXES)}): put one there, one subfolder for each cluster, and press R."
         )
-    return Path(folder_paths.get_input_directory()) / name
+    return folder
+
+
+def _profile_names() -> list[str]:
+    """The user's profiles and the shipped ones. Not ComfyUI's list, which a disk can make fail, and links endless."""
+    roots = folder_paths.get_folder_paths(FOLDER)
+    return sorted({name for root in roots for name in files_below(root, SUFFIX)})
 
 
 def profile_path(name: str) -> Path:
-    """The file of a listed profile. Raises ValueError for any other name."""
-    path = folder_paths.get_full_path(FOLDER, name) if name in folder_paths.get_filename_list(FOLDER) else None
-    if path is None:
-        raise ValueError(f"'profile': there is no '{name}' in models/{FOLDER} or the pack: press R and pick another.")
-    return Path(path)
+    """The file of a profile by its name in the menu. Raises ValueError for any other name."""
+    paths = (inside(root, name) for root in folder_paths.get_folder_paths(FOLDER))
+    path = next((path for path in paths if path is not None and os.path.isfile(path)), None)
+    if path is None or not name.lower().endswith(SUFFIX):
+        raise ValueError(
+            f"'profile': there is no {quoted(name)} in models/{FOLDER} or the pack: press R and pick another."
+        )
+    return path
 
 
 def _file_name(name: str) -> str:

@@ -51,6 +51,20 @@ def test_the_pack_imports_itself_by_relative_names(path: Path) -> None:
     assert not re.search(r"^\s*(from|import) (conditional_balance|engine|render|runtime)\b", source, re.MULTILINE)
 
 
+# What ComfyUI's requirements.txt names above its line "non essential dependencies", and what comes with Python.
+PROMISED = {"torch", "numpy", "scipy", "einops", "safetensors", "PIL", "aiohttp", *COMFYUI, *sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_the_pack_loads_with_what_comfyui_promises(path: Path) -> None:
+    """Anything else, such as kornia, is imported where it is used."""
+    loaded = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.Import)]
+    named = [name.name.split(".")[0] for node in loaded for name in node.names]
+    loaded = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ImportFrom)]
+    named += [node.module.split(".")[0] for node in loaded if node.level == 0]
+    assert set(named) <= PROMISED
+
+
 def test_the_pack_does_not_shadow_comfyui() -> None:
     import nodes
 

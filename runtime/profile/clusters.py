@@ -8,70 +8,102 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import comfy.model_management
-import comfy.utils
 import numpy as np
 import torch
 from comfy.model_patcher import ModelPatcher
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+from ...engine.texts import quoted
+from ..disk import entries, is_file, is_folder
+from .pictures import SUFFIXES, Picture, held, stored
+
 STEP = 64  # sides are multiples of it, which every UNet of this family halves evenly
+LONGEST_NAME = 200  # characters of a cluster's name; it is listed in the profile and in reports
+NARROWEST, WIDEST = 1 / 4, 4  # of the middle image's aspect; panoramas beyond are cropped
 
 
 class Cluster(NamedTuple):
-    """A name and pictures [height, width, 3] in 0..1, each of its own size."""
+    """A name and pictures, each of its own size."""
 
     name: str
-    images: tuple[torch.Tensor, ...]
+    images: tuple[Picture, ...]
 
 
 Clusters = tuple[Cluster, ...]
 
 
 def with_cluster(previous: Clusters, name: str, images: Sequence[torch.Tensor]) -> Clusters:
-    """Add a cluster; a name that is there already gets the images too. Raises ValueError without a name or images."""
+    """Add a cluster of images [height, width, channels] in 0..1; a name that is there already gets the images too.
+
+    Raises ValueError without a name or images, and for images that are none.
+    """
     name = name.strip()
     if not name:
         raise ValueError("'name' is empty: name the cluster after what its images share, such as the style.")
+    if len(name) > LONGEST_NAME:
+        raise ValueError(f"'name' is too long ({len(name):,} characters): {LONGEST_NAME} are the most.")
     if not len(images):
-        raise ValueError(f"'images' of cluster '{name}' is empty: connect two or more images.")
-    if not all(bool(torch.isfinite(image).all()) for image in images):
-        raise ValueError(f"'images' of cluster '{name}' holds NaN or infinite values: check the node they come from.")
-    pictures = tuple(image[..., :3].float() for image in images)
+        raise ValueError(f"'images' of cluster {quoted(name)} is empty: connect two or more images.")
+    try:
+        pictures = [held(image) for image in images]
+    except ValueError as error:
+        raise ValueError(f"'images' of cluster {quoted(name)} {error}: check the node they come from.") from error
+    return _extended(previous, name, pictures)
+
+
+def _extended(previous: Clusters, name: str, pictures: Sequence[Picture]) -> Clusters:
     if name in [cluster.name for cluster in previous]:
-        return tuple(Cluster(name, c.images + pictures) if c.name == name else c for c in previous)
-    return (*previous, Cluster(name, pictures))
+        return tuple(Cluster(name, (*c.images, *pictures)) if c.name == name else c for c in previous)
+    return (*previous, Cluster(name, tuple(pictures)))
 
 
 def load_clusters(folder: Path, limit: int) -> Clusters:
     """One cluster for each subfolder that holds images, `limit` images of each in name order.
 
-    Raises ValueError when there is none, or when an image cannot be read.
+    Only headers are read, so that the images take no memory before they are encoded, one by one.
+    Raises ValueError when there is none, or when a folder or an image cannot be read.
     """
     found: Clusters = ()
-    for inside in sorted(path for path in folder.iterdir() if path.is_dir()):
-        files = image_files(inside)[:limit]
-        if files:
-            found = with_cluster(found, inside.name, [_read(file) for file in files])
+    for name, files in cluster_files(folder, limit).items():
+        found = (*found, Cluster(name, tuple(_stored(file) for file in files)))
     if not found:
         raise ValueError(
-            f"'folder': '{folder.name}' has no subfolders with images: put one folder of images for each cluster there."
+            f"'folder': {quoted(folder.name)} has no subfolders with images: put one folder of images for each cluster "
+            "there."
         )
     return found
 
 
-def image_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+def cluster_files(folder: Path, limit: int) -> dict[str, list[Path]]:
+    """The first `limit` images in name order of every subfolder that has some. Raises ValueError when one is locked."""
+    inside = sorted(entry.path for entry in _entries(folder) if is_folder(entry))
+    found = {_readable(path.name): _image_files(path)[:limit] for path in map(Path, inside)}
+    return {name: files for name, files in found.items() if files}
 
 
-def _read(file: Path) -> torch.Tensor:
-    comfy.model_management.throw_exception_if_processing_interrupted()
+def _image_files(folder: Path) -> list[Path]:
+    return sorted(
+        Path(entry.path) for entry in _entries(folder) if entry.name.lower().endswith(SUFFIXES) and is_file(entry)
+    )
+
+
+def _entries(folder: Path) -> list[Any]:
     try:
-        with Image.open(file) as image:
-            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"), dtype=np.float32) / 255
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"'{file.parent.name}/{file.name}' is no readable image: replace or remove it.") from error
-    return torch.from_numpy(pixels)
+        return list(entries(folder))
+    except OSError as error:
+        raise ValueError(
+            f"'folder': {quoted(folder.name)} cannot be read ({error.strerror or error}): let ComfyUI read it, or move "
+            "it elsewhere."
+        ) from error
+
+
+def _readable(name: str) -> str:
+    """A folder's name; bytes that are no characters, as disks may hold them, are spelled out."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _stored(file: Path) -> Picture:
+    comfy.model_management.throw_exception_if_processing_interrupted()
+    return stored(file)
 
 
 def picture_size(clusters: Clusters, aspect: str, side: int) -> tuple[int, int]:
@@ -83,7 +115,8 @@ def picture_size(clusters: Clusters, aspect: str, side: int) -> tuple[int, int]:
         width, height = (int(part) for part in aspect.split(":"))
         ratio = width / height
     else:
-        ratio = float(np.median([image.shape[1] / image.shape[0] for c in clusters for image in c.images]))
+        ratio = float(np.median([image.aspect for cluster in clusters for image in cluster.images]))
+    ratio = min(max(ratio, NARROWEST), WIDEST)
     return _multiple(side * math.sqrt(ratio)), _multiple(side / math.sqrt(ratio))
 
 
@@ -104,8 +137,7 @@ def encode(vae: Any, clusters: Clusters, size: tuple[int, int], channels: int) -
     latents = []
     for image in (image for cluster in clusters for image in cluster.images):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        fitted = comfy.utils.common_upscale(image.movedim(-1, 0)[None], *size, "lanczos", "center").movedim(1, -1)
-        latents.append(vae.encode(fitted))
+        latents.append(vae.encode(image.fitted(*size)[None]))
     if latents[0].ndim != 4 or latents[0].shape[1] != channels:
         raise ValueError(
             f"'vae' makes latents of shape {tuple(latents[0].shape[1:])} and 'model' wants {channels} channels: "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from hypothesis import given
@@ -102,6 +104,14 @@ def test_a_larger_map_with_its_scale_gives_the_same_mask() -> None:
     large = mask_of(two_levels().repeat_interleave(8, -1).repeat_interleave(8, -2), settings, 8.0)
     shared = torch.nn.functional.avg_pool2d(large[None], 8)[0]
     assert float((shared - small).abs().mean()) < 0.08
+
+
+def test_without_kornia_a_blur_names_the_cure_and_no_blur_needs_none(monkeypatch) -> None:
+    for module in ("kornia", "kornia.filters"):
+        monkeypatch.setitem(sys.modules, module, None)
+    assert torch.equal(blurred(torch.ones(1, 8, 8), 0.0), torch.ones(1, 8, 8))
+    with pytest.raises(ImportError, match=r"'blur' needs the package kornia.*pip install kornia.*set 'blur' to 0"):
+        blurred(torch.ones(1, 8, 8), 1.0)
 
 
 def test_blur_keeps_the_sum_inside_and_zero_changes_nothing() -> None:
