@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .layers import LayerId
+from .layers import LayerId, spelled
 from .scoring import Scores
 
 FEATURES = ("q", "k", "v")
@@ -70,10 +70,9 @@ def check_layers(profile: SensitivityProfile, layers: Iterable[LayerId]) -> None
     mine, theirs = set(profile.layers), set(layers)
     if mine == theirs:
         return
-    example = str(min(mine ^ theirs))
     raise ValueError(
-        f"'profile' was measured on {len(mine)} attention layers and 'model' has {len(theirs)} ({example} is in one "
-        "only): pick a profile of this architecture, or measure one with Profile Sensitivity."
+        f"'profile' was measured on {len(mine)} attention layers and 'model' has {len(theirs)} ({spelled(mine)} and "
+        f"{spelled(theirs)}): pick a profile of this architecture, or measure one with Profile Sensitivity."
     )
 
 

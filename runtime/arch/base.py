@@ -10,16 +10,29 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import comfy.utils
 import torch
 from torch import nn
 
 from ...engine.layers import LayerId
+from .rotation import Rotation
 
-Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, "torch.Tensor | None"], torch.Tensor]
-"""attention(q, k, v, bias): bias is None or [1, keys], added to every query's logits."""
+
+class Attend(Protocol):
+    """The attention of one layer's call, with everything that other packs have put there."""
+
+    def __call__(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        bias: torch.Tensor | None,
+        rows: Sequence[int] | None = None,
+    ) -> torch.Tensor:
+        """Output for q; `bias` is None or [1, keys], added to every query's logits; `rows` are those of the call."""
+
 
 Receive = Callable[[LayerId, str, torch.Tensor], None]
 """(layer, feature, tokens [rows, image tokens, channels]): what a layer projects, after the norm, before rotation."""
@@ -29,8 +42,9 @@ Receive = Callable[[LayerId, str, torch.Tensor], None]
 class Projected:
     """What one attention layer has projected in one call: q, k and v [rows, ..., tokens, channels].
 
-    `image` are the tokens of the picture being painted. `attend` is the attention to call, with everything that other
-    packs have put there. When `whole`, it knows neither a bias nor a part of the rows (another pack's attn1 replace).
+    Tokens of the picture being painted stand at `image`, those of the prompt at `text` (none in self-attention); the
+    picture's tokens are `grid` (frames, rows, columns). `rotation` is what the model has turned q and k by. `attend` is
+    the attention to call. When `whole`, it knows neither a bias nor a part of the rows (another pack's attn1 replace).
     """
 
     q: torch.Tensor
@@ -38,7 +52,21 @@ class Projected:
     v: torch.Tensor
     attend: Attend
     image: slice = field(default_factory=lambda: slice(None))
+    text: slice = field(default_factory=lambda: slice(0, 0))
+    grid: tuple[int, int, int] | None = None
+    rotation: Rotation | None = None
     whole: bool = False
+
+    def of_picture(self, feature: str) -> torch.Tensor:
+        """q, k or v of the picture's tokens, as they were before the rotation."""
+        tokens = getattr(self, feature)[..., self.image, :]
+        if self.rotation is None or feature == "v":
+            return tokens
+        return self.rotation.at(self.image).undo(tokens)
+
+    def plain(self) -> torch.Tensor:
+        """The layer's own attention."""
+        return self.attend(self.q, self.k, self.v, None)
 
 
 Operator = Callable[[Projected], torch.Tensor]

@@ -73,9 +73,14 @@ def _giving(receive: Receive, layer: LayerId, feature: str) -> Callable[[nn.Modu
 
 def _replacement(operator: Operator, earlier: ReplaceFunction | None) -> ReplaceFunction:
     def replaced(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra_options: dict[str, Any]) -> torch.Tensor:
-        if earlier is None:
-            return operator(Projected(q, k, v, functools.partial(plain_attention, extra_options=extra_options)))
-        return operator(Projected(q, k, v, lambda q, k, v, bias: earlier(q, k, v, extra_options), whole=True))
+        def attend(
+            q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, rows: Any = None
+        ) -> torch.Tensor:
+            if earlier is None:
+                return plain_attention(q, k, v, bias, extra_options)
+            return earlier(q, k, v, extra_options)
+
+        return operator(Projected(q, k, v, attend, whole=earlier is not None))
 
     return replaced
 

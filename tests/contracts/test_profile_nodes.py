@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import comfy.ops
 import folder_paths
 import numpy as np
 import pytest
+import tiny_transformers
 import torch
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy_api.latest import io
 from PIL import Image
 
@@ -247,18 +246,20 @@ def test_a_vae_of_another_family_is_refused(sd15_model, vae):
         profile(sd15_model, SixteenChannels())
 
 
-def test_a_model_that_is_no_unet_is_refused_politely(vae):
-    from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
-
+def test_a_model_of_no_known_family_is_refused_politely(vae):
     model = tiny.tiny_model("sd15")
     with torch.inference_mode():
-        model.model.diffusion_model = MMDiT(depth=1, input_size=8, operations=comfy.ops.disable_weight_init)
-    assert not isinstance(model.model.diffusion_model, UNetModel)
+        model.model.diffusion_model = torch.nn.Linear(1, 1)
     cond = tiny.cond(tiny.tiny_model("sd15"), 1)
-    with pytest.raises(ValueError, match="'model' is a MMDiT, not a UNet"):
+    with pytest.raises(ValueError, match="'model' cannot be used here: its network Linear is none whose layers"):
         profile(model, vae, positive=cond)
-    with pytest.raises(ValueError, match="'model' is a MMDiT, not a UNet"):
+    with pytest.raises(ValueError, match="'model' cannot be used here: its network Linear is none whose layers"):
         CBLoadSensitivityProfile.execute(PUBLISHED, model)
+
+
+def test_a_profile_of_one_family_on_another_model_is_one_sentence():
+    with pytest.raises(ValueError, match=r"and 'model' has 5 \(i4\.0.* and j0-1, s0-2\)"):
+        CBLoadSensitivityProfile.execute(PUBLISHED, tiny_transformers.tiny_transformer("flux"))
 
 
 @pytest.mark.parametrize(

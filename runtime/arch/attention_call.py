@@ -1,0 +1,133 @@
+"""One call of ComfyUI's attention function as an override receives it, in one layout, for any part of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from comfy import model_management
+from comfy.ldm.modules import attention
+
+_POSITIONAL = ("q", "k", "v", "heads", "mask", "attn_precision", "skip_reshape", "skip_output_reshape")
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """q, k, v [rows, heads, tokens, channels] (k and v may have fewer heads) and what else the caller passed.
+
+    `mask` [rows or 1, heads or 1, queries or 1, keys] or None. `pads`: for every row, how many tokens before
+    `text_stop` are padding, which no query may see.
+    """
+
+    function: Callable[..., torch.Tensor]
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    mask: torch.Tensor | None
+    others: dict[str, Any]
+    pads: tuple[int, ...] = ()
+    text_stop: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        func: Callable[..., torch.Tensor],
+        earlier: Callable[..., torch.Tensor] | None,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+    ) -> AttentionCall:
+        """From the arguments of `optimized_attention_override`; `earlier` is the override that was there before."""
+        named = {**dict(zip(_POSITIONAL, args, strict=False)), **kwargs}
+        q, k, v, mask = (named.pop(name, None) for name in ("q", "k", "v", "mask"))
+        if not named.pop("skip_reshape", False):
+            channels = q.shape[-1] // named["heads"]
+            q, k, v = (_heads_first(x, channels) for x in (q, k, v))
+
+        def function(*args: Any, masked: bool, **kwargs: Any) -> torch.Tensor:
+            if masked and mask is None and model_management.sage_attention_enabled():
+                return attention.attention_pytorch(*args, **kwargs)  # SageAttention leaves a mask out without a word
+            return func(*args, **kwargs) if earlier is None else earlier(func, *args, **kwargs)
+
+        return cls(function, q, k, v, _four_dimensional(mask), {**named, "skip_reshape": True})
+
+    def without(self, pads: Sequence[int] | None, text_stop: int) -> AttentionCall:
+        """The call in which the last `pads` tokens of each row's text, which ends at `text_stop`, are not seen."""
+        return self if not pads or not any(pads) else replace(self, pads=tuple(pads), text_stop=text_stop)
+
+    def attend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        bias: torch.Tensor | None,
+        rows: Sequence[int] | None = None,
+    ) -> torch.Tensor:
+        """Attention of some `rows` of the call (None: all), in the layout that the caller of ComfyUI's function wants.
+
+        k and v may have more tokens at their end than the call's own, which the call's mask lets everyone see. `bias`
+        [1, keys] is added to every query's logits.
+        """
+        numbers = list(range(len(q))) if rows is None else list(rows)
+        if not self.pads or (len({self.pads[row] for row in numbers}) == 1 and not self.pads[numbers[0]]):
+            return self._run(q, k, v, bias, numbers)
+        out: list[torch.Tensor | None] = [None] * len(numbers)
+        for count in sorted({self.pads[row] for row in numbers}):
+            places = [place for place, row in enumerate(numbers) if self.pads[row] == count]
+            keys = _without(k.shape[-2], self.text_stop - count, self.text_stop, k.device)
+            part = self._run(q[places], k[places], v[places], bias, [numbers[place] for place in places], keys)
+            for place, row in zip(places, part, strict=True):
+                out[place] = row
+        return torch.stack(out)
+
+    def _run(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        bias: torch.Tensor | None,
+        rows: list[int],
+        keys: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        mask = _with_bias(_for_rows(self.mask, rows, k.shape[-2]), bias)
+        if keys is not None:
+            k, v = k[..., keys, :], v[..., keys, :]
+            mask = None if mask is None else mask[..., keys]
+        return self.function(q, k, v, mask=mask, masked=mask is not None, **self.others)
+
+
+def _heads_first(x: torch.Tensor, channels: int) -> torch.Tensor:
+    """[rows, tokens, heads * channels], or SD3's v with the heads apart, to [rows, heads, tokens, channels]."""
+    return (x.unflatten(-1, (-1, channels)) if x.ndim == 3 else x).transpose(1, 2)
+
+
+def _four_dimensional(mask: torch.Tensor | None) -> torch.Tensor | None:
+    if mask is None or mask.ndim == 4:
+        return mask
+    return mask[None, None] if mask.ndim == 2 else mask[:, None]
+
+
+def _for_rows(mask: torch.Tensor | None, rows: list[int], keys: int) -> torch.Tensor | None:
+    """The mask of some rows, with columns for more keys at the end that are open to everyone."""
+    if mask is None:
+        return None
+    mask = mask[rows] if mask.shape[0] > 1 else mask
+    missing = keys - mask.shape[-1]
+    if not missing:
+        return mask
+    open_to_all = mask.new_ones if mask.dtype == torch.bool else mask.new_zeros
+    return torch.cat((mask, open_to_all(*mask.shape[:-1], missing)), -1)
+
+
+def _with_bias(mask: torch.Tensor | None, bias: torch.Tensor | None) -> torch.Tensor | None:
+    if mask is None or bias is None:
+        return mask if bias is None else bias
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=bias.dtype).masked_fill(~mask, -torch.inf)
+    return mask + bias
+
+
+def _without(count: int, start: int, stop: int, device: torch.device) -> torch.Tensor:
+    every = torch.arange(count, device=device)
+    return every[(every < start) | (every >= stop)]

@@ -1,0 +1,23 @@
+"""AuraFlow: joint blocks, then single-stream blocks, no rotation; eight registers stand before the text."""
+
+from __future__ import annotations
+
+from ...engine.layers import LayerId
+from .transformer import Blocks, Given, Place, Seen, Transformer
+
+
+class AuraFlow(Transformer):
+    name = "AuraFlow"
+    classes = ("comfy.ldm.aura.mmdit.MMDiT",)
+    blocks = (
+        Blocks("joint", "double_layers", "attn.w2{feature}", owner="attn"),
+        Blocks("single", "single_layers", "attn.w1{feature}", owner="attn"),
+    )
+
+    def place(self, layer: LayerId, given: Given, seen: Seen) -> Place | None:
+        if layer.block == "joint":
+            seen.text = given("c", 0).shape[1]
+        if seen.text is None:
+            return None
+        registers = self.network.register_tokens.shape[1]
+        return Place(seen.text, slice(registers, seen.text))

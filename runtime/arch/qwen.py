@@ -1,0 +1,16 @@
+"""Qwen-Image and Qwen-Image-Edit: joint blocks, text first; pictures to edit stand behind the one being painted."""
+
+from __future__ import annotations
+
+from ...engine.layers import LayerId
+from .transformer import Blocks, Given, Place, Seen, Transformer
+
+
+class QwenImage(Transformer):
+    name = "Qwen-Image"
+    classes = ("comfy.ldm.qwen_image.model.QwenImageTransformer2DModel",)
+    blocks = (Blocks("joint", "transformer_blocks", "attn.to_{feature}", owner="attn"),)
+
+    def place(self, layer: LayerId, given: Given, seen: Seen) -> Place | None:
+        text = given("encoder_hidden_states", 1).shape[1]
+        return Place(text, slice(0, text), given("image_rotary_emb", 4))

@@ -1,0 +1,231 @@
+"""What all transformers have in common: attention is met in ComfyUI's `optimized_attention_override`.
+
+The override receives q, k and v after norm and rotation, but not whose they are. Hooks on the modules that call
+attention tell: which layer runs next, where the picture's tokens stand, how they were rotated. Both live for one model
+call (or for one recording) and are removed in any case.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from ...engine.layers import LayerId, in_forward_order
+from .attention_call import AttentionCall
+from .base import Architecture, Operator, Projected, Receive, parameters_under, removed_afterwards, uncompiled
+from .rotation import Rotation
+
+OVERRIDE = "optimized_attention_override"
+TEXT_PADS = "conditional_balance_text_pads"
+"""In transformer_options: for every row, how many tokens at the end of its text are padding that must not be seen."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """One kind of layers in a network: blocks `path`.0, `path`.1, ...
+
+    `projection` is the Linear inside a block that makes q, k and v of the picture (`{feature}` where each has its own);
+    a block without it has no such layer. `owner` is the module inside a block whose forward calls attention.
+    """
+
+    kind: str
+    path: str
+    projection: str
+    owner: str = ""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the tokens of one attention call stand: the picture's begin at `start`; how they are rotated, if at all."""
+
+    start: int
+    text: slice = field(default_factory=lambda: slice(0, 0))
+    matrices: torch.Tensor | None = None
+
+
+@dataclass
+class Seen:
+    """What a call of the network has shown so far: the picture's `grid` (frames, rows, columns), lengths of text."""
+
+    grid: tuple[int, int, int] = (1, 0, 0)
+    text: int | None = None
+    image: int | None = None
+
+    @property
+    def tokens(self) -> int:
+        return math.prod(self.grid)
+
+
+class Given:
+    """The arguments of a module's forward, by name wherever they stand."""
+
+    def __init__(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        self.args, self.kwargs = args, kwargs
+
+    def __call__(self, name: str, place: int) -> Any:
+        if name in self.kwargs:
+            return self.kwargs[name]
+        return self.args[place] if place < len(self.args) else None
+
+
+class Transformer(Architecture):
+    """A family of diffusion transformers. A family says where its blocks are and where their tokens stand."""
+
+    classes: ClassVar[tuple[str, ...]]
+    """Module and name of the network's classes; a subclass of them is another family until it is listed."""
+    blocks: ClassVar[tuple[Blocks, ...]]
+    halves: ClassVar[bool] = False
+    """Whether a rotation turns channels of both halves instead of neighbours."""
+
+    @classmethod
+    def matches(cls, network: nn.Module) -> bool:
+        return f"{type(network).__module__}.{type(network).__qualname__}" in cls.classes
+
+    @abstractmethod
+    def place(self, layer: LayerId, given: Given, seen: Seen) -> Place | None:
+        """Where tokens stand in the attention call of a layer whose owner was called with `given`.
+
+        None when that cannot be told, because a block before this one was skipped by another pack.
+        """
+
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        """Latent frames, rows and columns in one token."""
+        size = self.network.patch_size
+        sizes = (size, size) if isinstance(size, int) else tuple(size)
+        return (1, *sizes) if len(sizes) == 2 else sizes
+
+    def grid(self, latent: torch.Size) -> tuple[int, int, int]:
+        """Frames, rows and columns of tokens that a latent [B, C, (T,) H, W] becomes; odd sizes are padded."""
+        sizes = (1, *latent[2:]) if len(latent) == 4 else tuple(latent[2:])
+        return tuple(-(-size // patch) for size, patch in zip(sizes, self.patch, strict=True))
+
+    @functools.cached_property
+    def layers(self) -> tuple[LayerId, ...]:
+        found = (LayerId(blocks.kind, number) for blocks in self.blocks for number in self._numbers(blocks))
+        return in_forward_order(layer for layer in found if self._there(self.projection(layer, "q")))
+
+    def projection(self, layer: LayerId, feature: str) -> str:
+        blocks = self._blocks_of(layer)
+        return f"{blocks.path}.{layer.number}.{blocks.projection.format(feature=feature)}.weight"
+
+    def parameters(self, layer: LayerId) -> tuple[str, ...]:
+        return parameters_under(self.network, f"{self._blocks_of(layer).path}.{layer.number}.")
+
+    def width(self, layer: LayerId) -> int:
+        return self.network.get_submodule(self.projection(layer, "q").removesuffix(".weight")).in_features
+
+    @functools.cached_property
+    def owners(self) -> dict[nn.Module, list[LayerId]]:
+        """The modules that call attention, each with the layers of its calls in their order."""
+        found: dict[nn.Module, list[LayerId]] = {}
+        for layer in self.layers:
+            blocks = self._blocks_of(layer)
+            path = ".".join(filter(None, (blocks.path, str(layer.number), blocks.owner)))
+            found.setdefault(uncompiled(self.network.get_submodule(path)), []).append(layer)
+        return found
+
+    @contextmanager
+    def recording(self, features: Sequence[str], receive: Receive) -> Iterator[None]:
+        operators = {layer: functools.partial(_record, features, receive, layer) for layer in self.layers}
+        with _Watch(self, operators).hooked(), uncompiled_calls():
+            yield
+
+    @contextmanager
+    def intercepted(self, options: dict[str, Any], operators: Mapping[LayerId, Operator]) -> Iterator[dict[str, Any]]:
+        if any(options.get(TEXT_PADS, ())):
+            operators = dict.fromkeys(self.layers, Projected.plain) | dict(operators)
+        if not operators:
+            yield options
+            return
+        with _Watch(self, operators).hooked(), uncompiled_calls():
+            yield options
+
+    def _blocks_of(self, layer: LayerId) -> Blocks:
+        return next(blocks for blocks in self.blocks if blocks.kind == layer.block)
+
+    def _numbers(self, blocks: Blocks) -> range:
+        return range(len(getattr(self.network, blocks.path, ())))
+
+    def _there(self, weight: str) -> bool:
+        try:
+            self.network.get_submodule(weight.removesuffix(".weight"))
+        except AttributeError:
+            return False
+        return True
+
+
+class _Watch:
+    """The hooks of one or more calls of a network, and the override that uses what they have seen."""
+
+    def __init__(self, family: Transformer, operators: Mapping[LayerId, Operator]) -> None:
+        self.family, self.operators = family, operators
+        self.seen = Seen()
+        self.next: list[tuple[LayerId, Place | None]] = []
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        network = self.family.network
+        with removed_afterwards([network.register_forward_pre_hook(self._before_network, with_kwargs=True)]) as handles:
+            for owner, layers in self.family.owners.items():
+                before = functools.partial(self._before_owner, layers)
+                handles.append(owner.register_forward_pre_hook(before, with_kwargs=True))
+                handles.append(owner.register_forward_hook(self._after_owner, always_call=True))
+            yield
+
+    def _before_network(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.seen = Seen(self.family.grid(Given(args, kwargs)("x", 0).shape))
+        options = kwargs.get("transformer_options") or {}
+        override = functools.partial(self._attention, options.get(OVERRIDE), options.get(TEXT_PADS))
+        return args, {**kwargs, "transformer_options": {**options, OVERRIDE: override}}
+
+    def _before_owner(
+        self, layers: list[LayerId], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        given = Given(args, kwargs)
+        self.next = [(layer, self.family.place(layer, given, self.seen)) for layer in layers]
+
+    def _after_owner(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.next = []
+
+    def _attention(
+        self,
+        earlier: Callable[..., torch.Tensor] | None,
+        pads: Sequence[int] | None,
+        func: Callable[..., torch.Tensor],
+        *args: Any,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        layer, place = self.next.pop(0) if self.next else (None, None)
+        operator = self.operators.get(layer)
+        if operator is None or place is None:
+            return func(*args, **kwargs) if earlier is None else earlier(func, *args, **kwargs)
+        call = AttentionCall.of(func, earlier, args, kwargs).without(pads, place.text.stop)
+        return operator(self._projected(call, place))
+
+    def _projected(self, call: AttentionCall, place: Place) -> Projected:
+        rotation = None if place.matrices is None else Rotation(place.matrices, self.family.halves)
+        image = slice(place.start, place.start + self.seen.tokens)
+        return Projected(
+            call.q, call.k, call.v, call.attend, image, text=place.text, grid=self.seen.grid, rotation=rotation
+        )
+
+
+def _record(features: Sequence[str], receive: Receive, layer: LayerId, projected: Projected) -> torch.Tensor:
+    for feature in features:
+        receive(layer, feature, projected.of_picture(feature).transpose(1, 2).flatten(2))
+    return projected.plain()
+
+
+def uncompiled_calls() -> AbstractContextManager[Any]:
+    """No `torch.compile` inside: hooks set after it do not fire in compiled code, and a new override recompiles it."""
+    set_stance = getattr(torch.compiler, "set_stance", None)
+    return nullcontext() if set_stance is None else set_stance("force_eager")

@@ -1,0 +1,236 @@
+"""Every family of transformers: its layers are found, recorded and replaced, and nothing of that stays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_transformers import KINDS, cond, latent, tiny_transformer
+
+import tiny
+from conditional_balance.engine.layers import in_forward_order
+from conditional_balance.runtime.arch.base import Projected
+from conditional_balance.runtime.arch.registry import FAMILIES, architecture_of
+from conditional_balance.runtime.arch.transformer import Transformer
+from conditional_balance.runtime.profile.capture import recording
+from conditional_balance.runtime.runs.model_call import ModelCall, with_wrapper
+
+EVERY = list(KINDS)
+ROTARY = [kind for kind in EVERY if kind not in ("sd3", "sd35-medium", "aura")]
+
+
+def run(model: Any, kind: str, batch: int = 3, tokens: int | None = None, **options: Any) -> torch.Tensor:
+    """A short run with the same prompts and noise each time; most families run cond and uncond in one call then."""
+    positive, negative = cond(kind, 1, tokens), cond(kind, 2, tokens)
+    options = {"positive": positive, "negative": negative, "latent": latent(kind, batch=batch), "steps": 2, **options}
+    return tiny.sample(model, scheduler="simple", **options)
+
+
+def intercepting(model: Any, operators: Any) -> Any:
+    """A clone whose layers run under `operators`, made by a function of the architecture or given by layer."""
+    from comfy.patcher_extension import WrappersMP
+
+    architecture = architecture_of(model)
+
+    def wrapper(executor: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        call = ModelCall.of(*args, **kwargs)
+        with architecture.on(executor.class_obj.diffusion_model).intercepted(call.options, operators) as options:
+            return executor(*args[:5], options, *args[6:], **kwargs)
+
+    clone = model.clone()
+    clone.model_options = with_wrapper(clone.model_options, WrappersMP.APPLY_MODEL, wrapper)
+    return clone
+
+
+def hooks_of(model: Any) -> int:
+    modules = model.model.modules()
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules)
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_layers_are_named_in_the_order_in_which_they_run(kind: str) -> None:
+    model = tiny_transformer(kind)
+    layers, called = architecture_of(model).layers, []
+
+    def seen(projected: Projected, layer: Any) -> torch.Tensor:
+        called.append(layer)
+        return projected.plain()
+
+    operators = {layer: lambda projected, layer=layer: seen(projected, layer) for layer in layers}
+    out = run(intercepting(model, operators), kind, steps=1, cfg=1.0)
+    assert " ".join(map(str, layers)) == KINDS[kind].layers
+    assert called == list(layers) and layers == in_forward_order(layers)
+    assert torch.equal(out, run(model, kind, steps=1, cfg=1.0)) and hooks_of(model) == 0
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_recording_and_no_operators_change_no_bit(kind: str) -> None:
+    model = tiny_transformer(kind)
+    plain = run(model, kind)
+    with recording(model, ("q", "k", "v")) as recorder:
+        assert torch.equal(run(model, kind), plain)
+        found = dict(recorder._found)
+    layers = architecture_of(model).layers
+    assert found.keys() == {(layer, feature) for layer in layers for feature in "qkv"}
+    assert all(len(rows) == 2 for rows in found.values())  # cond and uncond, by their own names
+    assert torch.equal(run(intercepting(model, {}), kind), plain) and hooks_of(model) == 0
+
+
+@pytest.mark.parametrize("kind", EVERY)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_only_the_picture_is_recorded_after_the_norm_and_before_rotation(kind: str, batch: int) -> None:
+    """k of the picture = the block's own norm of its own projection, by hand; its tokens are the latent's patches."""
+    model = tiny_transformer(kind)
+    architecture, recorded, projections = architecture_of(model), {}, {}
+    handles = []
+    for layer in architecture.layers:
+        module = model.model.diffusion_model.get_submodule(architecture.projection(layer, "k").removesuffix(".weight"))
+        keep = lambda module, args, out, layer=layer: projections.__setitem__(layer, out)  # noqa: E731
+        handles.append(module.register_forward_hook(keep))
+
+    def receive(layer: Any, feature: str, tokens: torch.Tensor) -> None:
+        recorded[layer] = tokens
+
+    try:
+        with architecture.recording(("k",), receive):
+            run(model, kind, batch=batch, steps=1, cfg=1.0)
+    finally:
+        for handle in handles:
+            handle.remove()
+    rows, columns = 5, 4
+    if KINDS[kind].channels == 128:
+        rows, columns = 10, 7
+    for layer in architecture.layers:
+        assert recorded[layer].shape[:2] == (batch, rows * columns)
+        expected = normed_keys(model.model.diffusion_model, architecture, layer, projections[layer])
+        picture = expected[:, _first(kind, layer, expected.shape[1], rows * columns) :][:, : rows * columns]
+        torch.testing.assert_close(recorded[layer], picture, rtol=1e-4, atol=1e-5)
+
+
+def normed_keys(network: Any, architecture: Any, layer: Any, projected: torch.Tensor) -> torch.Tensor:
+    """k [rows, tokens, channels] from the output of the projection of q, k and v, as each family's norm makes it."""
+    block = network.get_submodule(architecture._blocks_of(layer).path)[layer.number]
+    name, width = type(architecture).__name__, architecture.width(layer)
+    heads = {"NextDiT": getattr(getattr(block, "attention", None), "n_local_heads", 1)}.get(name, 2)
+    if name == "SD3":
+        attention = block.x_block.attn2 if layer.block == "second" else block.x_block.attn
+        return attention.ln_k(projected[..., width : 2 * width].unflatten(-1, (heads, -1))).flatten(2)
+    if name in ("Flux", "HunyuanVideo"):
+        norm = block.img_attn.norm if layer.block == "joint" else block.norm
+        return norm.key_norm(projected[..., width : 2 * width].unflatten(-1, (heads, -1))).flatten(2)
+    if name == "QwenImage":
+        return block.attn.norm_k(projected.unflatten(-1, (heads, -1))).flatten(2)
+    if name == "NextDiT":
+        attention = block.attention
+        _, k, _ = projected.split(
+            [attention.n_local_heads * attention.head_dim] + [attention.n_local_kv_heads * attention.head_dim] * 2, -1
+        )
+        k = attention.k_norm(k.unflatten(-1, (attention.n_local_kv_heads, -1)))
+        return k.repeat_interleave(attention.n_rep, 2).flatten(2)
+    if name == "AuraFlow":
+        norm = block.attn.k_norm2 if layer.block == "joint" else block.attn.k_norm1
+        return norm(projected.unflatten(-1, (heads, -1))).flatten(2)
+    if name == "Wan":
+        return block.self_attn.norm_k(projected)
+    return block.self_attn.k_norm(projected.unflatten(-1, (heads, -1))).flatten(2)
+
+
+def _first(kind: str, layer: Any, tokens: int, picture: int) -> int:
+    """Where the picture begins in what one projection makes: nothing else, or text before (or behind) it."""
+    if tokens == picture or kind == "hunyuan-video":
+        return 0
+    if kind == "z-image":
+        return 0 if layer.block == "refiner" else 32  # text and picture, each padded to a multiple of 32
+    return tokens - picture
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_nothing_stays_after_an_exception_inside_a_block(kind: str) -> None:
+    model = tiny_transformer(kind)
+    plain, layers = run(model, kind), architecture_of(model).layers
+
+    def fail(projected: Projected) -> torch.Tensor:
+        raise RuntimeError("a pack failed")
+
+    for broken in (intercepting(model, {layers[-1]: fail}), intercepting(model, {layers[0]: fail})):
+        with pytest.raises(RuntimeError, match="a pack failed"):
+            run(broken, kind)
+        assert hooks_of(model) == 0
+    assert torch.equal(run(model, kind), plain)
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_an_earlier_attention_override_still_acts_once_a_call(kind: str) -> None:
+    model = tiny_transformer(kind)
+    calls: list[int] = []
+
+    def override(func: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        calls.append(1)
+        return func(*args, **kwargs)
+
+    other = model.clone()
+    other.model_options["transformer_options"]["optimized_attention_override"] = override
+    plain = run(other, kind)
+    alone, calls[:] = len(calls), []
+    operators = dict.fromkeys(architecture_of(model).layers, Projected.plain)
+    assert torch.equal(run(intercepting(other, operators), kind), plain) and len(calls) == alone
+
+
+@pytest.mark.parametrize("kind", ["flux", "qwen"])
+def test_a_picture_to_edit_stands_behind_the_one_that_is_painted(kind: str) -> None:
+    model, shapes = tiny_transformer(kind), []
+    references = [latent(kind, 5, height=6, width=6)["samples"]]
+    positive = cond(kind, 1, reference_latents=references)
+
+    def seen(projected: Projected) -> torch.Tensor:
+        shapes.append((projected.q.shape[2], projected.image.start, projected.image.stop))
+        return projected.plain()
+
+    operators = dict.fromkeys(architecture_of(model).layers, seen)
+    run(intercepting(model, operators), kind, positive=positive, steps=1, cfg=1.0)
+    assert set(shapes) == {(13 + 20 + 9, 13, 33)}
+
+
+def test_tokens_that_another_pack_puts_before_the_text_move_the_picture() -> None:
+    model, starts = tiny_transformer("flux").clone(), []
+
+    def lengthen(args: dict[str, Any]) -> dict[str, Any]:
+        more = lambda x: torch.cat((x[:, :4], x), 1)  # noqa: E731
+        return {**args, "txt": more(args["txt"]), "txt_ids": more(args["txt_ids"])}
+
+    def seen(projected: Projected) -> torch.Tensor:
+        starts.append(projected.image.start)
+        return projected.plain()
+
+    model.model_options["transformer_options"]["patches"] = {"post_input": [lengthen]}
+    operators = dict.fromkeys(architecture_of(model).layers, seen)
+    run(intercepting(model, operators), "flux", steps=1, cfg=1.0)
+    assert set(starts) == {17}
+
+
+@pytest.mark.parametrize("kind", ["sd3", "flux", "chroma", "qwen", "aura"])
+def test_text_padding_that_is_named_is_never_seen(kind: str) -> None:
+    """A prompt with zeros at its end that are named as padding is the shorter prompt, at every layer."""
+    from conditional_balance.runtime.arch.transformer import TEXT_PADS
+
+    model = tiny_transformer(kind)
+    (text, options), *_ = cond(kind, 1, 9)
+    padded = [[torch.cat((text, torch.zeros(1, 5, text.shape[2])), 1), options]]
+    clone = model.clone()
+    clone.model_options["transformer_options"][TEXT_PADS] = (5, 5)
+    expected = run(model, kind, batch=2, cfg=1.0, positive=[[text, options]])
+    found = run(intercepting(clone, {}), kind, batch=2, cfg=1.0, positive=padded)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.std()))
+    assert not torch.allclose(run(model, kind, batch=2, cfg=1.0, positive=padded), expected, rtol=0, atol=1e-3)
+
+
+def test_models_that_cannot_be_served_are_named_with_the_reason() -> None:
+    from types import SimpleNamespace
+
+    for name, reason in (("PixArtMS", "PixArt calls attention"), ("HunYuanDiT", "HunyuanDiT calls attention")):
+        network = type(name, (torch.nn.Module,), {})()
+        with pytest.raises(ValueError, match=f"'model' cannot be used here: {reason}"):
+            architecture_of(SimpleNamespace(model=SimpleNamespace(diffusion_model=network)))
+    assert len({family.name for family in FAMILIES}) == len(FAMILIES)
+    assert all(family.classes for family in FAMILIES if issubclass(family, Transformer))
