@@ -12,9 +12,11 @@ Everything is a sum over pairs, gathered from tiles of distances: what is held d
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import combinations, islice
 from typing import NamedTuple
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from scipy.stats import t as student
 
 from .scoring import INTERVAL, PERMUTATIONS, Scores, Separation
@@ -60,6 +62,37 @@ class Shuffled(NamedTuple):
 
     style: torch.Tensor
     content: torch.Tensor
+
+
+TRIPLES = 60  # of clusters that are looked through
+CLOSED = 0.6  # share of pictures whose partner's partner's partner they are themselves, in a series that looks crossed
+NEARER = 0.9  # distance of partners over that of others
+
+
+def looks_crossed(distances: torch.Tensor, styles: Sequence[int]) -> bool:
+    """Whether subjects seem to recur in the clusters of `distances` [images, images], though nobody has named them.
+
+    Pictures of every two clusters are paired so that the sum of distances is least. Where subjects recur, the partner
+    in B of a picture's partner in A is its partner in C as well, and partners are nearer than others. Looks at three
+    clusters or more, of three pictures or more.
+    """
+    member = torch.as_tensor(styles)
+    clusters = [(member == style).nonzero()[:, 0] for style in member.unique()]
+    large = [cluster for cluster in clusters if len(cluster) >= 3]
+    closed, partners, others = [], [], []
+    for one, two, three in islice(combinations(large, 3), TRIPLES):
+        blocks = [distances[a][:, b] for a, b in ((one, two), (two, three), (three, one))]
+        ways = [_partners(block) for block in blocks]
+        closed += [ways[2].get(ways[1].get(ways[0][start])) == start for start in ways[0]]
+        partners += [
+            float(block[list(way), list(way.values())].mean()) for block, way in zip(blocks, ways, strict=True)
+        ]
+        others += [float(block.mean()) for block in blocks]
+    return bool(closed) and sum(closed) >= CLOSED * len(closed) and sum(partners) <= NEARER * sum(others)
+
+
+def _partners(block: torch.Tensor) -> dict[int, int]:
+    return dict(zip(*(side.tolist() for side in linear_sum_assignment(block.numpy())), strict=True))
 
 
 def is_crossed(series: Series) -> bool:

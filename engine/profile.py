@@ -12,6 +12,8 @@ from .layers import LayerId, spelled
 from .scoring import Scores
 
 FEATURES = ("q", "k", "v")
+CROSSED, PLAIN, NAMES_UNUSED, LOOKS_CROSSED = "crossed", "plain", "plain, names unused", "plain, looks crossed"
+"""How a series was read, the fact `series` of a provenance; `subjects` then counts the pictures of each."""
 
 
 @dataclass(frozen=True)

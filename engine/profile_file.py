@@ -318,6 +318,7 @@ _FACTS: Mapping[str, Callable[[Any], bool]] = MappingProxyType(
         "separation": lambda value: _are_numbers(value, "p", "share"),
         "content_separation": lambda value: _are_numbers(value, "p", "share"),
         "series": _is_text,
+        "subjects": _are_numbers,
         "cost": lambda value: _are_numbers(value, "forward_passes", "seconds"),
     }
 )

@@ -27,6 +27,7 @@ from ..runtime.disk import files_below, folders_of_folders, holds_folders, insid
 from ..runtime.profile.clusters import Cluster, cluster_files, load_clusters, with_cluster
 from ..runtime.profile.pictures import SUFFIXES
 from ..runtime.profile.profiling import Settings, profile_model, title_of
+from ..runtime.profile.subjects import AUTO, READINGS, subjects_written
 from .schema import Schema, found_by
 from .shown import layer_map, summary, timed
 from .widgets import advanced
@@ -87,14 +88,22 @@ class CBImageClusters(io.ComfyNode):
                     optional=True,
                     tooltip="The clusters so far. Leave it open on the first node of the chain.",
                 ),
+                io.String.Input(
+                    "subjects",
+                    default="",
+                    optional=True,
+                    tooltip="What each image shows, in order and separated by commas, such as 'cat, house, tree'; one "
+                    "name counts for all. Use the same names in every cluster, and style and content are told apart. "
+                    "Leave it empty where no subject recurs.",
+                ),
             ],
             outputs=[ImageClusters.Output(display_name="clusters", tooltip="All clusters up to this one.")],
         )
 
     @classmethod
     @timed
-    def execute(cls, images: torch.Tensor, name: str, previous: tuple = ()) -> io.NodeOutput:
-        return _clustered(with_cluster(previous, name, list(images)))
+    def execute(cls, images: torch.Tensor, name: str, previous: tuple = (), subjects: str = "") -> io.NodeOutput:
+        return _clustered(with_cluster(previous, name, list(images), subjects_written(subjects, len(images))))
 
 
 class CBLoadImageClusters(io.ComfyNode):
@@ -126,6 +135,16 @@ class CBLoadImageClusters(io.ComfyNode):
                         "subfolder, in name order. 5 to 12 are enough; more take longer.",
                     )
                 ),
+                io.Combo.Input(
+                    "subjects",
+                    options=list(READINGS),
+                    default=AUTO,
+                    optional=True,
+                    tooltip="How it is known which images show the same subject, so that style and content are told "
+                    "apart. auto: files of one name in several subfolders (cat.png in each), unless the names are mere "
+                    "numbers; or a folder for each subject inside every subfolder. file names: numbers count too. "
+                    "none: subjects are not used.",
+                ),
             ],
             outputs=[ImageClusters.Output(display_name="clusters", tooltip="One cluster for each subfolder.")],
         )
@@ -139,15 +158,15 @@ class CBLoadImageClusters(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, limit: int) -> str:
+    def fingerprint_inputs(cls, folder: str, limit: int, subjects: str = AUTO) -> str:
         found = cluster_files(_cluster_folder(folder), limit)
         files = [(str(file), file.stat().st_mtime_ns) for files in found.values() for file in files]
-        return hashlib.sha256(str(files).encode()).hexdigest()
+        return hashlib.sha256(str((subjects, files)).encode()).hexdigest()
 
     @classmethod
     @timed
-    def execute(cls, folder: str, limit: int) -> io.NodeOutput:
-        return _clustered(load_clusters(_cluster_folder(folder), limit))
+    def execute(cls, folder: str, limit: int, subjects: str = AUTO) -> io.NodeOutput:
+        return _clustered(load_clusters(_cluster_folder(folder), limit, subjects))
 
 
 class CBProfileSensitivity(io.ComfyNode):
@@ -466,7 +485,16 @@ def _file_name(name: str) -> str:
 def _clustered(clusters: Sequence[Cluster]) -> io.NodeOutput:
     counted = ", ".join(f"{cluster.name} ({len(cluster.images)})" for cluster in clusters)
     noun = "cluster" if len(clusters) == 1 else "clusters"
-    return io.NodeOutput(clusters, ui=summary(f"{len(clusters)} {noun}: {counted}."))
+    return io.NodeOutput(clusters, ui=summary(f"{len(clusters)} {noun}: {counted}.{_subjects_in_words(clusters)}"))
+
+
+def _subjects_in_words(clusters: Sequence[Cluster]) -> str:
+    named = [set(filter(None, cluster.subjects)) for cluster in clusters]
+    known = set().union(*named)
+    if not known:
+        return ""
+    recurring = sum(sum(subject in names for names in named) > 1 for subject in known)
+    return f" {len(known)} subjects, {recurring} of them in two clusters or more."
 
 
 def _shown(profile: SensitivityProfile, note: str = "") -> io.NodeOutput:

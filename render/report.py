@@ -9,19 +9,20 @@ from typing import Any
 import torch
 
 from ..engine.agreement import spearman
-from ..engine.profile import SensitivityProfile
+from ..engine.profile import CROSSED, LOOKS_CROSSED, NAMES_UNUSED, PLAIN, SensitivityProfile, by_content
 
 LISTED = 8
 NAMED = 3
+TOP = 0.3  # of all layers: those that are compared between two rankings
 
 
 def report(profile: SensitivityProfile) -> str:
     """The report of one profile, a few lines for each feature."""
-    lines = [_what(profile), ""]
+    lines = [_what(profile), _series(profile), ""]
     for index, feature in enumerate(profile.features):
         lines += [f"{feature}, mean score over noise levels (lower = more sensitive)", *_layers(profile, index)]
         lines += [_stability(profile, index), ""]
-    lines += [_agreement(profile), _separation(profile), _cost(profile)]
+    lines += [_agreement(profile), _separation(profile), *content_lines(profile), _cost(profile)]
     return "\n".join(line for line in lines if line is not None)
 
 
@@ -29,7 +30,12 @@ def in_short(profile: SensitivityProfile) -> str:
     """One sentence: how many layers and noise levels, and which layers are the most sensitive over all features."""
     mean = profile.scores.mean((0, 1))
     first = ", ".join(str(profile.layers[index]) for index in mean.argsort(stable=True)[:NAMED].tolist())
-    return f"{len(profile.layers)} layers at {len(profile.sigmas)} noise levels, most sensitive: {first}."
+    words = f"{len(profile.layers)} layers at {len(profile.sigmas)} noise levels, most sensitive: {first}."
+    return words + _series_in_short(profile)
+
+
+def _series_in_short(profile: SensitivityProfile) -> str:
+    return IN_SHORT.get(str(profile.provenance.get("series")), "")
 
 
 def _what(profile: SensitivityProfile) -> str:
@@ -42,6 +48,58 @@ def _what(profile: SensitivityProfile) -> str:
         listed = ", ".join(f"{name} ({count})" for name, count in clusters.items())
         return f"{levels}; {sum(clusters.values())} images in {len(clusters)} clusters: {listed}; {estimator}."
     return f"{levels}; {estimator}. {facts.get('source', '')}".strip()
+
+
+IN_SHORT = {
+    CROSSED: " Crossed series: style and content scored.",
+    LOOKS_CROSSED: " The series looks crossed: name its subjects (see the report).",
+}
+READ_AS = {
+    PLAIN: "Read as plain clusters: no picture's subject is named.",
+    NAMES_UNUSED: "Read as plain clusters: no named subject stands in two clusters beside another one.",
+    LOOKS_CROSSED: "Read as plain clusters, but the series looks crossed: the same subjects seem to recur in every "
+    "cluster, and that hides the style from the plain score. Name them: give files of one subject one name in every "
+    "folder (with 'subjects' of Load Image Clusters at 'file names' if these are numbers), or write 'subjects' in "
+    "Image Cluster.",
+}
+
+
+def _series(profile: SensitivityProfile) -> str | None:
+    """How the series was read."""
+    facts = profile.provenance
+    if facts.get("series") != CROSSED:
+        return READ_AS.get(str(facts.get("series")))
+    subjects = list(facts.get("subjects", {}))
+    named = ", ".join(subjects[:LISTED]) + (", ..." if len(subjects) > LISTED else "")
+    return (
+        f"Read as a crossed series of {len(subjects)} subjects ({named}): pairs of one subject are kept out of the "
+        "style score and make the content score."
+    )
+
+
+def content_lines(profile: SensitivityProfile) -> list[str | None]:
+    """What a crossed series says of content: the layers, the overlap with style, the test."""
+    if profile.content is None:
+        return []
+    content = by_content(profile)
+    lines: list[str | None] = [""]
+    for index, feature in enumerate(content.features):
+        lines += [
+            f"{feature}, content: mean score (lower = the layer follows the subject more)",
+            *_layers(content, index),
+        ]
+        lines.append(_overlap(profile, content, index))
+    return [*lines, _separation(content, "subjects")]
+
+
+def _overlap(profile: SensitivityProfile, content: SensitivityProfile, index: int) -> str:
+    style, other = profile.scores[index], content.scores[index]
+    alike = sum(spearman(*levels) for levels in zip(style, other, strict=True)) / len(style)
+    count = max(1, round(TOP * len(profile.layers)))
+    first = [set(scores.mean(0).argsort(stable=True)[:count].tolist()) for scores in (style, other)]
+    shared = len(first[0] & first[1])
+    both = f"{shared} of the first {count} layers are in both"
+    return f"  style and content rankings agree at {alike:.2f} (Spearman); {both}."
 
 
 def _layers(profile: SensitivityProfile, index: int) -> list[str]:
@@ -89,11 +147,11 @@ def _agreement(profile: SensitivityProfile) -> str | None:
     return f"Features agree (Spearman): {', '.join(said)}."
 
 
-def _separation(profile: SensitivityProfile) -> str | None:
+def _separation(profile: SensitivityProfile, clusters: str = "clusters") -> str | None:
     facts = profile.provenance.get("separation")
     if facts is None:
         return None
-    verdict = "The clusters separate" if facts["p"] <= 0.05 else "The clusters do NOT clearly separate"
+    verdict = f"The {clusters} separate" if facts["p"] <= 0.05 else f"The {clusters} do NOT clearly separate"
     return (
         f"{verdict}: p = {facts['p']:.3f} (permutation test of the mean score); "
         f"{facts['share']:.0%} of all scores have p <= 0.05 by themselves."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from comfy.model_patcher import ModelPatcher
 from ...engine.texts import quoted
 from ..disk import entries, is_file, is_folder
 from .pictures import SUFFIXES, Picture, held, stored
+from .subjects import AUTO, subjects_in
 
 STEP = 64  # sides are multiples of it, which every UNet of this family halves evenly
 LONGEST_NAME = 200  # characters of a cluster's name; it is listed in the profile and in reports
@@ -22,18 +24,22 @@ NARROWEST, WIDEST = 1 / 4, 4  # of the middle image's aspect; panoramas beyond a
 
 
 class Cluster(NamedTuple):
-    """A name and pictures, each of its own size."""
+    """A name and pictures, each of its own size, and what each shows, "" where unknown."""
 
     name: str
     images: tuple[Picture, ...]
+    subjects: tuple[str, ...]
 
 
 Clusters = tuple[Cluster, ...]
 
 
-def with_cluster(previous: Clusters, name: str, images: Sequence[torch.Tensor]) -> Clusters:
+def with_cluster(
+    previous: Clusters, name: str, images: Sequence[torch.Tensor], subjects: Sequence[str] = ()
+) -> Clusters:
     """Add a cluster of images [height, width, channels] in 0..1; a name that is there already gets the images too.
 
+    `subjects` says what each image shows; without them it is unknown.
     Raises ValueError without a name or images, and for images that are none.
     """
     name = name.strip()
@@ -47,24 +53,30 @@ def with_cluster(previous: Clusters, name: str, images: Sequence[torch.Tensor]) 
         pictures = [held(image) for image in images]
     except ValueError as error:
         raise ValueError(f"'images' of cluster {quoted(name)} {error}: check the node they come from.") from error
-    return _extended(previous, name, pictures)
+    return _extended(previous, Cluster(name, tuple(pictures), tuple(subjects) or ("",) * len(pictures)))
 
 
-def _extended(previous: Clusters, name: str, pictures: Sequence[Picture]) -> Clusters:
-    if name in [cluster.name for cluster in previous]:
-        return tuple(Cluster(name, (*c.images, *pictures)) if c.name == name else c for c in previous)
-    return (*previous, Cluster(name, tuple(pictures)))
+def _extended(previous: Clusters, more: Cluster) -> Clusters:
+    if more.name in [cluster.name for cluster in previous]:
+        return tuple(_joined(cluster, more) if cluster.name == more.name else cluster for cluster in previous)
+    return (*previous, more)
 
 
-def load_clusters(folder: Path, limit: int) -> Clusters:
-    """One cluster for each subfolder that holds images, `limit` images of each in name order.
+def _joined(one: Cluster, more: Cluster) -> Cluster:
+    return Cluster(one.name, one.images + more.images, one.subjects + more.subjects)
+
+
+def load_clusters(folder: Path, limit: int, reading: str = AUTO) -> Clusters:
+    """One cluster for each subfolder that holds images, `limit` images of each in name order; subjects by `reading`.
 
     Only headers are read, so that the images take no memory before they are encoded, one by one.
     Raises ValueError when there is none, or when a folder or an image cannot be read.
     """
     found: Clusters = ()
-    for name, files in cluster_files(folder, limit).items():
-        found = (*found, Cluster(name, tuple(_stored(file) for file in files)))
+    clusters = cluster_files(folder, limit)
+    subjects = subjects_in(clusters, reading)
+    for name, files in clusters.items():
+        found = (*found, Cluster(name, tuple(_stored(file) for file in files), subjects[name]))
     if not found:
         raise ValueError(
             f"'folder': {quoted(folder.name)} has no subfolders with images: put one folder of images for each cluster "
@@ -74,10 +86,25 @@ def load_clusters(folder: Path, limit: int) -> Clusters:
 
 
 def cluster_files(folder: Path, limit: int) -> dict[str, list[Path]]:
-    """The first `limit` images in name order of every subfolder that has some. Raises ValueError when one is locked."""
-    inside = sorted(entry.path for entry in _entries(folder) if is_folder(entry))
-    found = {_readable(path.name): _image_files(path)[:limit] for path in map(Path, inside)}
+    """The first `limit` images in name order of every subfolder that has some. Raises ValueError when one is locked.
+
+    A subfolder without images of its own may hold a folder for each subject; they are gone through in turn, so that
+    the limit leaves none of them out.
+    """
+    found = {_readable(path.name): _cluster_files(path)[:limit] for path in _folders(folder)}
     return {name: files for name, files in found.items() if files}
+
+
+def _cluster_files(folder: Path) -> list[Path]:
+    files = _image_files(folder)
+    if files:
+        return files
+    turns = zip_longest(*(_image_files(subject) for subject in _folders(folder)))
+    return [file for turn in turns for file in turn if file is not None]
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [Path(path) for path in sorted(entry.path for entry in _entries(folder) if is_folder(entry))]
 
 
 def _image_files(folder: Path) -> list[Path]:

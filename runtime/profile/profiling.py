@@ -13,13 +13,14 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ...engine.profile import SensitivityProfile
-from ...engine.scoring import check_clusters, scores_of, separation_of
+from ...engine.scoring import check_clusters
 from ...render.heatmap import WIDTH, draw
 from ..arch.fingerprint import fingerprint_of
 from ..arch.registry import architecture_of
 from ..runs.probe import Conditioning
 from .capture import measure
 from .clusters import Clusters, encode, native_side, picture_size
+from .series import Scoring, scoring_of
 
 NOISIEST, CLEANEST = 0.02, 0.999  # percent: all noise tells nothing apart, and the last step hardly differs from it
 PREVIEW_SECONDS = 1.0
@@ -53,7 +54,8 @@ def profile_model(
     check_clusters(labels, [cluster.name for cluster in clusters])
     size = picture_size(clusters, settings.aspect, settings.side or native_side(model))
     latents = encode(vae, clusters, size, model.model.latent_format.latent_channels)
-    growth = _Growth(_empty(layers, settings, noise_levels(model, settings.levels)), labels, settings)
+    scoring = scoring_of(labels, [name for cluster in clusters for name in cluster.subjects], settings.seed)
+    growth = _Growth(_empty(layers, settings, noise_levels(model, settings.levels)), scoring, settings)
     passes = measure(
         model,
         latents,
@@ -66,12 +68,10 @@ def profile_model(
         growth.on_images,
         growth.on_level,
     )
-    separation = separation_of(torch.stack(growth.distances, 1), labels, settings.seed)
-    facts = _facts(model, clusters, positive, negative, settings, size) | {
-        "separation": {"p": separation.overall, "share": float((separation.each <= 0.05).double().mean())},
-        "cost": {"forward_passes": passes, "seconds": round(time.monotonic() - started, 3)},
-    }
-    return replace(growth.profile, provenance=facts)
+    facts = _facts(model, clusters, positive, negative, settings, size)
+    facts |= scoring.facts(settings.distance)
+    facts["cost"] = {"forward_passes": passes, "seconds": round(time.monotonic() - started, 3)}
+    return replace(growth.profile, provenance=facts, content=scoring.content())
 
 
 def noise_levels(model: ModelPatcher, count: int) -> torch.Tensor:
@@ -93,18 +93,16 @@ def title_of(profile: SensitivityProfile) -> str:
 class _Growth:
     """The profile as far as it is measured, and its face in the progress bar."""
 
-    def __init__(self, profile: SensitivityProfile, labels: Sequence[int], settings: Settings) -> None:
-        self.profile, self.labels, self.settings = profile, labels, settings
-        self.distances: list[torch.Tensor] = []
-        self._bar = comfy.utils.ProgressBar(len(labels) * len(profile.sigmas))
+    def __init__(self, profile: SensitivityProfile, scoring: Scoring, settings: Settings) -> None:
+        self.profile, self.scoring, self.settings = profile, scoring, settings
+        self._bar = comfy.utils.ProgressBar(scoring.images * len(profile.sigmas))
         self._drawn = 0.0
 
     def on_images(self, count: int) -> None:
         self._bar.update(count)
 
     def on_level(self, level: int, distances: torch.Tensor) -> None:
-        self.distances.append(distances)
-        scores = scores_of(distances, self.labels, self.settings.seed)
+        scores = self.scoring.add(distances)
         for kept, new in zip((self.profile.scores, self.profile.low, self.profile.high), scores, strict=True):
             kept[:, level] = new
         if time.monotonic() - self._drawn >= PREVIEW_SECONDS:
@@ -134,7 +132,6 @@ def _facts(
         "clusters": {cluster.name: len(cluster.images) for cluster in clusters},
         "prompts": {"positive": len(positive), "negative": len(negative or [])},
         "size": list(size),
-        "estimator": f"{settings.distance}, score inner / outer, 90 % bootstrap over clusters",
         "seed": settings.seed,
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

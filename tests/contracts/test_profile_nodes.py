@@ -178,6 +178,85 @@ def test_a_folder_of_folders_becomes_clusters_of_any_sizes(tmp_path, sd15_model,
     assert profile(sd15_model, vae, loaded).args[0].provenance["clusters"] == {"ink": 3, "oil": 3}
 
 
+def write_named(folder: Path, *names: str) -> None:
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = (pictures(1, number)[0].numpy() * 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+
+
+def subjects(loaded) -> dict[str, tuple[str, ...]]:
+    return {cluster.name: cluster.subjects for cluster in loaded}
+
+
+def test_files_of_one_name_are_one_subject_and_so_are_folders_of_subjects(tmp_path):
+    styles = tmp_path / "input" / "styles"
+    write_named(styles, "ink/Cat.png", "ink/dog.png", "oil/cat.jpg", "oil/owl.png")
+    write_named(styles, "wash/cat/1.png", "wash/cat/2.png", "wash/dog/7.png")
+    out = CBLoadImageClusters.execute("styles", 12)
+    assert subjects(out[0]) == {"ink": ("cat", "dog"), "oil": ("cat", "owl"), "wash": ("cat", "dog", "cat")}
+    assert "3 subjects, 2 of them in two clusters or more" in out.ui["cb_summary"][0]
+    assert subjects(CBLoadImageClusters.execute("styles", 2)[0])["wash"] == ("cat", "dog")
+    assert not any(map(any, subjects(CBLoadImageClusters.execute("styles", 12, "none")[0]).values()))
+
+
+def test_names_that_only_count_are_no_subjects_unless_told(tmp_path):
+    styles = tmp_path / "input" / "styles"
+    write_named(styles, *(f"{style}/ComfyUI_{number:05}_.png" for style in ("ink", "oil") for number in (1, 2)))
+    assert not any(map(any, subjects(CBLoadImageClusters.execute("styles", 12)[0]).values()))
+    told = subjects(CBLoadImageClusters.execute("styles", 12, "file names")[0])
+    assert told["ink"] == told["oil"] == ("comfyui_00001_", "comfyui_00002_")
+    seen = {CBLoadImageClusters.fingerprint_inputs("styles", 12, reading) for reading in ("auto", "file names")}
+    assert len(seen) == 2
+
+
+def test_subjects_are_written_one_for_each_image_or_one_for_all():
+    made = CBImageClusters.execute(pictures(2), "ink", subjects="cat, dog\n")[0]
+    made = CBImageClusters.execute(pictures(2, 1), "ink", made, "owl")[0]
+    made = CBImageClusters.execute(pictures(1, 2), "ink", made)[0]
+    assert made[0].subjects == ("cat", "dog", "owl", "owl", "")
+    with pytest.raises(ValueError, match="'subjects' names 3 subjects and 'images' holds 2"):
+        CBImageClusters.execute(pictures(2), "ink", subjects="cat, dog, owl")
+
+
+def crossed(*names: str, styles: int = 3):
+    made = ()
+    for style in range(styles):
+        made = CBImageClusters.execute(pictures(len(names), style), f"style {style}", made, ", ".join(names))[0]
+    return made
+
+
+def test_a_crossed_series_gives_both_scores_in_profile_report_and_file(sd15_model, vae):
+    out = profile(sd15_model, vae, crossed("cat", "dog", "owl"))
+    measured, _, text = out.args
+    assert measured.content.score.shape == measured.scores.shape and measured.low is not None
+    assert "Read as a crossed series of 3 subjects (cat, dog, owl)" in text and "style and content rankings" in text
+    assert "The subjects do NOT clearly separate" in text and "Crossed series" in out.ui["cb_summary"][0]
+    CBSaveSensitivityProfile.execute(measured, "both")
+    folder_paths.filename_list_cache.clear()
+    back = CBLoadSensitivityProfile.execute("both.safetensors").args[0]
+    assert torch.equal(back.content.score, measured.content.score)
+
+
+@pytest.mark.parametrize("names", [("cat", "cat"), ("", "")], ids=["one subject", "no labels"])
+def test_without_recurring_subjects_the_numbers_are_the_plain_ones(sd15_model, vae, names):
+    labelled = profile(sd15_model, vae, crossed(*names)).args[0]
+    plain = profile(sd15_model, vae, clusters(2, 2, 2)).args[0]
+    assert labelled.content is None
+    for name in ("scores", "low", "high"):
+        assert torch.equal(getattr(labelled, name), getattr(plain, name))
+    assert labelled.provenance["separation"] == plain.provenance["separation"]
+
+
+def test_a_series_that_looks_crossed_without_labels_is_said(sd15_model, vae):
+    subject = pictures(3)
+    made = ()
+    for style in range(3):
+        made = CBImageClusters.execute(0.9 * subject + 0.1 * pictures(3, 5 + style), f"style {style}", made)[0]
+    out = profile(sd15_model, vae, made)
+    assert "looks crossed" in out.args[2] and "name its subjects" in out.ui["cb_summary"][0]
+
+
 def test_changed_pictures_are_noticed(tmp_path):
     write_images(tmp_path / "input" / "styles" / "oil", 2)
     before = CBLoadImageClusters.fingerprint_inputs("styles", 12)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import planted
-from conditional_balance.engine.crossed import CrossedSums, Series, is_crossed, separation
+from conditional_balance.engine.crossed import CrossedSums, Series, is_crossed, looks_crossed, separation
 from conditional_balance.engine.scoring import scores_of
 
 
@@ -137,3 +137,26 @@ def test_one_p_over_all_layers_finds_what_none_shows_alone():
     series = planted.plant(weak, 50 * weak, 5, 4, torch.Generator().manual_seed(3))
     style, _ = separation(planted.sums_of(series).shuffled())
     assert style.overall <= 0.01 and float(style.each.median()) > 0.05
+
+
+def look(series: planted.Planted) -> bool:
+    return looks_crossed(series.distances.mean(0), series.series.styles.tolist())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_series_whose_subjects_recur_looks_crossed_in_any_order_and_others_do_not(seed):
+    generator = torch.Generator().manual_seed(seed)
+    amounts = planted.amounts(20, generator)
+    crossed = planted.plant(*amounts, 5, 6, generator)
+    mixed = torch.cat([6 * style + torch.randperm(6, generator=generator) for style in range(5)])
+    assert looks_crossed(crossed.distances.mean(0)[mixed][:, mixed], crossed.series.styles.tolist())
+    assert not look(planted.plant(amounts[0], torch.zeros_like(amounts[1]), 5, 6, generator))
+    alone = planted.plant(amounts[0], amounts[1], 5, 30, generator)  # each style has six subjects of its own
+    kept = torch.cat([30 * style + 6 * style + torch.arange(6) for style in range(5)])
+    assert not looks_crossed(alone.distances.mean(0)[kept][:, kept], alone.series.styles[kept].tolist())
+
+
+def test_two_clusters_or_two_pictures_each_are_too_few_to_look_crossed():
+    generator = torch.Generator().manual_seed(0)
+    for styles, subjects in ((2, 6), (6, 2)):
+        assert not look(planted.plant(*planted.amounts(20, generator), styles, subjects, generator))

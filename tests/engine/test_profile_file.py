@@ -200,6 +200,7 @@ BAD_FILES = {
         tensors(),
         "'content_separation' of the wrong kind",
     ),
+    "subjects in words": (facts(subjects={"cat": "two"}), tensors(), "'subjects' of the wrong kind"),
     "a series of numbers": (facts(series=5), tensors(), "'series' of the wrong kind"),
     "separation in words": (facts(separation={"share": 1, "p": "low"}), tensors(), "'separation' of the wrong kind"),
     "a huge cost": (facts(cost={"forward_passes": 10**4000, "seconds": 1}), tensors(), "'cost' of the wrong kind"),
