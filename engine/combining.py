@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .profile import SensitivityProfile
+from .profile import SensitivityProfile, by_content
 
 CONTRASTED = "difference of two standardised scores: negative where the first question is the one that a layer encodes"
 
@@ -36,6 +36,14 @@ def contrast(wanted: SensitivityProfile, unwanted: SensitivityProfile) -> Sensit
     first, second = _aligned([wanted, unwanted])
     difference = _standardised(first) - _standardised(second)
     return _made([wanted, unwanted], difference, " minus ", "contrast of standardised scores", CONTRASTED)
+
+
+def low_content(profile: SensitivityProfile) -> SensitivityProfile:
+    """The contrast of a crossed series' two scores: low where a layer follows the style and not the subject.
+
+    Raises ValueError where the profile holds no content scores.
+    """
+    return contrast(profile, by_content(profile))
 
 
 def _aligned(profiles: Sequence[SensitivityProfile]) -> torch.Tensor:

@@ -9,9 +9,10 @@ from types import MappingProxyType
 
 import torch
 
+from .combining import low_content
 from .grammar import Selection
 from .layers import LayerId, in_forward_order
-from .profile import FEATURES, SensitivityProfile, check_layers
+from .profile import FEATURES, SensitivityProfile, by_content, check_layers
 
 ToSigma = Callable[[float], float]
 """Percent of the schedule (0 start, 1 end) to sigma, as the model's sampling object converts it."""
@@ -60,6 +61,8 @@ class RankedGate(LayerGate):
             raise ValueError("'profile' holds scores that are not finite numbers: measure it again.")
         if self.policy not in POLICIES:
             raise ValueError(f"'policy' is '{self.policy}'; choose one of {', '.join(POLICIES)}.")
+        if self.policy in OF_CONTENT:
+            by_content(self.profile)  # raises where there is none
 
     @property
     def count(self) -> int:
@@ -252,6 +255,18 @@ def _reversed(gate: RankedGate, sigma: float, feature: str) -> torch.Tensor:
     return lowest(-gate.profile.at(sigma, feature), gate.count)
 
 
+def _content(gate: RankedGate, sigma: float, feature: str) -> torch.Tensor:
+    """The K layers that follow the subject most at this noise level, of a profile of a crossed series."""
+    return lowest(by_content(gate.profile).at(sigma, feature), gate.count)
+
+
+def _low_content(gate: RankedGate, sigma: float, feature: str) -> torch.Tensor:
+    """The K layers whose style score is lowest beside their content score: those that carry style and leave content."""
+    return lowest(low_content(gate.profile).at(sigma, feature), gate.count)
+
+
+STYLE_LOW_CONTENT = "style, low content"
+OF_CONTENT = frozenset({"content", STYLE_LOW_CONTENT})  # policies that need a crossed series
 POLICIES: Mapping[str, Callable[[RankedGate, float, str], torch.Tensor]] = MappingProxyType(
     {
         "per-step": _per_step,
@@ -261,5 +276,7 @@ POLICIES: Mapping[str, Callable[[RankedGate, float, str], torch.Tensor]] = Mappi
         "random": _random,
         "evenly spaced": _evenly_spaced,
         "reversed": _reversed,
+        "content": _content,
+        STYLE_LOW_CONTENT: _low_content,
     }
 )

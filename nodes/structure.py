@@ -10,6 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
 from ..engine.ablation import agreement
+from ..engine.combining import low_content
 from ..engine.grammar import GrammarError
 from ..engine.profile import SensitivityProfile, check_layers
 from ..engine.structure import PaperSchedule, RankedSlots, StructureGate, parse_weights, scaled
@@ -24,7 +25,8 @@ from .shown import summary, timed
 from .widgets import advanced
 
 CATEGORY = "conditional balance/structure"
-POLICIES = ["paper", "ranked", "weights"]
+KEEP_CONTENT = "ranked by content"
+POLICIES = ["paper", "ranked", "weights", KEEP_CONTENT]
 
 
 class CBGateControlNet(io.ComfyNode):
@@ -90,6 +92,9 @@ def _gate(
         raise ValueError(
             "'profile' is empty, but policy ranked needs one: connect a profile of geometry, or use paper."
         )
+    if policy == KEEP_CONTENT:
+        words = f"The {kept:.0%} of the slots whose layers follow content more than style, and the middle one"
+        return RankedSlots(low_content(profile), kept, softness, middle), f"{words} times {middle:g}."
     measured = profile.provenance.get("what", "what the profile measures")
     words = f"The {kept:.0%} of the slots that are least sensitive to {measured}, and the middle one times {middle:g}."
     return RankedSlots(profile, kept, softness, middle), words
@@ -107,7 +112,8 @@ def _what() -> list[io.Input]:
             options=POLICIES,
             default="paper",
             tooltip="paper: everything early, only the layout (middle residual) later. ranked: at every noise level "
-            "the residuals that matter least to geometric style; needs a profile. weights: by hand.",
+            "the residuals that matter least to geometric style; needs a profile. weights: by hand. ranked by content: "
+            "the residuals that reach layers which follow content and not style; needs a profile of a crossed series.",
         ),
     ]
 

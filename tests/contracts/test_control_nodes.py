@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
@@ -13,6 +14,7 @@ from test_control import applied, controlled, everything, profile_of, weighed
 
 from conditional_balance.engine.ablation import SlotAblation
 from conditional_balance.engine.profile import SensitivityProfile
+from conditional_balance.engine.scoring import Scores
 from conditional_balance.nodes.profile import CBCombineProfiles
 from conditional_balance.nodes.structure import NODES
 from conditional_balance.runtime.profile.ablation import ablate_slots
@@ -65,6 +67,13 @@ def test_every_policy_through_the_node(kind: str) -> None:
     ranked, words = call("CBGateControlNet", control_net=control, policy="ranked", kept=0.5, profile=profile_of(of))
     assert words.startswith("The 50% of the slots that are least sensitive to ")
     assert differ(controlled(of, ranked, steps=4), plain)
+    measured = profile_of(of)
+    both = replace(measured, content=Scores(*[measured.scores.flip(-1)] * 3))
+    content, words = call("CBGateControlNet", control_net=control, policy="ranked by content", kept=0.5, profile=both)
+    assert words.startswith("The 50% of the slots whose layers follow content more than style")
+    assert differ(controlled(of, content, steps=4), plain)
+    with pytest.raises(ValueError, match="holds no content scores"):
+        call("CBGateControlNet", control_net=control, policy="ranked by content", profile=measured)
     written, words = call("CBGateControlNet", control_net=control, policy="weights", weights=everything(kind))
     assert words == f"{12 if kind == 'sd15' else 9} slots by hand, the middle 1."
     assert torch.equal(controlled(of, written, steps=4), plain)

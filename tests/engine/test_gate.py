@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -11,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conditional_balance.engine import gate as gates
+from conditional_balance.engine.combining import contrast
 from conditional_balance.engine.gate import CombinedGate, RankedGate, ScaledGate, WrittenGate, pinned, windowed
 from conditional_balance.engine.grammar import parse
 from conditional_balance.engine.layers import LayerId
 from conditional_balance.engine.profile import FEATURES, SensitivityProfile
 from conditional_balance.engine.profile_file import load
+from conditional_balance.engine.scoring import Scores
 from conditional_balance.render.gate_map import draw, sampled, spread_sigmas, standard_sigma, summary
 
 PUBLISHED = Path(__file__).parents[2] / "sensitivity_profiles" / "sdxl-base-1.0.style.published.safetensors"
@@ -47,6 +50,7 @@ def profile(layers: int = 10, levels: int = 6, seed: int = 0) -> SensitivityProf
         features=("q", "k"),
         sigmas=torch.logspace(1.1, -1.4, levels, dtype=torch.float64),
         scores=torch.rand(2, levels, layers, generator=generator, dtype=torch.float64),
+        content=Scores(*torch.rand(3, 2, levels, layers, generator=generator, dtype=torch.float64)),
     )
 
 
@@ -261,3 +265,30 @@ def test_the_standard_schedule() -> None:
     assert standard_sigma(0.0) == math.inf
     assert standard_sigma(1.0) == 0.0
     assert standard_sigma(0.5) == pytest.approx(1.6156, rel=1e-3)
+
+
+@given(st.integers(1, 9), st.floats(0.02, 20))
+def test_content_and_style_with_low_content_rank_by_what_they_say(count: int, sigma: float) -> None:
+    known = profile()
+    alone = dataclasses.replace(known, scores=known.content.score, content=None)
+    content = weights(RankedGate(known, count / 10, "content"), sigma, known)
+    assert torch.equal(content, weights(RankedGate(alone, count / 10), sigma, known))
+    found = weights(RankedGate(known, count / 10, "style, low content"), sigma, known)
+    assert torch.equal(found, weights(RankedGate(contrast(known, alone), count / 10), sigma, known))
+    assert known.content is not None and found[:2].sum(1).tolist() == [count, count]
+
+
+def test_a_layer_low_in_both_gives_way_to_one_that_is_low_in_style_alone() -> None:
+    known = profile(layers=3, levels=1)
+    style, content = torch.tensor([0.5, 0.6, 0.9]), torch.tensor([0.4, 0.9, 0.9])
+    both = dataclasses.replace(
+        known, scores=style.expand(2, 1, 3).double(), content=Scores(*[content.expand(2, 1, 3).double()] * 3)
+    )
+    assert weights(RankedGate(both, 1 / 3), 1.0, both)[0].tolist() == [1, 0, 0]
+    assert weights(RankedGate(both, 1 / 3, "style, low content"), 1.0, both)[0].tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("policy", ["content", "style, low content"])
+def test_a_plain_series_has_no_content_to_rank_by(policy: str) -> None:
+    with pytest.raises(ValueError, match="holds no content scores"):
+        RankedGate(dataclasses.replace(profile(), content=None), 0.5, policy)
