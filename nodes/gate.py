@@ -70,8 +70,8 @@ def _ranking_inputs() -> list[io.Input]:
             tooltip="per-step: the most sensitive layers at each noise level, as in the paper. static: one list for "
             "all. budget: one threshold, so few layers early and many late. soft: per-step with a soft edge. "
             "random, evenly spaced, reversed (least sensitive): for comparison only. With a profile of a crossed "
-            "series: content keeps the layers that follow the subject; style, low content keeps those that carry style and not "
-            "the subject.",
+            "series: content keeps the layers that follow the subject; style, low content keeps those that carry style "
+            "and not the subject.",
         ),
         advanced(
             io.Float.Input(
