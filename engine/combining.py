@@ -97,4 +97,5 @@ def _made(
     if models[0] and all(model.get("weights") == models[0].get("weights") for model in models):
         provenance["model"] = models[0]
     features = _common_features(profiles)
-    return SensitivityProfile(profiles[0].layers, features, profiles[0].sigmas, scores, provenance=provenance)
+    first = profiles[0]
+    return SensitivityProfile(first.layers, features, first.sigmas, scores, provenance=provenance, noise=first.noise)

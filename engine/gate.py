@@ -12,6 +12,7 @@ import torch
 from .combining import low_content
 from .grammar import Selection
 from .layers import LayerId, in_forward_order
+from .noise import LOG, variable
 from .profile import FEATURES, SensitivityProfile, by_content, check_layers
 
 ToSigma = Callable[[float], float]
@@ -161,14 +162,14 @@ def lowest(scores: torch.Tensor, count: int) -> torch.Tensor:
     return weights
 
 
-def time_weights(sigmas: torch.Tensor) -> torch.Tensor:
-    """Share [T] of each stored noise level in the whole: the trapezoid rule in log sigma, summing to 1.
+def time_weights(sigmas: torch.Tensor, noise: str = LOG) -> torch.Tensor:
+    """Share [T] of each stored noise level in the whole: the trapezoid rule in the variable `noise`, summing to 1.
 
-    A profile is read by interpolation in log sigma, so a mean over log sigma does not depend on where it was measured.
+    A profile is read by interpolation in that variable, so a mean over it does not depend on where it was measured.
     """
     if len(sigmas) == 1:
         return torch.ones(1, dtype=torch.float64)
-    widths = sigmas.double().log().diff().abs()
+    widths = variable(sigmas, noise).diff().abs()
     weights = torch.zeros(len(sigmas), dtype=torch.float64)
     weights[:-1] += widths
     weights[1:] += widths
@@ -177,7 +178,7 @@ def time_weights(sigmas: torch.Tensor) -> torch.Tensor:
 
 def time_mean(profile: SensitivityProfile, feature: str) -> torch.Tensor:
     """Scores [L] averaged over the noise levels of a profile."""
-    return time_weights(profile.sigmas) @ _scores(profile, feature)
+    return time_weights(profile.sigmas, profile.noise) @ _scores(profile, feature)
 
 
 def budget_threshold(profile: SensitivityProfile, feature: str, count: int) -> float:
@@ -185,7 +186,7 @@ def budget_threshold(profile: SensitivityProfile, feature: str, count: int) -> f
     if count == 0:
         return -torch.inf
     scores = _scores(profile, feature)
-    shares = time_weights(profile.sigmas)[:, None].expand_as(scores).flatten()
+    shares = time_weights(profile.sigmas, profile.noise)[:, None].expand_as(scores).flatten()
     ordered, order = scores.flatten().sort(stable=True)
     reached = shares[order].cumsum(0)
     last = int(torch.searchsorted(reached, torch.tensor(count - 1e-9, dtype=torch.float64)))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .layers import LayerId, spelled
+from .noise import LOG, variable
 from .scoring import Scores
 
 FEATURES = ("q", "k", "v")
@@ -24,6 +25,7 @@ class SensitivityProfile:
     `low` and `high` are the bootstrap interval of `scores`, same shape, or None for published ranks.
     `provenance` holds what the file's header says, in JSON types: model fingerprint, clusters, estimator, seed, time.
     `content` holds how sensitive layers are to the subjects of a crossed series, same shapes, or None.
+    `noise` is the variable of the model's schedule, in which the scores are interpolated (`engine.noise`).
     """
 
     layers: tuple[LayerId, ...]
@@ -34,17 +36,18 @@ class SensitivityProfile:
     high: torch.Tensor | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     content: Scores | None = None
+    noise: str = LOG
 
     def at(self, sigma: float, feature: str) -> torch.Tensor:
-        """Scores [L] of one feature at one noise level: linear in log sigma between knots, clamped outside."""
+        """Scores [L] of one feature at one noise level: linear in `noise` between knots, clamped outside."""
         scores = self.scores[self.features.index(feature)]
         if len(self.sigmas) == 1 or sigma >= self.sigmas[0]:
             return scores[0]
         if sigma <= self.sigmas[-1]:
             return scores[-1]
         below = int((self.sigmas > sigma).sum())
-        upper, lower = self.sigmas[below - 1].double().log(), self.sigmas[below].double().log()
-        share = (upper - torch.tensor(sigma, dtype=torch.float64).log()) / (upper - lower)
+        upper, lower = variable(self.sigmas[below - 1 : below + 1], self.noise)
+        share = (upper - variable(sigma, self.noise)) / (upper - lower)
         return torch.lerp(scores[below - 1], scores[below], share)
 
 

@@ -2,8 +2,8 @@
 
 A file is safetensors. It holds float tensors `sigmas` [T] and `scores` [F, T, L], and may hold `low` and `high` like
 `scores`, and `content`, `content_low` and `content_high` of a crossed series; its metadata are `format`, `version` and
-`profile`, a JSON object of `layers`, `features` and `provenance`. Tensors, JSON keys and facts by other names are kept
-out of the check, so that the format can grow.
+`profile`, a JSON object of `layers`, `features`, `provenance` and, unless it is log sigma, `noise`. Tensors, JSON keys
+and facts by other names are kept out of the check, so that the format can grow.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from safetensors import SafetensorError, deserialize
 from safetensors.torch import save as serialised
 
 from .layers import LayerId
+from .noise import LOG, LOGIT, NOISES
 from .profile import FEATURES, SensitivityProfile
 from .scoring import Scores
 from .texts import quoted
@@ -97,6 +98,7 @@ def load(path: str | os.PathLike[str]) -> SensitivityProfile:
         low=_read(tensors, "low", name) if "low" in tensors else None,
         high=_read(tensors, "high", name) if "high" in tensors else None,
         provenance=described.get("provenance", {}),
+        noise=described.get("noise", LOG),
         content=Scores(*(_read(tensors, key, name) for key in CONTENT)) if set(CONTENT) & set(tensors) else None,
     )
     _check(profile, name)
@@ -116,7 +118,7 @@ def _header(profile: SensitivityProfile) -> dict[str, str]:
         "layers": [str(layer) for layer in profile.layers],
         "features": list(profile.features),
         "provenance": dict(profile.provenance),
-    }
+    } | ({} if profile.noise == LOG else {"noise": profile.noise})
     return {"format": FORMAT, "version": str(VERSION), "profile": json.dumps(described, ensure_ascii=False)}
 
 
@@ -214,6 +216,7 @@ def _check(profile: SensitivityProfile, name: str) -> None:
     """What every saved and every loaded profile keeps to. Raises ValueError where this one does not."""
     _check_names(profile, name)
     _check_sigmas(profile.sigmas, name)
+    _check_noise(profile, name)
     _check_scores(profile, name)
     _check_provenance(profile.provenance, name)
 
@@ -232,6 +235,13 @@ def _check_sigmas(sigmas: torch.Tensor, name: str) -> None:
     falling = (sigmas[1:] <= sigmas[:-1] * NEAREST).all()
     if not bool(falling & (sigmas[0] <= highest) & (sigmas[-1] >= lowest)):
         raise _wrong(name, "does not hold falling noise levels above zero", _MEASURE)
+
+
+def _check_noise(profile: SensitivityProfile, name: str) -> None:
+    if profile.noise not in NOISES:
+        raise _wrong(name, f"counts noise in {quoted(profile.noise)}, and this pack knows {', '.join(NOISES)}")
+    if profile.noise == LOGIT and float(profile.sigmas[0]) >= 1:
+        raise _wrong(name, "holds noise levels of 1 and above, which a flow model does not have", _MEASURE)
 
 
 def _check_scores(profile: SensitivityProfile, name: str) -> None:
@@ -318,6 +328,7 @@ _FACTS: Mapping[str, Callable[[Any], bool]] = MappingProxyType(
         "separation": lambda value: _are_numbers(value, "p", "share"),
         "content_separation": lambda value: _are_numbers(value, "p", "share"),
         "series": _is_text,
+        "percents": lambda value: isinstance(value, list) and all(map(_is_number, value)),
         "subjects": _are_numbers,
         "cost": lambda value: _are_numbers(value, "forward_passes", "seconds"),
     }

@@ -23,7 +23,7 @@ from ..engine.gate import (
 )
 from ..engine.grammar import GrammarError, Selection, parse
 from ..engine.profile import SensitivityProfile
-from ..render.gate_map import draw, sampled, spread_sigmas
+from ..render.gate_map import draw, sampled, schedule_of, spread_sigmas
 from ..render.gate_map import summary as describe
 from .profile import Profile
 from .schema import Schema, found_by
@@ -197,7 +197,7 @@ def _read(name: str, values: Mapping[str, Any]) -> Selection:
 
 def in_words(gate: LayerGate, everywhere: LayerGate, profile: SensitivityProfile) -> str:
     """What a gate chooses inside its window."""
-    words = describe(sampled(everywhere, profile.layers, _spread(profile)), profile.layers)
+    words = describe(sampled(everywhere, profile.layers, _spread(profile), schedule_of(profile)), profile.layers)
     if gate is not everywhere:
         words += f" Only from {gate.start:.0%} to {gate.end:.0%} of the schedule."
     return words
@@ -206,11 +206,11 @@ def in_words(gate: LayerGate, everywhere: LayerGate, profile: SensitivityProfile
 def _picture(gate: LayerGate, profile: SensitivityProfile) -> torch.Tensor:
     """The layer map [1, H, W, 3] of a gate."""
     sigmas = _spread(profile)
-    return _image(draw(sampled(gate, profile.layers, sigmas), profile.layers, sigmas))
+    return _image(draw(sampled(gate, profile.layers, sigmas, schedule_of(profile)), profile.layers, sigmas))
 
 
 def _spread(profile: SensitivityProfile) -> list[float]:
-    return spread_sigmas(float(profile.sigmas[0]), float(profile.sigmas[-1]))
+    return spread_sigmas(float(profile.sigmas[0]), float(profile.sigmas[-1]), profile.noise)
 
 
 def _image(picture: Image.Image) -> torch.Tensor:

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ..engine.gate import LayerGate
+from ..engine.gate import LayerGate, ToSigma
 from ..engine.layers import LETTERS, UNET_BLOCKS, LayerId, in_forward_order, spans, spelled
-from ..engine.profile import FEATURES
+from ..engine.noise import LOG, back, evenly_spaced, variable
+from ..engine.profile import FEATURES, SensitivityProfile
 
 COLUMNS = 64
 CELL_WIDTH, TALLEST_ROW, TALLEST = 13, 24, 900
@@ -32,14 +33,36 @@ def standard_sigma(percent: float) -> float:
     return float(torch.lerp(levels[low], levels[min(low + 1, 999)], place - low).exp())
 
 
-def sampled(gate: LayerGate, layers: Sequence[LayerId], sigmas: Sequence[float]) -> torch.Tensor:
-    """A gate's weights [T, 3, L] at noise levels of the standard schedule."""
-    return torch.stack([gate.weights(sigma, layers, standard_sigma) for sigma in sigmas])
+def schedule_of(profile: SensitivityProfile) -> ToSigma:
+    """Sigma at a percent of the schedule that a profile was measured on; a file that names none: the usual one."""
+    percents = profile.provenance.get("percents", ())
+    if len(percents) != len(profile.sigmas) or len(percents) < 2:
+        return standard_sigma if profile.noise == LOG else _standard_flow
+    knots = variable(profile.sigmas, profile.noise).numpy()
+
+    def to_sigma(percent: float) -> float:
+        if percent <= percents[0] or percent >= percents[-1]:
+            return float("inf") if percent <= 0 else 0.0 if percent >= 1 else float(profile.sigmas[-(percent > 0.5)])
+        return float(back(float(np.interp(percent, percents, knots)), profile.noise))
+
+    return to_sigma
 
 
-def spread_sigmas(highest: float, lowest: float) -> list[float]:
-    """COLUMNS noise levels from the highest to the lowest, even in log sigma."""
-    return np.geomspace(highest, lowest, COLUMNS).tolist()
+def _standard_flow(percent: float) -> float:
+    """Sigma at a percent of a flow model's schedule with shift 3, SD3's and Z-Image's."""
+    return 3 * (1 - percent) / (1 + 2 * (1 - percent)) if 0 < percent < 1 else float("inf") if percent <= 0 else 0.0
+
+
+def sampled(
+    gate: LayerGate, layers: Sequence[LayerId], sigmas: Sequence[float], to_sigma: ToSigma = standard_sigma
+) -> torch.Tensor:
+    """A gate's weights [T, 3, L] at noise levels of a schedule."""
+    return torch.stack([gate.weights(sigma, layers, to_sigma) for sigma in sigmas])
+
+
+def spread_sigmas(highest: float, lowest: float, noise: str = LOG) -> list[float]:
+    """COLUMNS noise levels from the highest to the lowest, even in the variable `noise`."""
+    return evenly_spaced(highest, lowest, COLUMNS, noise).tolist()
 
 
 def summary(weights: torch.Tensor, layers: Sequence[LayerId]) -> str:

@@ -11,7 +11,7 @@ from ..engine.gate import LayerGate
 from ..engine.grammar import Selection
 from ..engine.layers import LayerId, in_forward_order
 from ..engine.profile import FEATURES, SensitivityProfile
-from .gate_map import sampled
+from .gate_map import sampled, schedule_of
 from .heatmap import palette, score_range, shades
 
 DIGITS = 4
@@ -42,10 +42,10 @@ def selection_map(
     """A gate for drawing over `profile_map`: `weights` by feature, each [T][L].
 
     Besides, [L], whether a layer was `pinned` or `excluded` by hand. The gate is read at the profile's own noise
-    levels, on Stable Diffusion's schedule.
+    levels, on the schedule that it was measured on.
     """
     layers = [profile.layers[index] for index in _forward(profile.layers)]
-    weights = sampled(gate, layers, profile.sigmas.tolist())
+    weights = sampled(gate, layers, profile.sigmas.tolist(), schedule_of(profile))
     by_feature: Mapping[str, Any] = {
         feature: _rounded(weights[:, FEATURES.index(feature)]) for feature in profile.features
     }

@@ -85,12 +85,12 @@ def measure(
 ) -> int:
     """Distances of all pairs of images at every layer, by noise level; returns how many images passed through.
 
-    `latents` [images, 4, h, w] come from the VAE; `sigmas` [levels] fall. All images get the same noise, drawn from
-    `seed`. `on_images(count)` is called after every batch, `on_level(level, distances [features, layers, images,
-    images])` after every level. It runs as in a sampler: LoRA, ControlNet, hooks and areas of the conditioning act.
+    `latents` [images, channels, (1,) h, w] come from the VAE; `sigmas` [levels] fall. All images get the same noise,
+    drawn from `seed`. `on_images(count)` is called after every batch, `on_level(level, distances [features, layers,
+    images, images])` after every level. LoRA, ControlNet, hooks and areas of the conditioning act as in a sampler.
     """
     conds = {"positive": positive} | ({"negative": negative} if negative is not None else {})
-    noise = comfy.sample.prepare_noise(latents[:1], seed).expand(min(IMAGES_A_PASS, len(latents)), -1, -1, -1)
+    noise = comfy.sample.prepare_noise(latents[:1], seed).expand(min(IMAGES_A_PASS, len(latents)), *latents.shape[1:])
     with recording(model, features) as recorder:
         layers = architecture_of(model).layers
         measuring = _Measuring(latents, recorder, layers, features, distance, on_images, on_level)
@@ -148,9 +148,9 @@ class _Measuring:
                 f"Layer {layer} of 'model' was not used at sigma {sigma:.2f}: give 'positive' a conditioning that is "
                 "active over the whole range, and remove what skips or replaces layers."
             )
-        mean, std = (torch.stack([_joined(batches, key)[part] for key in keys], 1) for part in (0, 1))
+        moments = [_joined(batches, key) for key in keys]
         try:
-            return pairwise(Moments(mean, std), self.distance).cpu()
+            return torch.cat([pairwise(alike, self.distance) for alike in _stacked(moments)]).cpu()
         except ValueError as error:
             raise ValueError(
                 f"'model' gives no finite numbers in layer {layer} at sigma {sigma:.2f}: look for NaN in the images, "
@@ -160,6 +160,13 @@ class _Measuring:
 
 def _joined(batches: list[dict[Key, Moments]], key: Key) -> Moments:
     return Moments(*(torch.cat(parts) for parts in zip(*(batch[key] for batch in batches), strict=True)))
+
+
+def _stacked(moments: list[Moments]) -> list[Moments]:
+    """Features of one width as one [images, features, channels]; one by one where k and v have fewer heads than q."""
+    together = len({one.mean.shape for one in moments}) == 1
+    groups = [moments] if together else [[one] for one in moments]
+    return [Moments(*(torch.stack(parts, 1) for parts in zip(*group, strict=True))) for group in groups]
 
 
 def _images_a_pass(guider: comfy.samplers.CFGGuider, noisy: torch.Tensor) -> int:

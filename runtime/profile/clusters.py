@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import comfy.model_management
 import numpy as np
 import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
 
 from ...engine.texts import quoted
@@ -152,12 +153,15 @@ def _multiple(pixels: float) -> int:
 
 
 def native_side(model: ModelPatcher) -> int:
-    """The side in pixels that a model was trained at: 1024 for SDXL and its kin, which read sizes, else 512."""
-    return 1024 if model.model.model_config.unet_config.get("adm_in_channels") == 2816 else 512
+    """The side in pixels that a model was trained at: 512 for SD1.5's kin, 1024 for SDXL's, which read sizes, and for
+    transformers.
+    """
+    unet = isinstance(model.model.diffusion_model, UNetModel)
+    return 512 if unet and model.model.model_config.unet_config.get("adm_in_channels") != 2816 else 1024
 
 
-def encode(vae: Any, clusters: Clusters, size: tuple[int, int], channels: int) -> torch.Tensor:
-    """Latents [images, channels, h, w] of all images in order, each scaled to cover `size` and cropped at the centre.
+def encode(vae: Any, clusters: Clusters, size: tuple[int, int], latent_format: Any) -> torch.Tensor:
+    """Latents [images, channels, (1,) h, w] of all images in order, each scaled to cover `size` and cropped.
 
     Raises ValueError when the VAE's latents do not fit the model.
     """
@@ -165,9 +169,11 @@ def encode(vae: Any, clusters: Clusters, size: tuple[int, int], channels: int) -
     for image in (image for cluster in clusters for image in cluster.images):
         comfy.model_management.throw_exception_if_processing_interrupted()
         latents.append(vae.encode(image.fitted(*size)[None]))
-    if latents[0].ndim != 4 or latents[0].shape[1] != channels:
+    channels, dimensions = latent_format.latent_channels, 2 + latent_format.latent_dimensions
+    if latents[0].ndim not in (4, dimensions) or latents[0].shape[1] != channels:
         raise ValueError(
             f"'vae' makes latents of shape {tuple(latents[0].shape[1:])} and 'model' wants {channels} channels: "
             "connect the VAE of this model's family."
         )
-    return torch.cat(latents)
+    found = torch.cat(latents)
+    return found.unsqueeze(2) if found.ndim < dimensions else found

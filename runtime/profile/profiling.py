@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 
+from ...engine.noise import LOG, LOGIT, evenly_spaced
 from ...engine.profile import SensitivityProfile
 from ...engine.scoring import check_clusters
 from ...render.heatmap import WIDTH, draw
@@ -22,7 +24,8 @@ from .capture import measure
 from .clusters import Clusters, encode, native_side, picture_size
 from .series import Scoring, scoring_of
 
-NOISIEST, CLEANEST = 0.02, 0.999  # percent: all noise tells nothing apart, and the last step hardly differs from it
+NOISIEST = 0.02  # percent: all noise tells nothing apart
+CLEANEST = {LOG: 0.999, LOGIT: 0.98}  # percent: the last step hardly differs from the end
 PREVIEW_SECONDS = 1.0
 
 
@@ -53,9 +56,9 @@ def profile_model(
     labels = [number for number, cluster in enumerate(clusters) for _ in cluster.images]
     check_clusters(labels, [cluster.name for cluster in clusters])
     size = picture_size(clusters, settings.aspect, settings.side or native_side(model))
-    latents = encode(vae, clusters, size, model.model.latent_format.latent_channels)
+    latents = encode(vae, clusters, size, model.model.latent_format)
     scoring = scoring_of(labels, [name for cluster in clusters for name in cluster.subjects], settings.seed)
-    growth = _Growth(_empty(layers, settings, noise_levels(model, settings.levels)), scoring, settings)
+    growth = _Growth(_empty(layers, settings, noise_levels(model, settings.levels), noise_of(model)), scoring, settings)
     passes = measure(
         model,
         latents,
@@ -69,18 +72,29 @@ def profile_model(
         growth.on_level,
     )
     facts = _facts(model, clusters, positive, negative, settings, size)
+    facts["percents"] = [percent_of(model, sigma) for sigma in growth.profile.sigmas.tolist()]
     facts |= scoring.facts(settings.distance)
     facts["cost"] = {"forward_passes": passes, "seconds": round(time.monotonic() - started, 3)}
     return replace(growth.profile, provenance=facts, content=scoring.content())
 
 
 def noise_levels(model: ModelPatcher, count: int) -> torch.Tensor:
-    """`count` sigmas, falling, evenly spaced in log sigma from 2 % to 99.9 % of the model's own range."""
-    sampling = model.get_model_object("model_sampling")
-    high, low = (sampling.percent_to_sigma(percent) for percent in (NOISIEST, CLEANEST))
-    if count == 1:
-        return torch.tensor([(high * low) ** 0.5], dtype=torch.float64)
-    return torch.logspace(0, 1, count, base=low / high, dtype=torch.float64) * high
+    """`count` sigmas, falling, evenly spaced in the variable of the model's schedule, from 2 % to nearly its end."""
+    sampling, noise = model.get_model_object("model_sampling"), noise_of(model)
+    high, low = (float(sampling.percent_to_sigma(percent)) for percent in (NOISIEST, CLEANEST[noise]))
+    return evenly_spaced(high, low, count, noise)
+
+
+def noise_of(model: ModelPatcher) -> str:
+    """The variable of a model's schedule: sigma of flow models ends at 1."""
+    return LOGIT if float(model.get_model_object("model_sampling").sigma_max) <= 1 else LOG
+
+
+def percent_of(model: ModelPatcher, sigma: float) -> float:
+    """Where in the model's schedule a noise level lies, 0 to 1, to 0.0001."""
+    to_sigma = model.get_model_object("model_sampling").percent_to_sigma
+    place = bisect.bisect_left(range(10001), -sigma, key=lambda place: -float(to_sigma(place / 10000)))
+    return min(place, 10000) / 10000
 
 
 def title_of(profile: SensitivityProfile) -> str:
@@ -111,11 +125,13 @@ class _Growth:
             self._drawn = time.monotonic()
 
 
-def _empty(layers: Sequence[Any], settings: Settings, sigmas: torch.Tensor) -> SensitivityProfile:
+def _empty(layers: Sequence[Any], settings: Settings, sigmas: torch.Tensor, noise: str) -> SensitivityProfile:
     scores, low, high = torch.full(
         (3, len(settings.features), len(sigmas), len(layers)), float("nan"), dtype=torch.float64
     )
-    return SensitivityProfile(tuple(layers), settings.features, sigmas, scores, low, high, {"what": settings.name})
+    return SensitivityProfile(
+        tuple(layers), settings.features, sigmas, scores, low, high, {"what": settings.name}, noise=noise
+    )
 
 
 def _facts(
