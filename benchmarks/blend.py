@@ -168,7 +168,7 @@ def _convincing(
         result = demo.decode(sampled)
         verdict, specs = demo.verdict(result), pairs.specs[row]
         if verdict.subject == specs.subject and verdict.background == specs.background:
-            mask = attribution.windows[-1].mask[0]
+            mask = attribution.of(sampled).windows[-1].mask[0]
             drawn = (part[number].movedim(0, -1) for part in (pairs.kept, pairs.references))
             yield caption, (*drawn, mask, result[0].movedim(0, -1).clamp(0, 1))
 

@@ -70,9 +70,12 @@ def spans(windows: Sequence[Window], sigmas: torch.Tensor, to_sigma: Callable[[f
     """What the windows cover of a falling schedule [steps + 1].
 
     A window that lies between two steps takes the next one, so that none is lost to a short schedule; one that ended
-    before the run starts, as in img2img, or starts after its last step, is left out.
+    before the run starts, as in img2img, or starts after its last step, is left out. A schedule that rises, as in
+    an inversion, holds none.
     """
     levels = sigmas.tolist()
+    if rises(sigmas):
+        return ()
     found = [_span(window, levels, to_sigma) for window in windows]
     return tuple(span for span in found if span is not None)
 
@@ -87,3 +90,17 @@ def _span(window: Window, levels: Sequence[float], to_sigma: Callable[[float], f
         low = levels[step + 1]
     top = torch.inf if step == 0 else levels[step]  # samplers that add noise before a step call above its level
     return Span(window, step, top, low)
+
+
+def rises(sigmas: torch.Tensor) -> bool:
+    """Whether a schedule goes from a picture toward noise."""
+    return len(sigmas) > 1 and bool(sigmas[-1] >= sigmas[0])
+
+
+def percent_of(sigma: float, to_sigma: Callable[[float], float]) -> float:
+    """Where in the schedule a noise level stands, in percent, by bisection of the falling `to_sigma`."""
+    low, high = 0.0, 1.0
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (middle, high) if to_sigma(middle) > sigma else (low, middle)
+    return round(high, 3)

@@ -1,15 +1,17 @@
-"""The node that shows what a blend found while the sampler ran, as one strip of windows beneath itself."""
+"""The node that shows what a blend measured while the sampler ran, as one strip of windows beneath itself."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from comfy_api.latest import io, ui
 
+from ..render.coverage import coverage
 from ..render.overlay import heat
-from ..runtime.inject.blend import Attribution, Measured
-from .findings import coverage, enlarged, enlarged_mask, report, with_mask
+from ..runtime.attribution.measured import Attribution, Measured
+from .findings import enlarged, enlarged_mask, report, with_mask
 from .gradsam import Attributed
 from .schema import Schema, found_by
 from .shown import STRIP, summary, timed
@@ -34,7 +36,7 @@ class CBAttributionPreview(io.ComfyNode):
                 Attributed.Input("attribution", tooltip="From Grad-SAM Blend."),
                 io.Latent.Input(
                     "after",
-                    tooltip="The sampler's latent. It makes this node wait for the run whose findings it shows.",
+                    tooltip="The sampler's latent, before any node that changes it. What that run measured is shown.",
                 ),
                 io.Image.Input(
                     "image", optional=True, tooltip="The decoded result, for the overlay. Without it the map is shown."
@@ -56,16 +58,15 @@ class CBAttributionPreview(io.ComfyNode):
     def execute(
         cls, attribution: Attribution, after: dict[str, torch.Tensor], image: torch.Tensor | None = None
     ) -> io.NodeOutput:
-        windows = attribution.windows
-        if not windows:
-            raise ValueError(
-                "'attribution' is empty: connect 'after' to the sampler that uses Grad-SAM Blend's model, and write "
-                "'windows' that the run passes through."
-            )
+        run = attribution.of(after["samples"])
+        if not run.windows:
+            raise ValueError(f"This run measured nothing. {' '.join(run.warnings)}")
+        windows = run.windows
         drawn = [_drawn(each, image) for each in windows]
-        text = "\n".join(f"{each.window}, {_in_words(each)}" for each in windows)
+        text = "\n".join((*(f"{each.window}, {_in_words(each)}" for each in windows), *run.warnings))
         strip = {STRIP: [_tile(*each, cls) for each in zip(windows, drawn, strict=True)]}
-        shown = strip | ui.PreviewText(text).as_dict() | summary(_in_short(windows))
+        words = " ".join((_in_short(windows), *run.warnings))
+        shown = strip | ui.PreviewText(text).as_dict() | summary(words)
         panels = torch.cat([torch.cat(list(views.values()), 2) for views in drawn])
         return io.NodeOutput(enlarged_mask(windows[-1].mask, image), panels, text, ui=shown)
 
@@ -104,7 +105,7 @@ def _in_words(found: Measured) -> str:
     return f"sigma {found.sigma:.2f}: {report(found.method, found.note, found.mask)}"
 
 
-def _in_short(windows: list[Measured]) -> str:
+def _in_short(windows: Sequence[Measured]) -> str:
     count = len(windows)
     covered = f"the mask covers {coverage(windows[-1].mask)} of the picture."
     return f"1 window; {covered}" if count == 1 else f"{count} windows; at the last {covered}"

@@ -1,10 +1,11 @@
-"""How nodes draw and tell what was found of a subject: maps, masks and their overlays at a picture's size."""
+"""How nodes show what was measured of a subject: maps, masks and their overlays at a picture's size."""
 
 from __future__ import annotations
 
 import torch
 from comfy import utils
 
+from ..render.coverage import caveat, coverage
 from ..render.overlay import heat, overlay
 
 PIXELS = 8  # per cell of the latent, as in every UNet's VAE
@@ -12,13 +13,8 @@ PIXELS = 8  # per cell of the latent, as in every UNet's VAE
 
 def report(method: str, note: str, mask: torch.Tensor) -> str:
     """The method, how much of each picture the mask [B, h, w] covers, and any caveat, in a sentence or more."""
-    empty = " Nothing was found: lower 'amount', or choose otsu." if not mask.any() else ""
-    return f"{method}, {coverage(mask)} of the picture.{empty}{' ' + note if note else ''}"
-
-
-def coverage(mask: torch.Tensor) -> str:
-    """The share of each picture that its mask covers: "14%, 9%"."""
-    return ", ".join(f"{float(share):.0%}" for share in mask.mean((-2, -1)))
+    caveats = [each for each in (caveat(mask), note) if each]
+    return " ".join((f"{method}, {coverage(mask)} of the picture.", *caveats))
 
 
 def enlarged(maps: torch.Tensor, image: torch.Tensor | None) -> torch.Tensor:

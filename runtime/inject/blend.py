@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +16,13 @@ from comfy.samplers import CFGGuider
 
 from ...engine.attribution import normalised
 from ...engine.masks import MaskSettings, mask_of, smoothed
-from ...engine.windows import Span, Window, spans
+from ...engine.windows import Span, Window, percent_of, rises, spans
+from ...render.coverage import caveat
 from ..attribution.attribute import attribute
 from ..attribution.layers import Layers, chosen_layers
+from ..attribution.measured import Attribution, Measured, RunMeasured
 from ..attribution.prediction import Prediction, precision_of
-from ..attribution.prompts import subject_prompts
+from ..attribution.prompts import SubjectPrompts, subject_prompts
 from ..attribution.settings import AttributionSettings
 from ..attribution.subject import Subject
 from ..runs.model_call import KEY, with_wrapper
@@ -29,28 +31,6 @@ from .reference import check_latent, positive_place, positive_prompts
 X0, PAPER, MEASURE = "x0", "paper", "only measure"
 MODES = (X0, PAPER, MEASURE)
 NOISE_SEED = 0x5A11  # for runs that bring no noise of their own
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What one window found at the sigma where it opened: maps [S, B, h, w], mask [B, h, w], how, and any caveat."""
-
-    window: Window
-    sigma: float
-    maps: torch.Tensor
-    mask: torch.Tensor
-    method: str
-    note: str
-
-
-@dataclass
-class Attribution:
-    """What the latest run of a model measured, window by window; empty until a sampler has run."""
-
-    windows: list[Measured] = field(default_factory=list)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Attribution:
-        return self
 
 
 @dataclass(frozen=True)
@@ -99,28 +79,66 @@ def _around_run(blend: Blend, layers: Layers, attribution: Attribution) -> Calla
         *args: Any,
         **kwargs: Any,
     ) -> torch.Tensor:
-        attribution.windows.clear()
-        found = spans(blend.windows, sigmas, guider.inner_model.model_sampling.percent_to_sigma)
+        if not blend.windows:
+            return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
         if blend.mode == PAPER:
             _check_sampler(executor.class_obj)
-        if not found:
-            return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
-        prompts = subject_prompts(positive_prompts(guider), blend.subject, blend.attribution.way)
-        for span in found:
-            prompts.check_active(sigmas[span.step], f"'windows': {span.window}")
-        run = _Run(blend, layers, attribution, guider, found, prompts.texts, _fitted(blend, guider.inner_model, noise))
-        at_end = run.span_at(float(sigmas[-2])) if float(sigmas[-1]) == 0 else None
-        schedule = _Schedule(executor, guider, sigmas, callback, denoise_mask, args, kwargs)
-        options = with_wrapper(extra_args["model_options"], WrappersMP.CALC_COND_BATCH, run.around_conds)
-        if blend.mode == X0:
-            options = {**options, "sampler_post_cfg_function": [*_post_cfg(options), run.blended]}
-        extra_args = {**extra_args, "model_options": options}
-        sample = schedule.in_parts if blend.mode == PAPER else schedule.whole
-        samples = sample(run, extra_args, noise, latent_image)
-        run.report()
-        return run.finished(samples, at_end, denoise_mask) if blend.mode == X0 else samples
+        last = _LastPrediction(callback)
+        schedule = _Schedule(executor, guider, sigmas, last, denoise_mask, args, kwargs)
+        found = spans(blend.windows, sigmas, guider.inner_model.model_sampling.percent_to_sigma)
+        if found:
+            run = _opened(blend, layers, schedule, found, noise)
+            samples = run.sample(schedule, extra_args, noise, latent_image)
+            measured = RunMeasured(tuple(run.measured), tuple(run.warnings(schedule)))
+        else:
+            samples = schedule.whole(extra_args, noise, latent_image)
+            measured = RunMeasured(warnings=(_outside(blend.windows, schedule),))
+        for warning in measured.warnings:
+            logging.warning("Grad-SAM Blend: %s", warning)
+        attribution.keep(_handed_on(guider.inner_model, samples, last.denoised), measured)
+        return samples
 
     return wrapper
+
+
+class _LastPrediction:
+    """A sampler's progress callback that also keeps the last predicted picture: some nodes hand that on."""
+
+    def __init__(self, callback: Any) -> None:
+        self.callback, self.denoised = callback, None
+
+    def __call__(self, step: int, denoised: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        self.denoised = denoised
+        if self.callback is not None:
+            self.callback(step, denoised, *args, **kwargs)
+
+
+def _handed_on(model: BaseModel, samples: torch.Tensor, denoised: torch.Tensor | None) -> list[torch.Tensor]:
+    """The latents that sampler nodes return for a run, as ComfyUI makes them: the result, and the last prediction."""
+    latents = [model.process_latent_out(samples.to(torch.float32))]
+    return latents if denoised is None else [*latents, model.process_latent_out(denoised.cpu())]
+
+
+def _opened(blend: Blend, layers: Layers, schedule: _Schedule, found: tuple[Span, ...], noise: torch.Tensor) -> _Run:
+    """A run whose windows cover some of its steps. Raises ValueError where the subject's prompt does not act there."""
+    guider, sigmas = schedule.guider, schedule.sigmas
+    prompts = subject_prompts(positive_prompts(guider), blend.subject, blend.attribution.way)
+    for span in found:
+        prompts.check_active(sigmas[span.step], f"'windows': {span.window}")
+    return _Run(blend, layers, guider, found, prompts, _fitted(blend, guider.inner_model, noise))
+
+
+def _outside(windows: Sequence[Window], schedule: _Schedule) -> str:
+    """Why these windows did nothing in a run, in a sentence."""
+    names = ", ".join(map(str, windows))
+    if rises(schedule.sigmas):
+        return f"Nothing was done in {names}: noise rises in this run, as in an inversion. Sample with falling noise."
+    to_sigma = schedule.guider.inner_model.model_sampling.percent_to_sigma
+    start, end = (f"{percent_of(float(schedule.sigmas[place]), to_sigma):g}" for place in (0, -2))
+    return (
+        f"Nothing was done in {names}: the run's steps begin at {start} to {end} of the schedule. Raise 'denoise' or "
+        "the number of steps, or move 'windows'."
+    )
 
 
 def _check_sampler(sampler: Any) -> None:
@@ -153,13 +171,26 @@ class _Run:
 
     blend: Blend
     layers: Layers
-    attribution: Attribution
     guider: CFGGuider
     spans: tuple[Span, ...]
-    texts: dict[Any, int]
+    prompts: SubjectPrompts
     reference: torch.Tensor
     maps: torch.Tensor | None = None
     masks: dict[Span, torch.Tensor] = field(default_factory=dict)
+    measured: list[Measured] = field(default_factory=list)
+
+    def sample(
+        self, schedule: _Schedule, extra_args: dict[str, Any], noise: torch.Tensor, latent_image: torch.Tensor
+    ) -> torch.Tensor:
+        options = with_wrapper(extra_args["model_options"], WrappersMP.CALC_COND_BATCH, self.around_conds)
+        if self.blend.mode == PAPER:
+            return schedule.in_parts(self, {**extra_args, "model_options": options}, noise, latent_image)
+        if self.blend.mode == MEASURE:
+            return schedule.whole({**extra_args, "model_options": options}, noise, latent_image)
+        options = {**options, "sampler_post_cfg_function": [*_post_cfg(options), self.blended]}
+        at_end = self.span_at(float(schedule.sigmas[-2])) if float(schedule.sigmas[-1]) == 0 else None
+        samples = schedule.whole({**extra_args, "model_options": options}, noise, latent_image)
+        return self.finished(samples, at_end, schedule.denoise_mask)
 
     def span_at(self, sigma: float) -> Span | None:
         return next((span for span in self.spans if span.holds(sigma)), None)
@@ -186,20 +217,20 @@ class _Run:
                 return executor(model, alone, x, sigma, again, *args, **kwargs)[place]
 
             options = model_options.get("transformer_options", {})
-            self.measure(span, Prediction(predict, options, out[place], x, sigma, self.texts, precision_of(model)))
+            self.measure(
+                span, Prediction(predict, options, out[place], x, sigma, self.prompts.texts, precision_of(model))
+            )
         return out
 
     def measure(self, span: Span, prediction: Prediction) -> None:
         found = attribute(prediction, self.blend.subject, self.layers, self.blend.attribution)
-        if found.note:
-            logging.warning("Grad-SAM blend: %s", found.note)
         self.maps = smoothed(normalised(found.maps), self.maps, self.blend.smoothing)
         mask = mask_of(self.maps, self.blend.mask)
         self.masks[span] = mask[:, None].to(self.reference)
         sigma = float(prediction.sigma[0])
-        self.attribution.windows.append(
-            Measured(span.window, sigma, self.maps.cpu(), mask.cpu(), found.method, found.note)
-        )
+        self.measured.append(Measured(span.window, sigma, self.maps.cpu(), mask.cpu(), found.method, found.note))
+        for warning in filter(None, (found.note, caveat(mask))):
+            logging.warning("Grad-SAM Blend: in window %s: %s", span.window, warning)
 
     def blended(self, args: dict[str, Any]) -> torch.Tensor:
         """Post-cfg: the predicted picture with the reference around the subject; exact for masks of 0 and 1."""
@@ -228,11 +259,22 @@ class _Run:
             mask = 1 - (1 - mask) * denoise_mask.to(mask)
         return torch.lerp(self.reference.to(samples), samples, mask.to(samples))
 
-    def report(self) -> None:
-        """Say which windows found no model call to measure in."""
+    def warnings(self, schedule: _Schedule) -> Iterator[str]:
+        """What was asked for and did not happen, in sentences."""
+        covered = [span.window for span in self.spans]
+        outside = [window for window in self.blend.windows if window not in covered]
+        if outside:
+            yield _outside(outside, schedule)
         missed = [str(span.window) for span in self.spans if span not in self.masks]
         if missed:
-            logging.warning("Grad-SAM blend: the sampler made no call in %s, so nothing was done.", ", ".join(missed))
+            yield f"Nothing was done in {', '.join(missed)}: the sampler made no call there that runs the prompt."
+        pictures = len(self.reference)
+        prompts = max(prompt["cross_attn"].shape[0] for prompt in self.prompts.prompts)
+        for what, count in (("'reference' holds", len(self.blend.reference)), ("The prompt has", prompts)):
+            if count not in (1, pictures):
+                done = "the last are left out" if count > pictures else "they are repeated in turn"
+                room = f"{pictures} picture{'' if pictures == 1 else 's'}"
+                yield f"{what} {count} rows for {room}, so {done}: give one for all, or one for each."
 
 
 @dataclass(frozen=True)
@@ -247,9 +289,7 @@ class _Schedule:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
-    def whole(
-        self, run: _Run, extra_args: dict[str, Any], noise: torch.Tensor, latent_image: torch.Tensor
-    ) -> torch.Tensor:
+    def whole(self, extra_args: dict[str, Any], noise: torch.Tensor, latent_image: torch.Tensor) -> torch.Tensor:
         return self._sample(self.sigmas, extra_args, self.callback, noise, latent_image)
 
     def in_parts(

@@ -14,12 +14,13 @@ from conditional_balance.engine.masks import MaskSettings
 from conditional_balance.engine.subject import Phrase
 from conditional_balance.engine.windows import parse_windows
 from conditional_balance.runtime.attribution.layers import chosen_layers
+from conditional_balance.runtime.attribution.measured import Attribution, Measured
 from conditional_balance.runtime.attribution.prediction import Prediction
 from conditional_balance.runtime.attribution.propagation import Propagation
 from conditional_balance.runtime.attribution.question import Question
 from conditional_balance.runtime.attribution.settings import AttributionSettings
 from conditional_balance.runtime.attribution.subject import Subject
-from conditional_balance.runtime.inject.blend import Attribution, Blend, Measured, blend_reference
+from conditional_balance.runtime.inject.blend import Blend, blend_reference
 from tiny import cond, latent, sample
 
 ALL_ONES = MaskSettings(blur=0, rule="top share", amount=1.0, dilate=0)
@@ -44,7 +45,7 @@ def blended(
 
 def latest(attribution: Attribution) -> list[Measured]:
     """What the latest run measured."""
-    return attribution.windows
+    return list(next(reversed(attribution._runs.values())).windows) if attribution._runs else []
 
 
 def run(of: Any, batch: int = 1, **options: Any) -> torch.Tensor:

@@ -18,7 +18,7 @@ from style_case import HEIGHT, WIDTH, model
 from conditional_balance.engine.windows import Window
 from conditional_balance.nodes import attribution_preview, gradsam
 from conditional_balance.nodes import subject as subject_nodes
-from conditional_balance.runtime.inject.blend import Attribution, Measured
+from conditional_balance.runtime.attribution.measured import Attribution, Measured, RunMeasured
 from tiny import cond, latent, sample
 
 NODES = [*subject_nodes.NODES, *gradsam.NODES, *attribution_preview.NODES]
@@ -71,19 +71,23 @@ def test_the_whole_chain_with_defaults(clip: Any) -> None:
     assert len(words.splitlines()) == 3 and words.startswith("0.22-0.48, sigma ")
 
 
-def measured(batch: int, side: int, subjects: int = 2) -> Attribution:
-    """Two windows' findings in which the subjects lie in the left half."""
+def measured(after: dict[str, torch.Tensor], batch: int, side: int, subjects: int = 2) -> Attribution:
+    """Two windows' findings of the run that ended in `after`, in which the subjects lie in the left half."""
     mask = torch.zeros(batch, side, side)
     mask[..., : side // 2] = 1
     maps = torch.rand(subjects, batch, side, side) + mask
     ranges = Window(0.2, 0.5), Window(0.7)
-    return Attribution([Measured(each, 2.5, maps, mask, "value_norm", "A caveat.") for each in ranges])
+    windows = tuple(Measured(each, 2.5, maps, mask, "value_norm", "A caveat.") for each in ranges)
+    found = Attribution()
+    found.keep([after["samples"]], RunMeasured(windows))
+    return found
 
 
 @pytest.mark.parametrize(("side", "shown"), [(8, 64), (80, 512)])
 def test_the_strip_has_a_tile_for_each_window(side: int, shown: int) -> None:
     """The pictures are saved where core keeps previews, and are not shown a second time as core's own."""
-    inputs = {"attribution": measured(2, side), "after": latent(1)}
+    after = latent(1)
+    inputs = {"attribution": measured(after, 2, side), "after": after}
     ui = executed("CBAttributionPreview", **inputs, image=torch.rand(2, 8 * side, 8 * side, 3)).ui
     assert set(ui) == {"cb_strip", "cb_summary", "text"}
     assert [tile["window"] for tile in ui["cb_strip"]] == ["20% to 50%", "70%"]
@@ -159,6 +163,6 @@ def test_an_empty_mask_is_told() -> None:
         "CBGradSAMBlend", model=of, reference=latent(5, height=HEIGHT, width=WIDTH), subject=subject_of(of), amount=5.0,
         blur=16.0,
     )  # fmt: skip
-    run(kept)
-    *_, words = call("CBAttributionPreview", attribution=attribution, after=latent(1))
+    after = {"samples": run(kept)}
+    *_, words = call("CBAttributionPreview", attribution=attribution, after=after)
     assert "0% of the picture. Nothing was found: lower 'amount'" in words

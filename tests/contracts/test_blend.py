@@ -8,7 +8,7 @@ import comfy.model_management
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from gradsam_case import ALL_ONES, ALL_ZEROS, HALF, blended, run, subject_of
+from gradsam_case import ALL_ONES, ALL_ZEROS, HALF, blended, latest, run, subject_of
 from style_case import (
     HEIGHT,
     KINDS,
@@ -59,7 +59,7 @@ def test_a_mask_of_ones_is_off(sampler: str) -> None:
     of = model("sd15")
     kept, attribution = blended(of, "0-1", mask=ALL_ONES)
     assert torch.equal(run(kept, sampler=sampler), run(of, sampler=sampler))
-    assert attribution.windows[0].mask.min() == 1
+    assert latest(attribution)[0].mask.min() == 1
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpm_2"])
@@ -75,7 +75,7 @@ def test_a_mask_that_is_only_measured_changes_nothing(sampler: str) -> None:
     of = model("sd15")
     watched, attribution = blended(of, mask=HALF, mode="only measure")
     assert torch.equal(run(watched, sampler=sampler), run(of, sampler=sampler))
-    assert len(attribution.windows) == 2
+    assert len(latest(attribution)) == 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -83,7 +83,7 @@ def test_no_window_is_off(kind: str) -> None:
     of = model(kind)
     kept, attribution = blended(of, "", mask=ALL_ZEROS)
     assert torch.equal(run(kept), run(of))
-    assert attribution.windows == []
+    assert latest(attribution) == []
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -105,7 +105,7 @@ def test_the_masked_half_is_kept_and_the_rest_is_the_reference(mode: str) -> Non
     of = model("sd15")
     kept, attribution = blended(of, "0.2, 0.7-1" if mode == X0 else "0.2, 0.7", mask=HALF, mode=mode)
     out = run(kept, scheduler="simple")
-    mask = attribution.windows[-1].mask[0]
+    mask = latest(attribution)[-1].mask[0]
     assert 0.4 < float(mask.mean()) < 0.6
     away = (out - REFERENCE).abs().amax(1)[0]
     assert float(away[mask == 0].max()) < 1e-3
@@ -145,7 +145,7 @@ def test_each_window_is_measured_once(sampler: str, mode: str) -> None:
     kept, attribution = blended(of, "0.2-0.45, 0.45-0.7, 0.75", two, mode=mode, mask=HALF)
     run(kept, sampler=sampler, steps=8)
     run(plain, sampler=sampler, steps=8)
-    assert [str(each.window) for each in attribution.windows] == ["0.2-0.45", "0.45-0.7", "0.75"]
+    assert [str(each.window) for each in latest(attribution)] == ["0.2-0.45", "0.45-0.7", "0.75"]
     assert calls.count(1) == 3 * 2 and calls.count(2) >= plain_calls.count(2)
     if mode != PAPER or sampler == "euler":
         assert len(calls) == len(plain_calls) + 3 * 2
@@ -154,10 +154,10 @@ def test_each_window_is_measured_once(sampler: str, mode: str) -> None:
 def test_the_latest_run_alone_is_remembered() -> None:
     kept, attribution = blended(model("sd15"))
     run(kept, seed=1)
-    first = [each.maps for each in attribution.windows]
+    first = [each.maps for each in latest(attribution)]
     run(kept, seed=2)
-    assert len(attribution.windows) == len(first) == 2
-    assert not torch.equal(first[0], attribution.windows[0].maps)
+    assert len(latest(attribution)) == len(first) == 2
+    assert not torch.equal(first[0], latest(attribution)[0].maps)
 
 
 def test_windows_that_the_run_does_not_reach_do_nothing() -> None:
@@ -165,7 +165,7 @@ def test_windows_that_the_run_does_not_reach_do_nothing() -> None:
     options = dict(latent=latent(9, height=HEIGHT, width=WIDTH), denoise=0.4)
     kept, attribution = blended(of, "0.1-0.3", mask=ALL_ZEROS)
     assert torch.equal(run(kept, **options), run(of, **options))
-    assert attribution.windows == []
+    assert latest(attribution) == []
 
 
 def test_smoothing_keeps_a_share_of_the_window_before() -> None:
@@ -173,7 +173,7 @@ def test_smoothing_keeps_a_share_of_the_window_before() -> None:
     for smoothing in (0.0, 0.5):
         kept, attribution = blended(of, mode="only measure", smoothing=smoothing)
         run(kept)
-        found[smoothing] = [each.maps for each in attribution.windows]
+        found[smoothing] = [each.maps for each in latest(attribution)]
     torch.testing.assert_close(found[0.5][1], (found[0.0][0] + found[0.0][1]) / 2)
 
 
@@ -200,7 +200,7 @@ def test_differential_diffusion_still_acts() -> None:
     (graded,) = DifferentialDiffusion.execute(of).args
     kept, attribution = blended(graded, mask=ALL_ONES)
     assert torch.equal(run(kept, latent=picture), run(graded, latent=picture))
-    assert len(attribution.windows) == 2
+    assert len(latest(attribution)) == 2
 
 
 @pytest.mark.parametrize("method", ["jvp", "grad_sam"])
@@ -210,7 +210,7 @@ def test_a_controlnet_still_acts(method: str) -> None:
     prompts = dict(positive=positive, negative=negative)
     kept, attribution = blended(of, mask=ALL_ONES, method=method)
     assert torch.equal(run(kept, **prompts), run(of, **prompts))
-    assert [each.method for each in attribution.windows] == [method] * 2
+    assert [each.method for each in latest(attribution)] == [method] * 2
 
 
 @pytest.mark.parametrize("order", ["style first", "blend first"])
@@ -226,20 +226,20 @@ def test_style_injection_still_acts(method: str, order: str) -> None:
         kept, attribution = blended(of, mask=ALL_ONES, method=method, propagation=1)
         both = styled(kept, "all", hidden(of))
     assert torch.equal(run(both), run(alone))
-    assert [(each.method, each.note) for each in attribution.windows] == [(method, "")] * 2
-    assert attribution.windows[0].maps.shape == (1, 1, HEIGHT, WIDTH)
+    assert [(each.method, each.note) for each in latest(attribution)] == [(method, "")] * 2
+    assert latest(attribution)[0].maps.shape == (1, 1, HEIGHT, WIDTH)
 
 
 def test_split_calls_find_the_same(little_memory: None) -> None:
     kept, attribution = blended(model("sd15"), mode="only measure", method="attention")
     run(kept)
-    assert len(attribution.windows) == 2
+    assert len(latest(attribution)) == 2
 
 
 def test_without_guidance_the_same_is_measured() -> None:
     kept, attribution = blended(model("sd15"), "0.2", mask=HALF)
     run(kept, cfg=1.0)
-    assert len(attribution.windows) == 1
+    assert len(latest(attribution)) == 1
 
 
 def test_a_second_prompt_beside_the_subjects_is_told_apart() -> None:
@@ -249,7 +249,7 @@ def test_a_second_prompt_beside_the_subjects_is_told_apart() -> None:
     for prompts in ([*cond(of, 1), *cond(of, 7, tokens=154)], [*cond(of, 7, tokens=154), *cond(of, 1)]):
         kept, attribution = blended(of, "0.2", mode="only measure", method="attention")
         run(kept, positive=prompts)
-        found.append(attribution.windows[0].maps)
+        found.append(latest(attribution)[0].maps)
     torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-3)
 
 
@@ -260,7 +260,7 @@ def test_every_picture_has_its_own_mask() -> None:
     of = model("sd15")
     kept, attribution = blended(of, "0.2-1", mask=HALF, method="attention")
     together = run(kept, batch=2)
-    masks = attribution.windows[0].mask
+    masks = latest(attribution)[0].mask
     assert masks.shape == (2, HEIGHT, WIDTH) and not torch.equal(masks[0], masks[1])
     alone = run(kept, latent={**empty(1), "batch_index": [1]})
     batched = run(kept, latent={**empty(2), "batch_index": [0, 1]})
