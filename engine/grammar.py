@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple, NoReturn
 
 import torch
 
 from .layers import KINDS, LayerId, in_forward_order, spans, spelled
 from .profile import FEATURES
+from .texts import LONGEST
 
+EXCERPT = 120  # characters of a text that a message repeats
 _EXAMPLE = "write for instance o1.4-9, i5, -m0"
 
 
@@ -18,8 +21,10 @@ class GrammarError(ValueError):
     """A text outside its grammar; the message quotes it and points at the character."""
 
     def __init__(self, text: str, at: int, problem: str, example: str = _EXAMPLE) -> None:
-        line = text.replace("\n", " ").rstrip()
-        super().__init__(f"{problem} at character {at + 1}; {example}.\n{line}\n{' ' * at}^")
+        line = "".join(mark if mark.isprintable() else " " for mark in text).rstrip()
+        start = at - EXCERPT // 2 if len(line) > EXCERPT and at > EXCERPT // 2 else 0
+        shown = line[start : start + EXCERPT]
+        super().__init__(f"{problem} at character {at + 1}; {example}.\n{shown}\n{' ' * (at - start)}^")
         self.at = at
 
 
@@ -63,22 +68,29 @@ class Selection(NamedTuple):
 
         Raises GrammarError when a term names a layer that is not among `layers`.
         """
-        starts_full = bool(self.terms) and self.terms[0].removes
-        weights = torch.full((len(FEATURES), len(layers)), float(starts_full), dtype=torch.float64)
-        for term in self.terms:
-            self._check(term, layers)
-            chosen = torch.tensor([term.matches(layer) for layer in layers])
-            for feature in term.features:
-                weights[FEATURES.index(feature), chosen] = 0.0 if term.removes else term.weight
-        return weights
+        return _weights(self, tuple(layers)).clone()
 
-    def _check(self, term: Term, layers: Sequence[LayerId]) -> None:
-        """Both ends of every range must exist, so that a selection for another model is not half obeyed."""
-        found = [layer for layer in layers if term.matches(layer)]
-        ends = [end for end in term.numbers or () if end not in {layer.number for layer in found}]
-        ends += [end for end in term.transformers or () if end not in {layer.transformer for layer in found}]
-        if ends or not found:
-            raise GrammarError(self.text, term.at, f"This model has no layer like the one named{_near(term, layers)}")
+
+@lru_cache(maxsize=64)
+def _weights(selection: Selection, layers: tuple[LayerId, ...]) -> torch.Tensor:
+    """Weights [3, L] of a selection; kept, as a map reads the same ones at every noise level."""
+    starts_full = bool(selection.terms) and selection.terms[0].removes
+    weights = torch.full((len(FEATURES), len(layers)), float(starts_full), dtype=torch.float64)
+    for term in selection.terms:
+        chosen = _places(selection.text, term, layers)
+        for feature in term.features:
+            weights[FEATURES.index(feature), chosen] = 0.0 if term.removes else term.weight
+    return weights
+
+
+def _places(text: str, term: Term, layers: Sequence[LayerId]) -> list[int]:
+    """Where a term's layers stand. Both ends of every range must exist: a selection for another model is not obeyed."""
+    places = [place for place, layer in enumerate(layers) if term.matches(layer)]
+    ends = set(term.numbers or ()) - {layers[place].number for place in places}
+    ends |= set(term.transformers or ()) - {layers[place].transformer for place in places}
+    if ends or not places:
+        raise GrammarError(text, term.at, f"This model has no layer like the one named{_near(term, layers)}")
+    return places
 
 
 def _near(term: Term, layers: Sequence[LayerId]) -> str:
@@ -94,8 +106,10 @@ def parse(text: str) -> Selection:
     `o1.4-9` transformers 4 to 9 of output block 1; `i5` a whole block; `o3-5` blocks 3 to 5; `m` a whole part; `all`;
     `j0-11`, `s6`, `x`, `r`, `b7` blocks of transformers (`engine.layers.LETTERS`);
     `-m0` takes layers away; `q:o1` the query only (`qk:` both); `o1:0.5` half the weight.
-    Raises GrammarError where the text leaves the grammar.
+    Raises GrammarError where the text leaves the grammar or goes on for too long.
     """
+    if len(text) > LONGEST:
+        raise GrammarError(text, LONGEST, f"A selection ends after {LONGEST:,} characters; this one goes on")
     scanner = _Scanner(text)
     terms = []
     while not scanner.at_end():
@@ -129,7 +143,7 @@ class _Scanner:
 
     def take(self, pattern: str) -> re.Match[str] | None:
         """The match of `pattern` here, stepped over together with the blanks behind it."""
-        match = re.compile(pattern, re.IGNORECASE).match(self.text, self.at)
+        match = re.compile(pattern, re.IGNORECASE | re.ASCII).match(self.text, self.at)
         if match is not None:
             self.at = match.end()
             self._skip(r"[ \t\r]*")
@@ -156,7 +170,7 @@ def _term(scanner: _Scanner) -> Term:
 
 
 def _features(scanner: _Scanner) -> tuple[str, ...]:
-    match = scanner.take(r"([qkv]+)\s*:")
+    match = scanner.take(r"([qkv]+)[ \t\r]*:")
     return FEATURES if match is None else tuple(match[1].lower())
 
 
@@ -175,7 +189,7 @@ def _layers(scanner: _Scanner) -> tuple[str | None, Span | None, Span | None]:
 
 def _span(scanner: _Scanner) -> Span | None:
     at = scanner.at
-    match = scanner.take(r"(\d+)(?:-(\d+))?")
+    match = scanner.take(r"(\d{1,4})(?:-(\d{1,4}))?(?!\d)")
     if match is None:
         return None
     span = Span(int(match[1]), int(match[2] or match[1]))

@@ -19,11 +19,14 @@ from .gate import ToSigma, layer_count, lowest, soft_weights
 from .grammar import GrammarError
 from .layers import LayerId
 from .profile import SensitivityProfile, check_layers
+from .texts import quoted
 
 Residuals = dict[str, list[torch.Tensor | None]]
 """What a ControlNet returns: "output" (to skips), "middle" and "input" (T2I adapters: to the block's own output)."""
 
 PARTS = ("input", "middle", "output")
+LONGEST = 1_000  # characters of weights by hand
+MOST_SLOTS = 999  # more than any model has
 HIGHEST = 10.0  # weight; the same as ComfyUI's apply nodes allow
 _EXAMPLE = "write for instance 1x3 0.5x3 0x3 m1"
 
@@ -138,7 +141,7 @@ class WrittenSlots(StructureGate):
         if found != slots:
             raise ValueError(
                 f"'weights' has {found} numbers besides the middle one and this model has {slots} residual slots: "
-                f"write {slots}, such as 1x{slots} ('{self.text.strip()}')."
+                f"write {slots}, such as 1x{slots} ({quoted(self.text.strip())})."
             )
         return self.written
 
@@ -165,6 +168,8 @@ def parse_weights(text: str) -> WrittenSlots:
     `0.5x3` stands for three of 0.5. Blanks or commas part the numbers; the middle is 1 unless it is named. `1x9 m1` is
     all of SDXL, `1x12 m1` of SD1.5. Raises GrammarError where the text leaves the grammar.
     """
+    if len(text) > LONGEST:
+        raise GrammarError(text, LONGEST, f"Weights end after {LONGEST:,} characters; these go on", _EXAMPLE)
     skips: list[float] = []
     middle, at = None, _after_gap(text, 0)
     while at < len(text):
@@ -178,6 +183,8 @@ def parse_weights(text: str) -> WrittenSlots:
             middle = weight
         else:
             raise GrammarError(text, at, "The middle has one weight", _EXAMPLE)
+        if len(skips) > MOST_SLOTS:
+            raise GrammarError(text, at, f"There are more than {MOST_SLOTS} weights", _EXAMPLE)
         at = _after_gap(text, term.end())
     if not skips:
         raise GrammarError(text, 0, "Expected a weight for each slot", _EXAMPLE)

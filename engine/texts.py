@@ -18,7 +18,12 @@ def bounded(text: str, name: str, longest: int = LONGEST) -> str:
 
 
 def quoted(text: object) -> str:
-    """A foreign text in quotes for a message: on one line, printable, its end left out where it is long."""
+    """A foreign text in quotes for a message, `shortened`."""
+    return f"'{shortened(text)}'"
+
+
+def shortened(text: object) -> str:
+    """A foreign text or number for a message: on one line, printable, its end left out where it is long."""
     shown = str(text)
     shown = shown if len(shown) <= QUOTED else shown[: QUOTED - 3] + "..."
-    return "'" + "".join(mark if mark.isprintable() else ascii(mark)[1:-1] for mark in shown) + "'"
+    return "".join(mark if mark.isprintable() else ascii(mark)[1:-1] for mark in shown)

@@ -9,7 +9,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, wraps
+from functools import lru_cache, partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from comfy_api.latest import io
 from ..engine.grammar import edited, parse
 from ..engine.layers import LayerId
 from ..engine.profile import SensitivityProfile
-from ..engine.profile_file import load
+from ..engine.profile_file import LONGEST_NAME, load
+from ..engine.texts import bounded, quoted
 from ..render.layer_map import profile_map, selection_map
 from .gate import CBSelectLayers, chosen_layers, in_words
 from .profile import profile_path
@@ -29,6 +30,9 @@ PREFIX = "/conditional_balance"
 BY_HAND = {"pin": (True, False), "exclude": (False, True), "free": (False, False)}
 """Whether a layer is pinned and whether it is excluded, by what a click asks for; NEXT turns to the next of these."""
 NEXT = "next"
+MOST_BYTES = 2**18  # of a request: two texts of the grammar at their longest, ten times over
+CHUNK = 2**16
+STRICT = partial(json.dumps, allow_nan=False)  # JavaScript's parser knows no NaN
 
 Asked = Mapping[str, Any]
 WIDGETS = {widget.id: widget for widget in CBSelectLayers.define_schema().inputs if isinstance(widget, io.WidgetInput)}
@@ -47,6 +51,8 @@ def show_selection(asked: Asked) -> dict[str, Any]:
     """
     profile = _profile(_part(asked, "profile"))
     values = _values(_part(asked, "values"))
+    if isinstance(problem := CBSelectLayers.validate_inputs(**values), str):
+        raise ValueError(problem)
     gate, everywhere = chosen_layers(profile, values)
     shown = selection_map(gate, profile, parse(values["pin"]), parse(values["exclude"]))
     return {**shown, "summary": in_words(gate, everywhere, profile)}
@@ -55,10 +61,10 @@ def show_selection(asked: Asked) -> dict[str, Any]:
 def by_hand(asked: Asked) -> dict[str, str]:
     """The texts `pin` and `exclude` after a click; `asked` holds {"profile", "pin", "exclude", "layer", "state"}."""
     layers = _profile(_part(asked, "profile")).layers
-    layer, state = LayerId.parse(str(asked.get("layer"))), asked.get("state")
+    layer, state = LayerId.parse(bounded(str(asked.get("layer")), "layer", LONGEST_NAME)), str(asked.get("state"))
     if layer not in layers or state not in (*BY_HAND, NEXT):
         raise ValueError(
-            f"'{layer}' cannot be set to '{state}': the profile has no such layer, or there is no such state."
+            f"'{layer}' cannot be set to {quoted(state)}: the profile has no such layer, or there is no such state."
         )
     texts = {name: str(asked.get(name) or "") for name in ("pin", "exclude")}
     state = _next(texts, layer, layers) if state == NEXT else state
@@ -92,21 +98,39 @@ def _answering(answer: Callable[[Asked], dict[str, Any]]) -> Callable:
     @wraps(answer)
     async def handle(request: web.Request) -> web.Response:
         try:
-            asked = await request.json()
-            return web.json_response(await asyncio.to_thread(answer, _object(asked, "The request")))
-        except json.JSONDecodeError:
-            return web.json_response({"error": "The request is no JSON."}, status=400)
+            asked = _object(_read(await _body(request)), "The request")
+            return web.json_response(await asyncio.to_thread(answer, asked), dumps=STRICT)
         except ValueError as error:
             return web.json_response({"error": str(error)}, status=400)
 
     return handle
 
 
+async def _body(request: web.Request) -> bytes:
+    """What was sent. Raises ValueError when it is too long."""
+    body = bytearray()
+    async for part in request.content.iter_chunked(CHUNK):
+        body += part
+        if len(body) > MOST_BYTES:
+            raise ValueError(f"The request is longer than {MOST_BYTES >> 10} kB: shorten 'pin' and 'exclude'.")
+    return bytes(body)
+
+
+def _read(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ValueError("The request is not JSON that can be read: reload the page.") from error
+
+
 def _profile(asked: Asked) -> SensitivityProfile:
     if "shown" in asked:
         return recall(str(asked["shown"]))
     path = profile_path(str(asked.get("file")))
-    return _loaded(path, path.stat().st_mtime_ns)
+    try:
+        return _loaded(path, path.stat().st_mtime_ns)
+    except OSError as error:
+        raise ValueError(f"{quoted(path.name)} cannot be read ({error.strerror or error}): press R.") from error
 
 
 @lru_cache(maxsize=16)
@@ -133,4 +157,4 @@ def _value(name: str, value: Any) -> Any:
     try:
         return TYPES[type(WIDGETS[name])](value)
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"'{name}' cannot be {json.dumps(value)}: enter another value.") from error
+        raise ValueError(f"'{name}' cannot be {quoted(value)}: enter another value.") from error

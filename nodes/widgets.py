@@ -7,6 +7,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..engine.texts import quoted, shortened
+
 
 def advanced(widget: io.Input) -> io.Input:
     """Mark an input as rarely needed; front ends that know the word fold it away."""
@@ -53,7 +55,7 @@ def out_of_range(inputs: Iterable[io.Input], values: Mapping[str, Any]) -> str |
 
 def _problem(widget: io.Input, value: Any) -> str | None:
     if isinstance(widget, io.Combo.Input) and value not in widget.options:
-        return f"'{widget.id}': there is no '{value}': choose one of {', '.join(widget.options)}."
+        return f"'{widget.id}': there is no {quoted(value)}: choose one of {', '.join(widget.options)}."
     if isinstance(widget, io.Float.Input | io.Int.Input) and not widget.min <= value <= widget.max:
-        return f"'{widget.id}' is {value}: enter a number from {widget.min:g} to {widget.max:g}."
+        return f"'{widget.id}' is {shortened(value)}: enter a number from {widget.min:g} to {widget.max:g}."
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conditional_balance.engine.gate import OF_CONTENT, POLICIES
+from conditional_balance.engine.grammar import Term
 from conditional_balance.engine.layers import LayerId
 from conditional_balance.engine.profile import FEATURES
 from conditional_balance.engine.profile_file import load, save
@@ -115,7 +117,7 @@ FILE = {"file": PUBLISHED}
 @pytest.mark.parametrize(
     ("path", "body", "sentence"),
     [
-        ("profile", "{", "no JSON"),
+        ("profile", "{", "not JSON"),
         ("profile", [], "must be a JSON object"),
         ("profile", {}, "'profile': there is no 'None'"),
         ("profile", {"file": "../../secret.safetensors"}, "'profile': there is no"),
@@ -125,8 +127,8 @@ FILE = {"file": PUBLISHED}
         ("selection", {"profile": FILE, "values": {"pin": "nonsense"}}, "'pin': Expected a layer"),
         ("selection", {"profile": FILE, "values": {"exclude": "i1"}}, "no layer like the one named"),
         ("selection", {"profile": FILE, "values": {"lambda": "many"}}, "'lambda' cannot be"),
-        ("selection", {"profile": FILE, "values": {"lambda": None}}, "'lambda' cannot be null"),
-        ("selection", {"profile": FILE, "values": {"policy": "best"}}, "'policy' is 'best'"),
+        ("selection", {"profile": FILE, "values": {"lambda": None}}, "'lambda' cannot be 'None'"),
+        ("selection", {"profile": FILE, "values": {"policy": "best"}}, "'policy': there is no 'best'"),
         ("selection", {"profile": FILE, "values": {"start_percent": 0.9, "end_percent": 0.1}}, "swap them"),
         ("by_hand", {"profile": FILE, "layer": "o9.9", "state": "pin"}, "no such layer"),
         ("by_hand", {"profile": FILE, "layer": "o1.5", "state": "love"}, "no such state"),
@@ -136,6 +138,119 @@ FILE = {"file": PUBLISHED}
 def test_a_bad_request_gets_a_sentence(path: str, body: Any, sentence: str) -> None:
     status, answer = post(path, body)
     assert status == 400 and sentence in answer["error"]
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+HOSTILE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.sampled_from(
+        [FILE, "x" * 20_000, 10**400, "o1," * 4000, "k\n:all", "q:o1.4-9", "-m0", "\u0130", "\ud800", "\0",
+         "next", "pin", "o1.5", math.nan, math.inf, -math.inf, 1e308, "1e999", "nan", "9" * 5000, 2**64]
+    ),
+    lambda inside: st.lists(inside, max_size=3) | st.dictionaries(st.text(max_size=5), inside, max_size=3),
+    max_leaves=5,
+)  # fmt: skip
+WIDGET_VALUES = st.fixed_dictionaries({}, optional={name: HOSTILE for name in DEFAULTS})
+
+
+def any_of(**parts: st.SearchStrategy) -> st.SearchStrategy:
+    """An object with some of these parts, or something else."""
+    return st.fixed_dictionaries({"profile": st.just(FILE)}, optional=parts) | HOSTILE
+
+
+ASKED = {
+    "profile": st.fixed_dictionaries({}, optional={"file": HOSTILE, "shown": HOSTILE}) | HOSTILE,
+    "selection": any_of(values=WIDGET_VALUES | HOSTILE),
+    "by_hand": any_of(pin=HOSTILE, exclude=HOSTILE, layer=st.just("o1.5") | HOSTILE, state=st.just("next") | HOSTILE),
+}
+
+
+def strict(text: str) -> Any:
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+async def sound(client: TestClient, path: str, body: Any, headers: dict[str, str] | None = None) -> None:
+    """The answer is 200 or 400, JSON in either case, and an error is short."""
+    answer = await client.post(f"/conditional_balance/{path}", data=body, headers=headers)
+    content = strict(await answer.text())
+    assert answer.status in (200, 400), content
+    assert answer.status == 200 or 0 < len(content["error"]) < 700, content
+
+
+def with_client(visit: Any) -> None:
+    async def ask() -> None:
+        table, app = web.RouteTableDef(), web.Application()
+        routes.register(table)
+        app.add_routes(table)
+        async with TestClient(TestServer(app)) as client:
+            await visit(client)
+
+    asyncio.run(ask())
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_any_request_gets_json_and_a_short_error(data: st.DataObject) -> None:
+    asked = [(path, json.dumps(data.draw(strategy))) for path, strategy in ASKED.items()]
+
+    async def visit(client: TestClient) -> None:
+        for path, body in asked:
+            await sound(client, path, body)
+
+    with_client(visit)
+
+
+@pytest.mark.parametrize("path", sorted(ASKED))
+def test_bodies_that_are_no_json_get_one_sentence(path: str) -> None:
+    bodies = [
+        b"",
+        b"\xff\xfe",
+        b"\xef\xbb\xbf{}",
+        DEEP.encode(),
+        b'{"a":' * 50_000,
+        b"9" * 5000,
+        b"x" * 2**20,
+        b"\0" * 99,
+    ]
+    headers = [None, {"Content-Type": "application/json; charset=klingon"}]
+
+    async def visit(client: TestClient) -> None:
+        for body in bodies:
+            for header in headers:
+                await sound(client, path, body, header)
+
+    with_client(visit)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan, -1, 1e9, "inf", 10**400])
+@pytest.mark.parametrize("widget", ["lambda", "softness", "start_percent", "random_seed", "number_of_layers"])
+def test_numbers_that_the_node_would_refuse_are_refused(widget: str, value: Any) -> None:
+    if widget != "random_seed" or value != 1e9:
+        status, answer = post("selection", json.dumps({"profile": FILE, "values": {widget: value}}))
+        assert status == 400 and answer["error"].startswith(f"'{widget}'") and len(answer["error"]) < 200
+
+
+def test_a_pin_of_two_thousand_terms_is_matched_once_and_not_at_every_noise_level(monkeypatch) -> None:
+    matched = []
+    real = Term.matches
+    monkeypatch.setattr(Term, "matches", lambda term, layer: matched.append(1) or real(term, layer))
+    status, answer = post("selection", {"profile": FILE, "values": {"pin": "o1.8," * 2000}})
+    assert status == 200 and all(answer["weights"]["q"][row][answer_index()] == 1 for row in range(14))
+    assert len(matched) <= 2 * 2000 * 70  # pins are read for the gate and for the drawing
+    status, answer = post("selection", {"profile": FILE, "values": {"pin": "o1.8," * 2001}})
+    assert status == 400 and "after 10,000 characters" in answer["error"] and len(answer["error"]) < 400
+
+
+def answer_index() -> int:
+    return routes.show_profile(FILE)["layers"].index("o1.8")
+
+
+def test_a_file_that_goes_away_meanwhile_is_said(monkeypatch) -> None:
+    monkeypatch.setattr(routes, "profile_path", lambda name: Path("/nowhere/gone.safetensors"))
+    status, answer = post("profile", FILE)
+    assert status == 400 and "'gone.safetensors' cannot be read" in answer["error"]
 
 
 def test_a_file_that_changed_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

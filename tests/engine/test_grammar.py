@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conditional_balance.engine.grammar import GrammarError, parse
+from conditional_balance.engine.grammar import EXCERPT, GrammarError, edited, parse
 from conditional_balance.engine.layers import LayerId, in_forward_order, spelled
 
 SDXL = (
@@ -80,6 +80,12 @@ def test_features_and_weights() -> None:
         ("-o1:0.5", 3),
         ("o1.4-9, -", 9),
         ("o1.4_9", 4),
+        ("k\n:all", 0),
+        ("o99999", 1),
+        ("o1-99999", 2),
+        ("\u0130" + "1", 0),
+        ("\u0131" + "1", 0),
+        ("o\u0661", 1),
     ],
 )
 def test_errors_point_at_the_character(text: str, at: int) -> None:
@@ -88,7 +94,7 @@ def test_errors_point_at_the_character(text: str, at: int) -> None:
     message, line, caret = str(caught.value).split("\n")
     assert caught.value.at == at
     assert f"at character {at + 1};" in message
-    assert line == text.rstrip()
+    assert line == text.rstrip().replace("\n", " ")
     assert caret == " " * at + "^"
 
 
@@ -154,3 +160,28 @@ def test_any_text_is_read_or_refused_in_words(text: str) -> None:
         assert 0 <= error.at <= len(text)
     else:
         assert torch.all((weights >= 0) & (weights <= 1))
+
+
+@pytest.mark.parametrize(("text", "at"), [("o1," * 4000, 10_000), ("o1, " * 2000 + "z", 8000), ("9" * 9000, 0)])
+def test_long_texts_are_refused_with_an_excerpt(text: str, at: int) -> None:
+    with pytest.raises(GrammarError) as caught:
+        parse(text)
+    message, line, caret = str(caught.value).split("\n")
+    assert caught.value.at == at and len(message) < 200 and len(line) <= EXCERPT
+    assert len(caret) <= EXCERPT + 1 and text[at : at + 1].strip() == line[len(caret) - 1 : len(caret)]
+
+
+def test_weights_are_ones_own_to_change() -> None:
+    parse("o1").weights(SDXL).zero_()
+    assert parse("o1").weights(SDXL).sum() == 30
+
+
+@given(st.text(alphabet="imokqv01.-:, \n\tal", max_size=14), st.sampled_from(SDXL), st.booleans())
+def test_every_text_that_reads_can_be_edited(text: str, layer: LayerId, to: bool) -> None:
+    try:
+        before = parse(text).weights(SDXL)
+    except GrammarError:
+        return
+    after = parse(edited(text, layer, SDXL, to)).weights(SDXL)
+    before[:, SDXL.index(layer)] = float(to)
+    assert torch.equal(after, before)

@@ -246,3 +246,10 @@ def test_agreement_is_one_when_sensitive_slots_matter_most_and_minus_one_the_oth
     assert "(Spearman): 0.00; by level 1.00, -1.00." in text
     assert text.splitlines()[1].split() == ["sigma", *map(str, range(12)), "mid"]
     assert "Spearman" not in ablation_report(ablation)
+
+
+@pytest.mark.parametrize("text", ["1 " * 600, "1x999 1", "9" * 900 + "x", "m" + " " * 990 + "x"])
+def test_long_weights_by_hand_are_refused_with_an_excerpt(text: str) -> None:
+    with pytest.raises(GrammarError) as caught:
+        parse_weights(text)
+    assert len(str(caught.value)) < 400
