@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import harness
 from benchmarks.harness import Demo, draw, interval
-from conditional_balance.engine.gate import RankedGate, WrittenGate
+from conditional_balance.engine.gates import RankedGate, WrittenGate, policy_of
 from conditional_balance.engine.grammar import parse
 from conditional_balance.engine.profile import SensitivityProfile
 from conditional_balance.engine.profile_file import load
@@ -47,7 +47,7 @@ SETTINGS = (
 class Job:
     setting: Setting
     policy: str
-    share: float
+    amount: float
     index: int  # which reference; also the seed
     prompts: int
     steps: int
@@ -64,7 +64,7 @@ def main() -> None:
             outcomes.append(outcome)
             if number % chosen.references == chosen.references - 1:
                 job = jobs[number]
-                print(f"{job.setting.name}: {job.policy} {job.share:g} done, {number + 1} of {len(jobs)}", flush=True)
+                print(f"{job.setting.name}: {job.policy} {job.amount:g} done, {number + 1} of {len(jobs)}", flush=True)
     results = summarised(jobs, outcomes, chosen)
     harness.report(results, chosen)
     if chosen.chart:
@@ -119,7 +119,7 @@ def styled(job: Job, reference: StyleReference) -> Any:
     if job.policy == "all layers":
         gate = WrittenGate(parse("i, m, o"))
     else:
-        gate = RankedGate(PROFILED, job.share, job.policy, 0.0, job.index)
+        gate = RankedGate(PROFILED, job.amount, policy_of(job.policy, {"random_seed": job.index}))
     return inject_style(DEMO.model, StyleInjection(gate, reference, StyleSettings(1.0)))
 
 
@@ -132,7 +132,7 @@ def summarised(jobs: list[Job], outcomes: list[torch.Tensor], chosen: Any) -> di
         groups = torch.arange(chosen.references).repeat_interleave(chosen.prompts)
         measured = {name: described(values[:, i], groups) for i, name in enumerate(MEASURES)}
         measured["content"] = described(values[:, 1] * values[:, 2], groups)
-        rows.setdefault(job.setting.name, {})[f"{job.policy} {job.share:g}"] = measured
+        rows.setdefault(job.setting.name, {})[f"{job.policy} {job.amount:g}"] = measured
     return {"pairs": chosen.references * chosen.prompts, "steps": chosen.steps, "settings": rows}
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks import harness
 from benchmarks.harness import Demo, auc, draw
-from conditional_balance.engine.gate import LayerGate, WrittenGate, windowed
+from conditional_balance.engine.gates import LayerGate, WrittenGate, windowed
 from conditional_balance.engine.grammar import parse
 from conditional_balance.runtime.arch.unet import attention_layers
 from conditional_balance.runtime.inject.reference import StyleReference

@@ -31,7 +31,7 @@ from benchmarks.balance import described
 from benchmarks.harness import CFG, Demo, draw
 from benchmarks.style import in_turns, ratio
 from conditional_balance.engine.ablation import agreement
-from conditional_balance.engine.gate import RankedGate
+from conditional_balance.engine.gates import RankedGate
 from conditional_balance.engine.profile import SensitivityProfile
 from conditional_balance.engine.profile_file import load
 from conditional_balance.engine.structure import PaperSchedule, RankedSlots, parse_weights

@@ -29,7 +29,7 @@ import comfy.supported_models
 import torch
 
 from benchmarks._command import command_line, keep
-from conditional_balance.engine.gate import RankedGate
+from conditional_balance.engine.gates import RankedGate
 from conditional_balance.engine.profile import SensitivityProfile
 from conditional_balance.engine.profile_file import load
 from conditional_balance.engine.style import StyleSettings, adain, layer_styles

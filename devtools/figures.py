@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 
 from conditional_balance.engine.conditioning import power_cosine, shifted_sigmas
-from conditional_balance.engine.gate import CombinedGate, LayerGate, RankedGate, ScaledGate, WrittenGate
+from conditional_balance.engine.gates import CombinedGate, LayerGate, RankedGate, ScaledGate, WrittenGate
+from conditional_balance.engine.gates.policies import Static
 from conditional_balance.engine.grammar import parse
 from conditional_balance.engine.layers import LayerId
 from conditional_balance.engine.profile import SensitivityProfile
@@ -181,7 +182,7 @@ def _measured(graph: Graph, question: str) -> str:
 @figure("CBSelectLayers")
 def selected(studio: Studio, graph: Graph) -> Image.Image:
     profile = _published()
-    return _maps({f"lambda {share:g}": RankedGate(profile, share) for share in (0.2, 0.43, 0.7)}, profile)
+    return _maps({f"lambda {amount:g}": RankedGate(profile, amount) for amount in (0.2, 0.43, 0.7)}, profile)
 
 
 @figure("CBLayerGate")
@@ -372,7 +373,7 @@ def previewed(studio: Studio, graph: Graph) -> Image.Image:
 @figure("CBGateLoRA")
 def shared_layers(studio: Studio, graph: Graph) -> Image.Image:
     profile = _published()
-    style = RankedGate(profile, 0.43, "static")
+    style = RankedGate(profile, 0.43, Static())
     others = CombinedGate(WrittenGate(parse("all")), style, "minus")
     return _maps({"style LoRA": style, "subject LoRA": others}, profile)
 

@@ -61,13 +61,12 @@ def _aligned(profiles: Sequence[SensitivityProfile]) -> torch.Tensor:
 def _common_features(profiles: Sequence[SensitivityProfile]) -> tuple[str, ...]:
     shared = reduce(set.intersection, (set(profile.features) for profile in profiles))
     if not shared:
-        raise ValueError("The profiles have no feature in common: measure them with the same 'features' (q and k).")
+        raise ValueError("The profiles have no feature in common: measure them with the same features (q and k).")
     return tuple(feature for feature in profiles[0].features if feature in shared)
 
 
 def _read_like(first: SensitivityProfile, other: SensitivityProfile, features: Sequence[str]) -> torch.Tensor:
-    places = {layer: place for place, layer in enumerate(other.layers)}
-    order = [places[layer] for layer in first.layers]
+    order = other.aligned(first.layers)
     read = [[other.at(float(sigma), feature)[order] for sigma in first.sigmas] for feature in features]
     return torch.stack([torch.stack(levels) for levels in read]).double()
 

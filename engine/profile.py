@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +15,18 @@ from .scoring import Scores
 FEATURES = ("q", "k", "v")
 CROSSED, PLAIN, NAMES_UNUSED, LOOKS_CROSSED = "crossed", "plain", "plain, names unused", "plain, looks crossed"
 """How a series was read, the fact `series` of a provenance; `subjects` then counts the pictures of each."""
+
+
+class LayersDiffer(ValueError):
+    """A profile's layers, `mine`, are not those of a model or of another profile, `theirs`."""
+
+    def __init__(self, mine: Iterable[LayerId], theirs: Iterable[LayerId]) -> None:
+        self.mine, self.theirs = frozenset(mine), frozenset(theirs)
+        super().__init__(
+            f"The profile was measured on {len(self.mine)} attention layers and the model has {len(self.theirs)} "
+            f"({spelled(self.mine)} and {spelled(self.theirs)}): pick a profile of this architecture, or measure one "
+            "with Profile Sensitivity."
+        )
 
 
 @dataclass(frozen=True)
@@ -50,6 +62,16 @@ class SensitivityProfile:
         share = (upper - variable(sigma, self.noise)) / (upper - lower)
         return torch.lerp(scores[below - 1], scores[below], share)
 
+    def aligned(self, layers: Sequence[LayerId]) -> list[int]:
+        """Where each of a model's layers stands among the profile's own, as an index into the last axis of `scores`.
+
+        Raises LayersDiffer when they are not the same layers: the profile was measured on another architecture.
+        """
+        known = {layer: index for index, layer in enumerate(self.layers)}
+        if known.keys() != set(layers):
+            raise LayersDiffer(self.layers, layers)
+        return [known[layer] for layer in layers]
+
 
 def by_content(profile: SensitivityProfile) -> SensitivityProfile:
     """The profile with its content scores in the place of the scores.
@@ -68,17 +90,6 @@ def by_content(profile: SensitivityProfile) -> SensitivityProfile:
 
 def _content_separation(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {"separation": facts["content_separation"]} if "content_separation" in facts else {}
-
-
-def check_layers(profile: SensitivityProfile, layers: Iterable[LayerId]) -> None:
-    """Raises ValueError when a profile's layers are not those of a model: it was measured on another architecture."""
-    mine, theirs = set(profile.layers), set(layers)
-    if mine == theirs:
-        return
-    raise ValueError(
-        f"'profile' was measured on {len(mine)} attention layers and 'model' has {len(theirs)} ({spelled(mine)} and "
-        f"{spelled(theirs)}): pick a profile of this architecture, or measure one with Profile Sensitivity."
-    )
 
 
 def note_on_model(profile: SensitivityProfile, fingerprint: Mapping[str, Any]) -> str:

@@ -15,10 +15,12 @@ from typing import NamedTuple
 
 import torch
 
-from .gate import ToSigma, layer_count, lowest, soft_weights
+from .gates import ToSigma, layer_count
+from .gates.policies import lowest
+from .gates.policies.soft import soft_weights
 from .grammar import GrammarError
 from .layers import LayerId
-from .profile import SensitivityProfile, check_layers
+from .profile import SensitivityProfile
 from .texts import quoted
 
 Residuals = dict[str, list[torch.Tensor | None]]
@@ -74,12 +76,11 @@ def slot_scores(profile: SensitivityProfile, sigma: float, layout: SlotLayout) -
     Lower = the slot speaks to layers that are more sensitive to what the profile measures.
     Raises ValueError when the profile belongs to another architecture or the output blocks have no attention.
     """
-    check_layers(profile, layout.layers)
     if not all(layout.feeds):
         raise ValueError("'policy' ranked needs attention in the UNet's output blocks: choose paper or weights.")
     by_layer = torch.stack([profile.at(sigma, feature) for feature in profile.features]).double().mean(0)
-    places = {layer: place for place, layer in enumerate(profile.layers)}
-    return torch.stack([by_layer[[places[layer] for layer in fed]].mean() for fed in layout.feeds])
+    in_order = dict(zip(layout.layers, by_layer[profile.aligned(layout.layers)], strict=True))
+    return torch.stack([torch.stack([in_order[layer] for layer in fed]).mean() for fed in layout.feeds])
 
 
 class StructureGate(ABC):

@@ -1,6 +1,7 @@
 // Joins the pack's nodes to the front end: a layer map on nodes that have a profile, a strip of masks on the one that
 // shows an attribution, a summary beneath every node that ran.
 import { app } from '../../scripts/app.js'
+import { rememberInputs } from './layer_map/graph.js'
 import { LayerMap } from './layer_map/view.js'
 import { MaskStrip } from './mask_strip/view.js'
 import { showSummary } from './summary.js'
@@ -11,6 +12,9 @@ const STRIPS = new Set(['CBAttributionPreview'])
 
 app.registerExtension({
   name: 'ConditionalBalance.Face',
+  beforeRegisterNodeDef(nodeType, nodeData) {
+    if (EDITABLE.has(nodeData.name)) rememberInputs(nodeData)
+  },
   nodeCreated(node) {
     const kind = node.comfyClass ?? ''
     if (!kind.startsWith('CB')) return

@@ -10,17 +10,20 @@ import torch
 from comfy_api.latest import io
 from PIL import Image
 
-from ..engine.gate import (
+from ..engine.gates import (
     OPERATIONS,
     POLICIES,
     CombinedGate,
     LayerGate,
+    Policy,
     RankedGate,
     ScaledGate,
+    UnknownPolicy,
     WrittenGate,
     pinned,
-    windowed,
+    policy_of,
 )
+from ..engine.gates.policies import Parameter, parameters
 from ..engine.grammar import GrammarError, Selection, parse
 from ..engine.profile import SensitivityProfile
 from ..render.gate_map import draw, sampled, schedule_of, spread_sigmas
@@ -28,7 +31,7 @@ from ..render.gate_map import summary as describe
 from .profile import Profile
 from .schema import Schema, found_by
 from .shown import layer_map, summary, timed
-from .widgets import advanced, out_of_range, window_in_words, window_inputs
+from .widgets import advanced, in_window, out_of_range, window_in_words, window_inputs
 
 CATEGORY = "conditional balance/gate"
 Gate = io.Custom("LAYER_GATE")
@@ -67,43 +70,35 @@ def _ranking_inputs() -> list[io.Input]:
             "policy",
             options=list(POLICIES),
             default="per-step",
-            tooltip="per-step: the most sensitive layers at each noise level, as in the paper. static: one list for "
-            "all. budget: one threshold, so few layers early and many late. soft: per-step with a soft edge. "
-            "random, evenly spaced, reversed (least sensitive): for comparison only. With a profile of a crossed "
-            "series: content keeps the layers that follow the subject; style, low content keeps those that carry style "
-            "and not the subject.",
-        ),
-        advanced(
-            io.Float.Input(
-                "softness",
-                default=0.1,
-                min=0.0,
-                max=1.0,
-                step=0.01,
-                tooltip="Width of the edge of the soft policy, in standard deviations of the scores. 0.1 is good; 0 "
-                "is per-step. Wider edges open more layers and cost more time. Other policies ignore it.",
-            )
+            tooltip=" ".join(f"{name}: {policy.about}." for name, policy in POLICIES.items()),
         ),
     ]
 
 
+def _policy_inputs() -> dict[str, io.Input]:
+    """A widget for every parameter of a policy, by its name; the first two have had their places since 0.1.0."""
+    return {each.name: _parameter_input(each) for policy in POLICIES.values() for each in parameters(policy)}
+
+
+def _parameter_input(of: Parameter) -> io.Input:
+    kind = io.Int if isinstance(of.default, int) else io.Float
+    about = f"{of.about} Other policies ignore it."
+    optional = of.name not in ("softness", "random_seed")
+    return advanced(
+        kind.Input(
+            of.name, optional=optional, default=of.default, min=of.low, max=of.high, step=of.step, tooltip=about
+        )
+    )
+
+
 def _hand_inputs() -> list[io.Input]:
-    """What wins over the ranking, and the seed of the random baseline."""
+    """What wins over the ranking."""
     return [
         io.String.Input("pin", default="", tooltip=f"Layers that always take part, whatever their rank. {GRAMMAR}"),
         io.String.Input(
             "exclude",
             default="",
             tooltip=f"Layers that never take part, such as m for the middle block. {GRAMMAR}",
-        ),
-        advanced(
-            io.Int.Input(
-                "random_seed",  # not "seed", which front ends change by themselves after every run
-                default=0,
-                min=0,
-                max=0xFFFFFFFFFFFFFFFF,
-                tooltip="Draws the layers of the random policy. Other policies ignore it.",
-            )
         ),
     ]
 
@@ -125,6 +120,7 @@ def _count() -> io.Input:
 class CBSelectLayers(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
+        of_policies = _policy_inputs()
         return Schema(
             node_id="CBSelectLayers",
             display_name="Select Layers (style amount, lambda)",
@@ -139,9 +135,12 @@ class CBSelectLayers(io.ComfyNode):
                     tooltip="The ranking: load a shipped one or measure your own model's. Must fit the model.",
                 ),
                 *_ranking_inputs(),
+                of_policies.pop("softness"),
                 *window_inputs(),
                 *_hand_inputs(),
+                of_policies.pop("random_seed"),
                 _count(),
+                *of_policies.values(),
             ],
             outputs=[
                 Gate.Output(
@@ -176,14 +175,21 @@ def chosen_layers(profile: SensitivityProfile, values: Mapping[str, Any]) -> tup
 
     Raises ValueError when a value is wrong.
     """
-    share = _share(values, len(profile.layers))
-    ranked = RankedGate(profile, share, values["policy"], values["softness"], values["random_seed"])
+    amount = _amount(values, len(profile.layers))
+    ranked = RankedGate(profile, amount, _policy(values))
     everywhere = pinned(ranked, _read("pin", values), _read("exclude", values))
-    return windowed(everywhere, values["start_percent"], values["end_percent"]), everywhere
+    return in_window(everywhere, values["start_percent"], values["end_percent"]), everywhere
 
 
-def _share(values: Mapping[str, Any], layers: int) -> float:
-    """The share of the layers that is kept; half a layer more than the number, so that rounding cannot drop one."""
+def _policy(values: Mapping[str, Any]) -> Policy:
+    try:
+        return policy_of(values["policy"], values)
+    except UnknownPolicy as error:
+        raise ValueError(f"'policy' is '{error.name}': choose one of {', '.join(POLICIES)}.") from error
+
+
+def _amount(values: Mapping[str, Any], layers: int) -> float:
+    """Lambda, the part of the layers kept; half a layer more than the number, so that rounding cannot drop one."""
     number = values.get("number_of_layers") or 0
     return min((number + 0.5) / layers, 1.0) if number else values["lambda"]
 
@@ -247,7 +253,7 @@ class CBLayerGate(io.ComfyNode):
     @classmethod
     @timed
     def execute(cls, layers: str, start_percent: float, end_percent: float) -> io.NodeOutput:
-        gate = windowed(WrittenGate(parse(layers)), start_percent, end_percent)
+        gate = in_window(WrittenGate(parse(layers)), start_percent, end_percent)
         named = " ".join(layers.split()) or "No layers"
         return io.NodeOutput(gate, ui=summary(f"{named}, {window_in_words(start_percent, end_percent)}."))
 

@@ -8,7 +8,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from comfy_api.latest import io
 
-from ..engine.gate import LayerGate, WrittenGate
+from ..engine.gates import LayerGate, WrittenGate
 from ..engine.grammar import parse
 from ..runtime.inject.lora import GatedLoRA, gate_lora
 from .gate import Gate

@@ -16,7 +16,7 @@ from comfy_api.latest import io, ui
 
 from ..engine.combining import contrast, trimmed_mean
 from ..engine.divergence import DISTANCES
-from ..engine.profile import SensitivityProfile, check_layers, note_on_model
+from ..engine.profile import SensitivityProfile, note_on_model
 from ..engine.profile_file import load, save
 from ..engine.texts import quoted
 from ..render.heatmap import draw
@@ -254,7 +254,7 @@ class CBLoadSensitivityProfile(io.ComfyNode):
         loaded = load(profile_path(profile))
         if model is None:
             return _shown(loaded)
-        check_layers(loaded, architecture_of(model).layers)
+        loaded.aligned(architecture_of(model).layers)
         return _shown(loaded, note_on_model(loaded, fingerprint_of(model)))
 
 

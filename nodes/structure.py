@@ -12,7 +12,7 @@ from comfy_api.latest import io, ui
 from ..engine.ablation import agreement
 from ..engine.combining import low_content
 from ..engine.grammar import GrammarError
-from ..engine.profile import SensitivityProfile, check_layers
+from ..engine.profile import SensitivityProfile
 from ..engine.structure import PaperSchedule, RankedSlots, StructureGate, parse_weights, scaled
 from ..render.ablation import ablation_report
 from ..runtime.arch.unet import attention_layers, unet_of
@@ -240,7 +240,7 @@ class CBProfileControlSlots(io.ComfyNode):
     ) -> io.NodeOutput:
         layout = layout_of(unet_of(model))
         if profile is not None:
-            check_layers(profile, attention_layers(model))
+            profile.aligned(attention_layers(model))
         sigmas = levels_of(model, noise_levels).float()
         bar = comfy.utils.ProgressBar(len(sigmas) * (layout.slots + 3))
         found = ablate_slots(model, latent["samples"], positive, sigmas, seed, lambda: bar.update(1))

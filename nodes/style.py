@@ -9,7 +9,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from comfy_api.latest import io
 
-from ..engine.gate import LayerGate, windowed
+from ..engine.gates import LayerGate
 from ..engine.style import StyleSettings
 from ..runtime.inject.prompts import encode_rows
 from ..runtime.inject.reference import FIRST_ROW, Conditioning, StyleReference
@@ -17,7 +17,7 @@ from ..runtime.inject.style import StyleInjection, inject_style
 from .gate import Gate
 from .schema import Schema, found_by
 from .shown import summary, timed
-from .widgets import advanced, window_in_words, window_inputs
+from .widgets import advanced, in_window, window_in_words, window_inputs
 
 CATEGORY = "conditional balance/style"
 Reference = io.Custom("STYLE_REFERENCE")
@@ -211,7 +211,7 @@ class CBStyleInjection(io.ComfyNode):
         reference: StyleReference = FIRST_ROW,
         **adain: Any,
     ) -> io.NodeOutput:
-        gate = windowed(gate, start_percent, end_percent)
+        gate = in_window(gate, start_percent, end_percent)
         settings = StyleSettings(strength, share=share, **adain)
         injected = inject_style(model, StyleInjection(gate, reference, settings))
         return io.NodeOutput(injected, ui=summary(_in_words(settings, start_percent, end_percent)))

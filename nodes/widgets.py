@@ -7,6 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..engine.gates import LayerGate, WindowReversed, windowed
 from ..engine.texts import quoted, shortened
 
 
@@ -38,6 +39,16 @@ def window_inputs() -> list[io.Input]:
             "try 0.8.",
         ),
     ]
+
+
+def in_window(gate: LayerGate, start_percent: float, end_percent: float) -> LayerGate:
+    """`gate` inside the window of the widgets. Raises ValueError when it ends before it starts."""
+    try:
+        return windowed(gate, start_percent, end_percent)
+    except WindowReversed as error:
+        raise ValueError(
+            f"'end_percent' ({end_percent:g}) lies before 'start_percent' ({start_percent:g}): swap them."
+        ) from error
 
 
 def window_in_words(start_percent: float, end_percent: float) -> str:

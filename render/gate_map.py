@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ..engine.gate import LayerGate, ToSigma
+from ..engine.gates import LayerGate, ToSigma
 from ..engine.layers import LETTERS, UNET_BLOCKS, LayerId, in_forward_order, spans, spelled
 from ..engine.noise import LOG, back, evenly_spaced, variable
 from ..engine.profile import FEATURES, SensitivityProfile

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from ..engine.gate import LayerGate
+from ..engine.gates import LayerGate
 from ..engine.grammar import Selection
-from ..engine.layers import LayerId, in_forward_order
+from ..engine.layers import in_forward_order
 from ..engine.profile import FEATURES, SensitivityProfile
 from .gate_map import sampled, schedule_of
 from .heatmap import palette, score_range, shades
@@ -23,7 +23,7 @@ def profile_map(profile: SensitivityProfile) -> dict[str, Any]:
     `scores` (lower = more sensitive), `ranks` (1 = most sensitive of its row; ties as a gate breaks them), and `shades`
     (0 to 255), the place in `palette`, 256 colours `#rrggbb` that are those of the heat map picture.
     """
-    order = _forward(profile.layers)
+    order = profile.aligned(in_forward_order(profile.layers))
     coloured = shades(profile.scores, score_range(profile.scores))
     return {
         "layers": [str(profile.layers[index]) for index in order],
@@ -44,7 +44,7 @@ def selection_map(
     Besides, [L], whether a layer was `pinned` or `excluded` by hand. The gate is read at the profile's own noise
     levels, on the schedule that it was measured on.
     """
-    layers = [profile.layers[index] for index in _forward(profile.layers)]
+    layers = in_forward_order(profile.layers)
     weights = sampled(gate, layers, profile.sigmas.tolist(), schedule_of(profile))
     by_feature: Mapping[str, Any] = {
         feature: _rounded(weights[:, FEATURES.index(feature)]) for feature in profile.features
@@ -59,11 +59,6 @@ def selection_map(
 def ranks(scores: torch.Tensor) -> torch.Tensor:
     """Places [..., L] of scores within their row, 1 for the lowest; of equal scores the earlier layer comes first."""
     return scores.argsort(dim=-1, stable=True).argsort(dim=-1, stable=True) + 1
-
-
-def _forward(layers: Sequence[LayerId]) -> list[int]:
-    known = {layer: index for index, layer in enumerate(layers)}
-    return [known[layer] for layer in in_forward_order(layers)]
 
 
 def _rounded(values: torch.Tensor) -> list[Any]:

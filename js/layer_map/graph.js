@@ -3,8 +3,6 @@ import { app } from '../../../scripts/app.js'
 
 const SUBGRAPH_INPUT = -10
 const STORED = 'cb_profile'
-const SELECTION = ['lambda', 'policy', 'softness', 'start_percent', 'end_percent', 'pin', 'exclude', 'random_seed',
-  'number_of_layers']
 const FEW = 64 // links followed before giving up: a graph with a loop must not hang the page
 
 // {file} for a profile that a loader upstream names, {shown} for one that a run has measured, else null.
@@ -18,10 +16,18 @@ export function rememberProfile(node, key) {
   if (profileOf(node)?.file === undefined) node.properties[STORED] = key
 }
 
+const inputs = {} // the names of a node type's inputs, by type
+
+// Keeps the schema's own list of inputs, so that the map asks for every widget that the node has.
+export function rememberInputs({ name, input }) {
+  inputs[name] = Object.keys({ ...input?.required, ...input?.optional })
+}
+
 // The values of Select Layers' widgets as the prompt will have them; `linked` names those that only a run can tell.
 export function selectionValues(node) {
   const values = {}, linked = []
-  for (const name of SELECTION) {
+  for (const name of inputs[node.comfyClass] ?? []) {
+    if (!widgetOf(node, name)) continue
     const value = valueOf(node, name)
     if (value === undefined) linked.push(name)
     values[name] = value ?? widgetOf(node, name)?.value

@@ -13,7 +13,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 
-from ...engine.gate import LayerGate
+from ...engine.gates import LayerGate
 from ...engine.parameters import parameter_weights
 from ...engine.profile import FEATURES
 from ..arch.registry import architecture_of

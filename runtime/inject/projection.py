@@ -10,7 +10,7 @@ import torch
 from comfy import utils
 from comfy.model_patcher import ModelPatcher
 
-from ...engine.gate import inside
+from ...engine.gates import inside
 from ...engine.projection import projected
 
 

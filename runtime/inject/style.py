@@ -14,7 +14,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy.samplers import CFGGuider
 
-from ...engine.gate import LayerGate, ToSigma
+from ...engine.gates import LayerGate, ToSigma
 from ...engine.layers import LayerId
 from ...engine.style import LayerStyle, Rows, StyleSettings, inject, inject_through, layer_styles
 from ..arch.attention import ReplaceFunction, plain_attention, with_attention_replaced

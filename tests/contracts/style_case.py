@@ -10,7 +10,7 @@ import pytest
 import torch
 from official_operator import Flags, official
 
-from conditional_balance.engine.gate import LayerGate, WrittenGate
+from conditional_balance.engine.gates import LayerGate, WrittenGate
 from conditional_balance.engine.grammar import parse
 from conditional_balance.engine.layers import LayerId
 from conditional_balance.engine.style import StyleSettings

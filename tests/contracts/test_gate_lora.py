@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 import tiny
-from conditional_balance.engine.gate import WrittenGate
+from conditional_balance.engine.gates import WrittenGate
 from conditional_balance.engine.grammar import parse
 from conditional_balance.nodes.lora import CBGateLoRA
 from conditional_balance.runtime.arch.registry import architecture_of

@@ -40,7 +40,7 @@ from style_case import (
     with_control,
 )
 
-from conditional_balance.engine.gate import ScaledGate, windowed
+from conditional_balance.engine.gates import ScaledGate, windowed
 from conditional_balance.runtime.arch.unet import attention_layers
 from conditional_balance.runtime.inject.reference import FIRST_ROW, NOISE_SEED, HiddenReference, StyleReference
 from conditional_balance.runtime.inject.style import _Run

@@ -11,9 +11,32 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conditional_balance.engine import gate as gates
+from conditional_balance.engine import gates
 from conditional_balance.engine.combining import contrast
-from conditional_balance.engine.gate import CombinedGate, RankedGate, ScaledGate, WrittenGate, pinned, windowed
+from conditional_balance.engine.gates import (
+    CombinedGate,
+    RankedGate,
+    ScaledGate,
+    WrittenGate,
+    pinned,
+    policy_of,
+    windowed,
+)
+from conditional_balance.engine.gates.policies import (
+    Budget,
+    Content,
+    EvenlySpaced,
+    LowContent,
+    Random,
+    Reversed,
+    Soft,
+    Static,
+    lowest,
+)
+from conditional_balance.engine.gates.policies.base import time_weights
+from conditional_balance.engine.gates.policies.baselines import evenly_spaced
+from conditional_balance.engine.gates.policies.soft import soft_weights
+from conditional_balance.engine.gates.policies.static import time_mean
 from conditional_balance.engine.grammar import parse
 from conditional_balance.engine.layers import LayerId
 from conditional_balance.engine.profile import FEATURES, SensitivityProfile
@@ -82,11 +105,11 @@ def test_the_layers_always_and_never_chosen(published: SensitivityProfile) -> No
 
 
 @pytest.mark.parametrize(
-    ("share", "count"),
+    ("amount", "count"),
     [(0, 0), (0.43, 30), (0.57, 39), (1, 70), (0.005, 0), (1.9, 1), (30.7, 30), (500, 70), (0.3, 21)],
 )
-def test_layer_count_truncates(share: float, count: int) -> None:
-    assert gates.layer_count(share, 70) == count
+def test_layer_count_truncates(amount: float, count: int) -> None:
+    assert gates.layer_count(amount, 70) == count
 
 
 def test_layer_count_survives_rounding() -> None:
@@ -96,23 +119,22 @@ def test_layer_count_survives_rounding() -> None:
 
 
 @pytest.mark.parametrize("policy", gates.POLICIES)
-@pytest.mark.parametrize("share", [0, 1])
-def test_none_is_none_and_all_is_all(policy: str, share: int) -> None:
+@pytest.mark.parametrize("amount", [0, 1])
+def test_none_is_none_and_all_is_all(policy: str, amount: int) -> None:
     known = profile()
     for sigma in (20.0, 3.0, 0.5, 0.001):
-        assert torch.equal(
-            weights(RankedGate(known, share, policy), sigma, known), torch.full((3, 10), float(share)).double()
-        )
+        found = weights(RankedGate(known, amount, policy_of(policy, {})), sigma, known)
+        assert torch.equal(found, torch.full((3, 10), float(amount)).double())
 
 
 @given(st.integers(0, 10), st.floats(0.02, 20), st.integers(0, 50))
 def test_per_step_keeps_the_lowest_and_reversed_the_highest(count: int, sigma: float, seed: int) -> None:
     known = profile(seed=seed)
-    share = count / 10
+    amount = count / 10
     for feature in ("q", "k"):
         place = FEATURES.index(feature)
-        low = weights(RankedGate(known, share), sigma, known)[place] > 0
-        high = weights(RankedGate(known, share, "reversed"), sigma, known)[place] > 0
+        low = weights(RankedGate(known, amount), sigma, known)[place] > 0
+        high = weights(RankedGate(known, amount, Reversed()), sigma, known)[place] > 0
         scores = known.at(sigma, feature)
         assert low.sum() == high.sum() == count
         if 0 < count < 10:
@@ -131,15 +153,15 @@ def test_features_are_ranked_apart_and_an_unmeasured_one_follows_them() -> None:
 def test_soft_becomes_per_step(count: int, sigma: float) -> None:
     known = profile()
     hard = weights(RankedGate(known, count / 10), sigma, known)
-    assert torch.equal(weights(RankedGate(known, count / 10, "soft", softness=0.0), sigma, known), hard)
-    near = weights(RankedGate(known, count / 10, "soft", softness=1e-6), sigma, known)
+    assert torch.equal(weights(RankedGate(known, count / 10, Soft(0.0)), sigma, known), hard)
+    near = weights(RankedGate(known, count / 10, Soft(1e-6)), sigma, known)
     torch.testing.assert_close(near, hard, atol=0.5, rtol=0)
     assert torch.equal(near.round(), hard)
 
 
 def test_soft_is_a_sigmoid_around_the_edge() -> None:
     scores = torch.tensor([0.0, 1.0, 2.0, 3.0, 40.0], dtype=torch.float64)
-    found = gates.soft_weights(scores, 2, softness=1 / float(scores.std(correction=0)))
+    found = soft_weights(scores, 2, softness=1 / float(scores.std(correction=0)))
     expected = torch.sigmoid(1.5 - scores)
     torch.testing.assert_close(found[:4], expected[:4])
     assert found[4] == 0
@@ -147,29 +169,29 @@ def test_soft_is_a_sigmoid_around_the_edge() -> None:
 
 def test_static_is_one_list_by_the_mean_over_log_sigma() -> None:
     known = profile()
-    found = [weights(RankedGate(known, 0.4, "static"), sigma, known) for sigma in (15.0, 2.0, 0.05)]
+    found = [weights(RankedGate(known, 0.4, Static()), sigma, known) for sigma in (15.0, 2.0, 0.05)]
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[1], found[2])
     dense = torch.logspace(1.1, -1.4, 20001, dtype=torch.float64).tolist()
     mean = torch.stack([known.at(sigma, "q") for sigma in dense]).mean(0)
-    torch.testing.assert_close(gates.time_mean(known, "q"), mean, rtol=1e-3, atol=0)
-    assert torch.equal(found[0][0], gates.lowest(mean, 4))
+    torch.testing.assert_close(time_mean(known, "q"), mean, rtol=1e-3, atol=0)
+    assert torch.equal(found[0][0], lowest(mean, 4))
 
 
 def test_time_weights_do_not_depend_on_where_a_profile_was_measured() -> None:
     uneven = torch.tensor([10.0, 9.0, 8.0, 1.0, 0.1], dtype=torch.float64)
-    found = gates.time_weights(uneven)
+    found = time_weights(uneven)
     assert found.sum() == pytest.approx(1)
     assert found[0] == pytest.approx(math.log(10 / 9) / 2 / math.log(100))
-    assert gates.time_weights(torch.tensor([3.0])).tolist() == [1.0]
+    assert time_weights(torch.tensor([3.0])).tolist() == [1.0]
 
 
 @given(st.integers(1, 9), st.integers(0, 50))
 def test_budget_opens_as_many_layers_in_total(count: int, seed: int) -> None:
     known = profile(seed=seed)
-    shares = gates.time_weights(known.sigmas)
+    shares = time_weights(known.sigmas)
     opened = torch.stack(
-        [weights(RankedGate(known, count / 10, "budget"), float(sigma), known)[0] for sigma in known.sigmas]
+        [weights(RankedGate(known, count / 10, Budget()), float(sigma), known)[0] for sigma in known.sigmas]
     ).sum(1)
     total = float(shares @ opened)
     assert count - 1e-9 <= total <= count + float(shares.max())
@@ -177,20 +199,20 @@ def test_budget_opens_as_many_layers_in_total(count: int, seed: int) -> None:
 
 def test_random_depends_on_the_seed_alone() -> None:
     known = profile(layers=40)
-    first = weights(RankedGate(known, 0.5, "random", seed=1), 9.0, known)
-    assert torch.equal(first, weights(RankedGate(known, 0.5, "random", seed=1), 0.1, known))
+    first = weights(RankedGate(known, 0.5, Random(1)), 9.0, known)
+    assert torch.equal(first, weights(RankedGate(known, 0.5, Random(1)), 0.1, known))
     assert torch.equal(first[0], first[1])
-    assert not torch.equal(first, weights(RankedGate(known, 0.5, "random", seed=2), 9.0, known))
+    assert not torch.equal(first, weights(RankedGate(known, 0.5, Random(2)), 9.0, known))
     assert first[0].sum() == 20
 
 
 def test_evenly_spaced_in_forward_order_whatever_the_file_order() -> None:
-    assert gates.evenly_spaced(10, 5).tolist() == [0, 1] * 5
-    assert gates.evenly_spaced(7, 3).tolist() == [0, 1, 0, 1, 0, 1, 0]
+    assert evenly_spaced(10, 5).tolist() == [0, 1] * 5
+    assert evenly_spaced(7, 3).tolist() == [0, 1, 0, 1, 0, 1, 0]
     known = profile()
     turned = SensitivityProfile(known.layers[::-1], known.features, known.sigmas, known.scores.flip(2))
     found = [
-        RankedGate(each, 0.3, "evenly spaced").weights(1.0, known.layers, standard_sigma) for each in (known, turned)
+        RankedGate(each, 0.3, EvenlySpaced()).weights(1.0, known.layers, standard_sigma) for each in (known, turned)
     ]
     assert torch.equal(*found)
 
@@ -198,14 +220,14 @@ def test_evenly_spaced_in_forward_order_whatever_the_file_order() -> None:
 @given(st.integers(0, 10), st.sampled_from(sorted(gates.POLICIES)), st.floats(0.02, 20))
 def test_weights_follow_the_models_order_of_layers(count: int, policy: str, sigma: float) -> None:
     known = profile()
-    gate = RankedGate(known, count / 10, policy)
+    gate = RankedGate(known, count / 10, policy_of(policy, {}))
     assert torch.equal(weights(gate, sigma, known).flip(1), gate.weights(sigma, known.layers[::-1], standard_sigma))
 
 
 def test_pins_and_exclusions_win() -> None:
     known = profile()
-    for share in (0, 0.5, 1):
-        found = weights(pinned(RankedGate(known, share), parse("o1, o2:0.5, o3"), parse("o3-4")), 1.0, known)
+    for amount in (0, 0.5, 1):
+        found = weights(pinned(RankedGate(known, amount), parse("o1, o2:0.5, o3"), parse("o3-4")), 1.0, known)
         assert (found[:, 1] == 1).all()
         assert (found[:, 2] >= 0.5).all()
         assert (found[:, 3:5] == 0).all()
@@ -217,7 +239,7 @@ def test_windows_count_like_controlnets() -> None:
     start, end = standard_sigma(0.2), standard_sigma(0.6)
     opened = [bool(weights(gate, sigma, known).any()) for sigma in (start * 1.01, start, 1.0, end, end * 0.99)]
     assert opened == [False, True, standard_sigma(0.6) <= 1.0, True, False]
-    with pytest.raises(ValueError, match="'end_percent'"):
+    with pytest.raises(ValueError, match="before it starts"):
         windowed(gate, 0.6, 0.2)
 
 
@@ -235,14 +257,14 @@ def test_gates_combine() -> None:
 
 
 def test_a_profile_of_other_layers_is_refused() -> None:
-    with pytest.raises(ValueError, match="'profile' was measured on 10 attention layers and 'model' has 9"):
+    with pytest.raises(ValueError, match="measured on 10 attention layers and the model has 9"):
         RankedGate(profile(), 0.4).weights(1.0, profile(9).layers, standard_sigma)
 
 
 def test_scores_that_are_no_numbers_are_refused() -> None:
     broken = profile()
     broken.scores[0, 0, 0] = math.nan
-    with pytest.raises(ValueError, match=r"'profile'.*finite"):
+    with pytest.raises(ValueError, match=r"profile.*finite"):
         RankedGate(broken, 0.4)
 
 
@@ -271,9 +293,9 @@ def test_the_standard_schedule() -> None:
 def test_content_and_style_with_low_content_rank_by_what_they_say(count: int, sigma: float) -> None:
     known = profile()
     alone = dataclasses.replace(known, scores=known.content.score, content=None)
-    content = weights(RankedGate(known, count / 10, "content"), sigma, known)
+    content = weights(RankedGate(known, count / 10, Content()), sigma, known)
     assert torch.equal(content, weights(RankedGate(alone, count / 10), sigma, known))
-    found = weights(RankedGate(known, count / 10, "style, low content"), sigma, known)
+    found = weights(RankedGate(known, count / 10, LowContent()), sigma, known)
     assert torch.equal(found, weights(RankedGate(contrast(known, alone), count / 10), sigma, known))
     assert known.content is not None and found[:2].sum(1).tolist() == [count, count]
 
@@ -285,10 +307,31 @@ def test_a_layer_low_in_both_gives_way_to_one_that_is_low_in_style_alone() -> No
         known, scores=style.expand(2, 1, 3).double(), content=Scores(*[content.expand(2, 1, 3).double()] * 3)
     )
     assert weights(RankedGate(both, 1 / 3), 1.0, both)[0].tolist() == [1, 0, 0]
-    assert weights(RankedGate(both, 1 / 3, "style, low content"), 1.0, both)[0].tolist() == [0, 1, 0]
+    assert weights(RankedGate(both, 1 / 3, LowContent()), 1.0, both)[0].tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize("policy", ["content", "style, low content"])
 def test_a_plain_series_has_no_content_to_rank_by(policy: str) -> None:
     with pytest.raises(ValueError, match="holds no content scores"):
-        RankedGate(dataclasses.replace(profile(), content=None), 0.5, policy)
+        RankedGate(dataclasses.replace(profile(), content=None), 0.5, policy_of(policy, {}))
+
+
+def test_a_policy_takes_its_own_parameters_out_of_all_values() -> None:
+    values = {"softness": 0.3, "random_seed": 7, "pin": "o1"}
+    assert policy_of("soft", values) == Soft(0.3) and policy_of("random", values) == Random(7)
+    assert policy_of("per-step", values) == gates.policies.PerStep() and policy_of("soft", {}) == Soft(0.1)
+    with pytest.raises(gates.UnknownPolicy, match="no selection policy 'best'") as caught:
+        policy_of("best", values)
+    assert caught.value.name == "best"
+
+
+def test_two_policies_of_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="called 'soft'"):
+        gates.policies.register(Soft)
+
+
+@pytest.mark.parametrize("kind", gates.POLICIES.values(), ids=str)
+def test_every_parameter_has_a_default_within_its_range_and_words(kind: type[gates.Policy]) -> None:
+    assert kind.about and "." not in kind.about
+    for each in gates.parameters(kind):
+        assert each.low <= each.default <= each.high and each.step > 0 and each.about.endswith(".")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conditional_balance.engine.layers import LayerId
-from conditional_balance.engine.profile import SensitivityProfile, by_content, check_layers, note_on_model
+from conditional_balance.engine.profile import SensitivityProfile, by_content, note_on_model
 from conditional_balance.engine.profile_file import load
 from conditional_balance.engine.scoring import Scores
 
@@ -47,9 +47,9 @@ def test_at_a_knot_the_score_is_the_measured_one_and_halfway_in_log_sigma_the_me
 
 
 def test_layers_of_another_architecture_are_refused_and_another_finetune_is_noted():
-    check_layers(profile(), LAYERS)
-    with pytest.raises(ValueError, match=r"3 attention layers and 'model' has 2"):
-        check_layers(profile(), LAYERS[:2])
+    assert profile().aligned(LAYERS[::-1]) == list(range(len(LAYERS)))[::-1]
+    with pytest.raises(ValueError, match=r"3 attention layers and the model has 2"):
+        profile().aligned(LAYERS[:2])
     assert note_on_model(profile(), {"weights": "abc"}) == ""
     assert "another finetune" in note_on_model(profile(), {"weights": "xyz"})
 

@@ -140,7 +140,7 @@ def test_slot_scores_are_means_over_layers_and_features() -> None:
 
 
 def test_a_profile_of_another_architecture_is_refused() -> None:
-    with pytest.raises(ValueError, match="'profile' was measured on 70 attention layers and 'model' has 16"):
+    with pytest.raises(ValueError, match="measured on 70 attention layers and the model has 16"):
         RankedSlots(by_output_block(SDXL_LAYERS, {}), 0.5).weights(1.0, SD15, standard_sigma)
 
 

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conditional_balance.engine.gate import RankedGate, lowest, pinned, windowed
+from conditional_balance.engine.gates import RankedGate, pinned, windowed
+from conditional_balance.engine.gates.policies import lowest
 from conditional_balance.engine.grammar import GrammarError, edited, parse
 from conditional_balance.engine.layers import LayerId
 from conditional_balance.engine.profile import SensitivityProfile
