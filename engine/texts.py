@@ -4,6 +4,8 @@ from __future__ import annotations
 
 LONGEST = 10_000
 """Characters that a text input may hold: a selection that names every layer of a large model one by one has 3,000."""
+LONGEST_NAME = 200
+"""Characters of a name that is kept in profiles and listed in reports."""
 QUOTED = 60
 """Characters of a foreign text that a message repeats."""
 
@@ -14,6 +16,14 @@ def bounded(text: str, name: str, longest: int = LONGEST) -> str:
         raise ValueError(
             f"'{name}' is too long ({len(text):,} characters, and {longest:,} are the most): shorten the text."
         )
+    return text
+
+
+def storable(text: str, name: str, longest: int = LONGEST_NAME) -> str:
+    """A short text that files can keep, without blanks around it. Raises ValueError that names the input otherwise."""
+    text = bounded(text, name, longest).strip()
+    if text.encode("utf-8", "replace").decode() != text:
+        raise ValueError(f"'{name}' holds half a character, which no file can keep: type {quoted(text)} again.")
     return text
 
 

@@ -18,7 +18,7 @@ from ..engine.combining import contrast, trimmed_mean
 from ..engine.divergence import DISTANCES
 from ..engine.profile import SensitivityProfile, note_on_model
 from ..engine.profile_file import load, save
-from ..engine.texts import quoted
+from ..engine.texts import quoted, storable
 from ..render.heatmap import draw
 from ..render.report import in_short, report
 from ..runtime.arch.fingerprint import fingerprint_of
@@ -37,6 +37,8 @@ FOLDER = "sensitivity_profiles"
 SUFFIX = ".safetensors"
 PUBLISHED = "sdxl-base-1.0.style.published.safetensors"  # what most users need, and shipped
 LONGEST_NAME = 100  # in bytes; file systems take 255, with the ending and what a file being written is called
+DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3])( *\..*)?", re.IGNORECASE)
+"""What Windows takes for a device, with any ending and with superscript digits too."""
 FEATURES = {"q and k": ("q", "k"), "q, k and v": ("q", "k", "v"), "q": ("q",), "k": ("k",), "v": ("v",)}
 ASPECTS = ["from images", "1:1", "4:3", "3:4", "3:2", "2:3", "16:9", "9:16"]
 
@@ -204,7 +206,9 @@ class CBProfileSensitivity(io.ComfyNode):
         distance: str,
         negative: list | None = None,
     ) -> io.NodeOutput:
-        settings = Settings(measures, noise_levels, FEATURES[features], distance, seed, aspect, size)
+        settings = Settings(
+            storable(measures, "measures"), noise_levels, FEATURES[features], distance, seed, aspect, size
+        )
         return _shown(profile_model(model, clusters, vae, positive, negative, settings))
 
 
@@ -472,11 +476,16 @@ def profile_path(name: str) -> Path:
 def _file_name(name: str) -> str:
     """A plain file name with the right ending; refused are folders, names that hide or escape, and Windows' devices."""
     name = name.strip().removesuffix(SUFFIX)
-    bad = name.startswith(".") or any(mark in name for mark in '/\\:*?"<>|\0') or not name.isprintable()
-    bad |= re.fullmatch(r"(con|prn|aux|nul|(com|lpt)[1-9])( *\..*)?", name, re.IGNORECASE) is not None
-    if not name or bad or len(name.encode()) > LONGEST_NAME:
+    bad = (
+        name.startswith(".")
+        or name.endswith((".", " "))
+        or bool(set(name) & set('/\\:*?"<>|'))
+        or not name.isprintable()
+    )
+    bad |= DEVICES.fullmatch(name) is not None
+    if not name or bad or len(name.encode("utf-8", "replace")) > LONGEST_NAME:
         raise ValueError(
-            f"'name': '{name[:LONGEST_NAME]}' is no plain file name: use letters, digits, dots and dashes, "
+            f"'name': {quoted(name)} is not a plain file name: use letters, digits, dots and dashes, "
             f"{LONGEST_NAME} at most, and no folders."
         )
     return name + SUFFIX

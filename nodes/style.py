@@ -11,6 +11,7 @@ from comfy_api.latest import io
 
 from ..engine.gates import LayerGate
 from ..engine.style import StyleSettings
+from ..engine.texts import bounded
 from ..runtime.inject.prompts import encode_rows
 from ..runtime.inject.reference import FIRST_ROW, Conditioning, StyleReference
 from ..runtime.inject.style import StyleInjection, inject_style
@@ -21,6 +22,7 @@ from .widgets import advanced, in_window, window_in_words, window_inputs
 
 CATEGORY = "conditional balance/style"
 Reference = io.Custom("STYLE_REFERENCE")
+LONGEST_PROMPTS = 100_000  # characters
 FIRST, RENOISED = "first row of the batch", "renoised latent"
 
 
@@ -56,7 +58,7 @@ class CBPromptBatch(io.ComfyNode):
     @classmethod
     @timed
     def execute(cls, clip: CLIP, prompts: str) -> io.NodeOutput:
-        lines = [line.strip() for line in prompts.splitlines() if line.strip()]
+        lines = [line.strip() for line in bounded(prompts, "prompts", LONGEST_PROMPTS).splitlines() if line.strip()]
         if not lines:
             raise ValueError("'prompts' is empty: write one prompt per line.")
         words = f"{len(lines)} prompts: set the latent's batch_size to {len(lines)}."

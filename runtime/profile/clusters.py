@@ -14,13 +14,12 @@ import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
 
-from ...engine.texts import quoted
+from ...engine.texts import quoted, storable
 from ..disk import entries, is_file, is_folder
 from .pictures import SUFFIXES, Picture, held, stored
 from .subjects import AUTO, subjects_in
 
 STEP = 64  # sides are multiples of it, which every UNet of this family halves evenly
-LONGEST_NAME = 200  # characters of a cluster's name; it is listed in the profile and in reports
 NARROWEST, WIDEST = 1 / 4, 4  # of the middle image's aspect; panoramas beyond are cropped
 
 
@@ -43,11 +42,9 @@ def with_cluster(
     `subjects` says what each image shows; without them it is unknown.
     Raises ValueError without a name or images, and for images that are none.
     """
-    name = name.strip()
+    name = storable(name, "name")
     if not name:
         raise ValueError("'name' is empty: name the cluster after what its images share, such as the style.")
-    if len(name) > LONGEST_NAME:
-        raise ValueError(f"'name' is too long ({len(name):,} characters): {LONGEST_NAME} are the most.")
     if not len(images):
         raise ValueError(f"'images' of cluster {quoted(name)} is empty: connect two or more images.")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import folder_paths
@@ -134,6 +135,15 @@ def test_a_profile_of_another_architecture_is_refused(sd15_model):
         ".safetensors",
         "NUL",
         "com1.style",
+        "CONIN$",
+        "conout$.style",
+        "COM\u00b9",
+        "lpt\u00b3.style",
+        "aux .x",
+        "dots...",
+        "spaces .safetensors",
+        "a\u202eb",
+        "\ud800",
         "x" * 300,
     ],
 )
@@ -142,6 +152,24 @@ def test_names_that_are_no_plain_file_name_are_refused(sd15_model, vae, name, tm
     with pytest.raises(ValueError, match="'name'"):
         CBSaveSensitivityProfile.execute(measured, name)
     assert not list((tmp_path / "user").iterdir())
+
+
+def test_a_full_disk_is_said_with_file_and_cure(tmp_path, monkeypatch):
+    measured = CBLoadSensitivityProfile.execute(PUBLISHED).args[0]
+
+    def full(*_args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"'mine\.safetensors' was not saved in .*No space left .*: free some space"):
+        CBSaveSensitivityProfile.execute(measured, "mine")
+    assert not list((tmp_path / "user").iterdir())
+
+
+@pytest.mark.parametrize("measures", ["x" * 500, "\ud800"])
+def test_a_question_that_could_not_be_saved_is_refused_before_the_run(sd15_model, vae, measures):
+    with pytest.raises(ValueError, match="'measures'"):
+        profile(sd15_model, vae, measures=measures)
 
 
 @pytest.mark.parametrize("name", ["none.safetensors", "../input/secret.safetensors", "/etc/passwd"])
