@@ -101,3 +101,8 @@ def test_what_cannot_be_combined_is_refused() -> None:
         contrast(drawn(0), profile(torch.rand(2, 3, 4), LAYERS[:4]))
     with pytest.raises(ValueError, match="no feature in common"):
         trimmed_mean([drawn(0), profile(torch.rand(1, 3, 5), features=("v",))])
+
+
+def test_of_three_profiles_the_middle_score_stays() -> None:
+    three = [drawn(seed) for seed in range(3)]
+    assert torch.equal(trimmed_mean(three).scores, torch.stack([each.scores for each in three]).median(0).values)

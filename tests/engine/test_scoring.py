@@ -7,6 +7,7 @@ from itertools import combinations
 import pytest
 import torch
 
+from conditional_balance.engine import scoring
 from conditional_balance.engine.scoring import check_clusters, scores_of, separation_of
 
 
@@ -99,3 +100,48 @@ def test_the_same_seed_gives_the_same_answer():
 def test_too_few_clusters_or_images_are_named(labels, names, words):
     with pytest.raises(ValueError, match=words):
         check_clusters(labels, names)
+
+
+def test_a_scores_own_p_counts_the_true_labels_and_every_shuffle_as_low():
+    matrices, labels = distances(8, 3), [0] * 4 + [1] * 4
+    shuffled = scoring._shuffled(labels, 5).tolist()
+    assert shuffled[0] == labels and len(shuffled) == 1 + scoring.PERMUTATIONS
+    for matrix, p in zip(matrices, separation_of(matrices, labels, 5).each.tolist(), strict=True):
+        as_low = sum(by_hand(matrix, each) <= by_hand(matrix, labels) + 1e-12 for each in shuffled)
+        assert p == pytest.approx(as_low / 1000, abs=1e-12)
+
+
+def test_p_is_one_where_nothing_differs_and_a_thousandth_where_all_does():
+    assert separation_of(torch.zeros(2, 6, 6), [0, 0, 0, 1, 1, 1], 0).each.tolist() == [1, 1]
+    matrix, labels = planted(5, 4, 0.1)
+    assert separation_of(matrix, labels, 0).each.tolist() == [0.001]
+
+
+def test_nine_tenths_of_the_bootstrap_scores_lie_in_the_interval():
+    matrix, labels = unequal(9)
+    found = scores_of(matrix, labels, 0)
+    draws = []
+    for weights in scoring._resampled_clusters(9, 0).tolist():
+        inner, outer, inner_pairs, outer_pairs = 0.0, 0.0, 0.0, 0.0
+        for one, first in enumerate(sorted(set(labels))):
+            rows = [index for index in range(len(labels)) if labels[index] == first]
+            for other, second in enumerate(sorted(set(labels))):
+                columns = [index for index in range(len(labels)) if labels[index] == second]
+                block = float(matrix[0][rows][:, columns].sum())
+                if one == other:
+                    inner, inner_pairs = inner + weights[one] * block, inner_pairs + weights[one] * 12
+                else:
+                    count = weights[one] * weights[other]
+                    outer, outer_pairs = outer + count * block, outer_pairs + count * 16
+        draws.append((inner / inner_pairs) / (outer / outer_pairs))
+    within = [float(found.low) <= draw <= float(found.high) for draw in draws]
+    assert sum(within) / len(within) == pytest.approx(0.9, abs=0.003)
+    assert sum(draw < float(found.low) for draw in draws) / len(draws) == pytest.approx(0.05, abs=0.003)
+
+
+def test_draws_with_one_cluster_have_no_pairs_between_clusters_and_are_left_out():
+    """Of two clusters every other draw is then the clusters themselves, so the interval is the score."""
+    matrix, labels = unequal(2)
+    found = scores_of(matrix, labels, 0)
+    assert float(found.low) == pytest.approx(float(found.score)) == float(found.high)
+    assert bool((scoring._resampled_clusters(3, 0) > 0).sum(1).gt(1).all())

@@ -253,3 +253,9 @@ def test_long_weights_by_hand_are_refused_with_an_excerpt(text: str) -> None:
     with pytest.raises(GrammarError) as caught:
         parse_weights(text)
     assert len(str(caught.value)) < 400
+
+
+def test_the_paper_keeps_everything_at_the_very_noise_level_where_kept_ends() -> None:
+    edge = standard_sigma(0.5)
+    at, after = (PaperSchedule(0.5).weights(sigma, SDXL, standard_sigma) for sigma in (edge, edge * (1 - 1e-6)))
+    assert at == SlotWeights((1.0,) * 9, 1.0) and after.skips == (0.0,) * 9

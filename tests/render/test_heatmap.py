@@ -10,6 +10,7 @@ import torch
 
 from conditional_balance.engine.layers import LayerId, titled_stretches
 from conditional_balance.engine.profile import SensitivityProfile
+from conditional_balance.render import heatmap
 from conditional_balance.render.heatmap import BLANK, WIDTH, draw, palette
 
 
@@ -71,3 +72,19 @@ def test_one_score_for_all_is_no_division_by_zero():
     measured = profile(4, 1, features="v")
     measured.scores[:] = 1.0
     assert draw(measured, "title").width == WIDTH
+
+
+def test_the_labels_name_the_most_sensitive_layers_and_stand_over_their_columns(monkeypatch):
+    measured = profile(20, 3, features="qk")
+    written = []
+    monkeypatch.setattr(heatmap._Canvas, "upright", lambda canvas, centre, *rest: written.append((centre, rest[1])))
+    draw(measured, "title")
+    names = [(centre, text) for centre, text in written if text != "noise level sigma"]
+    for number, scores in enumerate(measured.scores.mean(1)):
+        mine = names[number * heatmap.NAMED : (number + 1) * heatmap.NAMED]
+        expected = scores.argsort()[: heatmap.NAMED].tolist()
+        assert [text for _, text in mine] == [str(measured.layers[column]) for column in expected]
+        along = [centre for centre, _ in sorted(mine)]
+        assert sorted(along) == along and [text for _, text in sorted(mine)] == [
+            str(measured.layers[column]) for column in sorted(expected)
+        ]
