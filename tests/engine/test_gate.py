@@ -271,7 +271,7 @@ def test_scores_that_are_no_numbers_are_refused() -> None:
 def test_summary_and_map(published: SensitivityProfile) -> None:
     sigmas = spread_sigmas(13.1, 0.0413)
     found = sampled(RankedGate(published, 0.43), published.layers, sigmas)
-    assert summary(found, published.layers).startswith("30 of 70 layers, mostly output 1-2.")
+    assert summary(found, published.layers).startswith("30 of 70 layers, mostly input 7 and output 1-2.")
     assert "closed" in summary(torch.zeros_like(found), published.layers)
     assert summary(sampled(WrittenGate(parse("o1.8")), published.layers, sigmas), published.layers) == (
         "1 of 70 layers, mostly output 1."

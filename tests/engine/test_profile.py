@@ -54,17 +54,6 @@ def test_layers_of_another_architecture_are_refused_and_another_finetune_is_note
     assert "another finetune" in note_on_model(profile(), {"weights": "xyz"})
 
 
-def test_the_published_ranks_are_read_as_published():
-    """Every layer has one rank at every noise level, and the provenance says whose they are."""
-    ranks = load(PUBLISHED)
-    assert len(ranks.layers) == 70 and ranks.features == ("q", "k") and len(ranks.sigmas) == 14
-    assert "2412.19853" in ranks.provenance["source"]
-    assert ranks.low is None and ranks.high is None
-    for feature in ranks.features:
-        for sigma in ranks.sigmas.tolist():
-            assert sorted((ranks.at(sigma, feature) * 70).round().int().tolist()) == list(range(1, 71))
-
-
 GOLDEN = {
     (13.120411, "q"): "i5.1 i8.2-9 o1.2-9 o2.0-9 o3.1 o4.0 m0.0",
     (13.120411, "k"): "i8.3-9 o1.3-9 o2.0-9 o3.0-1 o4.0-1 m0.0-1",
