@@ -1,4 +1,4 @@
-"""Turns published style ranks into sensitivity profiles: `python build_published.py NAME RANKS.json`, NAME of PROFILES."""
+"""Turns published style ranks into a profile: `python build_published.py NAME RANKS.json`, NAME one of PROFILES."""
 
 from __future__ import annotations
 

@@ -48,8 +48,9 @@ def test_sd35s_two_rows_of_noise_are_left_out_and_its_first_and_last_blocks_carr
     assert float(ranks.sigmas[0]) == pytest.approx(0.974)
     gate = RankedGate(ranks, 28.0)
     found = torch.stack([gate.weights(float(sigma), ranks.layers, float)[:2] for sigma in ranks.sigmas])
-    always = {str(layer) for layer, chosen in zip(ranks.layers, (found > 0).all(0).all(0).tolist(), strict=True) if chosen}
-    assert {"j1", "j2", "j36", "j37"} <= always
+    always = (found > 0).all(0).all(0).tolist()
+    names = {str(layer) for layer, chosen in zip(ranks.layers, always, strict=True) if chosen}
+    assert {"j1", "j2", "j36", "j37"} <= names
 
 
 def test_the_second_grading_ranks_values_apart() -> None:
