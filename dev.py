@@ -129,9 +129,9 @@ def serve(arguments: list[str]) -> int:
 def demo(arguments: list[str]) -> int:
     """The demo workflows on a fresh server; their pictures end up in out/."""
     argparse.ArgumentParser(prog="dev.py demo").parse_args(arguments)
-    workflows = sorted((ROOT / "example_workflows").glob("*demo*.json"))
+    workflows = sorted((ROOT / "demo" / "example_workflows").glob("*.json"))
     if not workflows:
-        raise Failed("There is no demo workflow in example_workflows/ of this copy of the repository.")
+        raise Failed("There is no demo workflow in demo/example_workflows/ of this copy of the repository.")
     comfy, env = ready([])
     base = comfyui.CACHE / "demo"
     shutil.rmtree(base / "output", ignore_errors=True)  # so that file names do not count on from the last run

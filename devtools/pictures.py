@@ -1,7 +1,7 @@
 """Makes every picture that the repository ships from runs on the demo model: `python dev.py pictures [WORKFLOW ...]`.
 
 - docs/NAME.png, where README shows it or it is there already, from the demo workflow that saves `demo_NAME`;
-- example_workflows/NAME.jpg for every workflow: its own result, or for a checkpoint's workflow its demo twin's;
+- a .jpg beside every example workflow: its own result, or for a checkpoint's workflow its demo twin's;
 - js/docs/figures/NODE.webp for every node's help page (devtools/figures.py).
 
 Pictures in docs/ carry their workflow: dragged into ComfyUI they open it.
@@ -26,11 +26,12 @@ from PIL import Image, PngImagePlugin
 from devtools import comfyui, face, files, server, workflow
 from devtools.comfyui import ROOT
 from devtools.contact import stacked
+from devtools.examples import DEMOS, EXAMPLES
 from devtools.figures import FIGURES, OVERVIEWS, Studio, opened
 from devtools.graph import Graph
 from devtools.steps import Failed
 
-WORKFLOWS, DOCS = ROOT / "example_workflows", ROOT / "docs"
+DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 README_WIDTH, THUMBNAIL = 798, 512  # pixels
 
@@ -63,20 +64,20 @@ def main(arguments: Sequence[str]) -> int:
         studio = Studio(running, json.loads(running.get("/object_info")), _teller())
         if given.node:
             _figures_of(studio, gallery, given.node)
-        for path in _chosen(given.workflow) if not given.node else ():
-            _workflow(studio, gallery, path)
+        for name, path in _chosen(given.workflow).items() if not given.node else ():
+            _workflow(studio, gallery, name, path)
         if not given.workflow and not given.node:
             _figures(studio, gallery, Graph({}, studio.known), None)
     print(f"\n{gallery}\nin {time.monotonic() - start:.0f} s")
     return _complain_of_nodes_without_figure()
 
 
-def _chosen(names: Sequence[str]) -> list[Path]:
+def _chosen(names: Sequence[str]) -> dict[str, Path]:
     """The demo workflows that are asked for, all without a name. Raises Failed for one that does not exist."""
-    found = {path.stem: path for path in sorted(WORKFLOWS.glob("*_demo.json"))}
+    found = {name: path for name, path in EXAMPLES.items() if name in DEMOS}
     if unknown := set(names) - set(found):
         raise Failed(f"There is no demo workflow {', '.join(sorted(unknown))}; there are {', '.join(found)}.")
-    return [path for name, path in found.items() if not names or name in names]
+    return {name: path for name, path in found.items() if not names or name in names}
 
 
 def _teller() -> Callable[[str], None]:
@@ -92,18 +93,18 @@ def _teller() -> Callable[[str], None]:
     return tell
 
 
-def _workflow(studio: Studio, gallery: Gallery, path: Path) -> None:
+def _workflow(studio: Studio, gallery: Gallery, example: str, path: Path) -> None:
     """Run a demo workflow; write what it saves, the thumbnails of its family, and the figures that build on it."""
     graph = json.loads(path.read_text(encoding="utf-8"))
     prompt = workflow.to_prompt(graph, studio.known)
-    studio.tell(f"running {path.stem}")
+    studio.tell(f"running {example}")
     shown = _saved(studio, prompt, graph)
-    shown |= _overviews(studio, Graph(prompt, studio.known), path.stem, next(iter(shown.values())).info)
+    shown |= _overviews(studio, Graph(prompt, studio.known), example, next(iter(shown.values())).info)
     for name, picture in shown.items():
         if name in OVERVIEWS or (DOCS / f"{name}.png").exists() or f"docs/{name}.png" in README:
             _write_doc(gallery, name, picture)
-    _write_thumbnails(gallery, path.stem, list(shown.values())[-1])
-    _figures(studio, gallery, Graph(prompt, studio.known), path.stem)
+    _write_thumbnails(gallery, example, list(shown.values())[-1])
+    _figures(studio, gallery, Graph(prompt, studio.known), example)
 
 
 def _saved(studio: Studio, prompt: Mapping[str, Any], graph: Mapping[str, Any]) -> dict[str, Image.Image]:
@@ -143,8 +144,8 @@ def _write_thumbnails(gallery: Gallery, demo: str, picture: Image.Image) -> None
     """The picture in the template browser: of the demo workflow and of its twins for real checkpoints."""
     data = BytesIO()
     _within(picture, THUMBNAIL, THUMBNAIL).save(data, "JPEG", quality=88)
-    for path in sorted(WORKFLOWS.glob(f"{demo.removesuffix('demo')}*.json")):
-        if path.stem.rpartition("_")[0] == demo.removesuffix("_demo"):
+    for name, path in EXAMPLES.items():
+        if name.rpartition("_")[0] == demo.removesuffix("_demo"):
             gallery.write(path.with_suffix(".jpg"), data.getvalue())
 
 
@@ -172,7 +173,7 @@ def _figures_of(studio: Studio, gallery: Gallery, nodes: Sequence[str]) -> None:
     for node in nodes:
         graph: Mapping[str, Any] = {}
         if of := FIGURES[node].of:
-            graph = workflow.to_prompt(json.loads((WORKFLOWS / f"{of}.json").read_text(encoding="utf-8")), studio.known)
+            graph = workflow.to_prompt(json.loads(EXAMPLES[of].read_text(encoding="utf-8")), studio.known)
         studio.tell(f"figure of {node}")
         drawn = FIGURES[node].draw(studio, Graph(graph, studio.known))
         gallery.write(face.figure_of(node), _packed(drawn))

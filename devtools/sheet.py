@@ -13,7 +13,7 @@ from . import files, workflow
 WIDTH, GAP, ROW = 330, 50, 90  # columns and the space around nodes; above each one stands its title
 HEAD, LINE, FIELD = 36, 26, 70  # heights: a node without lines, a line, what a field of several lines adds
 SUMMARY = 50  # the words beneath a node of ours once it ran
-LAYER_MAP = 280
+LAYER_MAP = 320
 WITH_LAYER_MAP = ("CBSelectLayers", "CBProfileSensitivity", "CBLoadSensitivityProfile")
 FRAME_HEAD, FRAME_EDGE = 90, 18  # a column's frame; its head holds its own title and the first node's
 CORNER, SCREEN = (75, 135), (1080, 620)  # pixels that menus leave of 1400 x 900; Nodes 2.0 spreads nodes by a fifth

@@ -1,10 +1,12 @@
 // Joins the pack's nodes to the front end: a layer map on nodes that have a profile, a strip of masks on the one that
-// shows an attribution, a summary beneath every node that ran.
+// shows an attribution, a slider on the one that compares pictures, two lines of words beneath every other.
+import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
 import { rememberInputs } from './layer_map/graph.js'
 import { LayerMap } from './layer_map/view.js'
 import { MaskStrip } from './mask_strip/view.js'
-import { showSummary } from './summary.js'
+import { forgetErrors, restoreResults } from './results.js'
+import { Summary } from './summary.js'
 
 const EDITABLE = new Set(['CBSelectLayers'])
 const READ_ONLY = new Set(['CBProfileSensitivity', 'CBLoadSensitivityProfile'])
@@ -15,18 +17,17 @@ app.registerExtension({
   beforeRegisterNodeDef(nodeType, nodeData) {
     if (EDITABLE.has(nodeData.name)) rememberInputs(nodeData)
   },
+  setup() {
+    api.addEventListener('execution_start', forgetErrors)
+  },
   nodeCreated(node) {
     const kind = node.comfyClass ?? ''
     if (!kind.startsWith('CB')) return
-    const map = EDITABLE.has(kind) || READ_ONLY.has(kind) ? new LayerMap(node, EDITABLE.has(kind)) : null
-    const strip = STRIPS.has(kind) ? new MaskStrip(node) : null
-    const before = node.onExecuted
-    node.onExecuted = function (output) {
-      const words = output?.cb_summary?.[0]
-      if (map) map.executed(words, output?.cb_profile?.[0])
-      else if (words) showSummary(this, words)
-      if (strip && output?.cb_strip) strip.executed(output.cb_strip)
-      return before?.apply(this, arguments)
-    }
+    if (STRIPS.has(kind)) new MaskStrip(node)
+    if (EDITABLE.has(kind) || READ_ONLY.has(kind)) new LayerMap(node, EDITABLE.has(kind))
+    else new Summary(node)
+  },
+  async afterConfigureGraph() {
+    await restoreResults()
   },
 })

@@ -1,27 +1,36 @@
-// A line of plain words beneath a node, from its last run.
+// Two lines beneath a node: what its last run says in plain words, what it warns of, or why it failed. The lines are
+// always there, so that a run changes nothing that undo could take back.
+import { errorOf, resultOf } from './results.js'
 import { addStyle } from './style.js'
+import { watch } from './watch.js'
 
-const NAME = 'cb_summary', LINE = 15, MARGIN = 6, CHARACTER = 6, MOST_LINES = 4
+const NAME = 'cb_summary', HEIGHT = 34, MARGIN = 4, TALLEST = 120
 
-// Shows `words` beneath `node`; the first call adds the line, later ones replace its words.
-export function showSummary(node, words) {
-  const widget = node.widgets?.find(each => each.name === NAME) ?? addLine(node)
-  widget.element.textContent = words
-  widget.element.title = words
-  node.setDirtyCanvas?.(true, true)
+export class Summary {
+  constructor(node) {
+    addStyle()
+    this.node = node
+    this.element = Object.assign(document.createElement('div'), { className: 'cb-summary' })
+    this.element.setAttribute('role', 'status')
+    const options = {
+      serialize: false, hideOnZoom: false, margin: MARGIN, getMinHeight: () => HEIGHT + 2 * MARGIN,
+      getMaxHeight: () => TALLEST,
+    }
+    const widget = node.addDOMWidget(NAME, NAME, this.element, options)
+    widget.serialize = false // it is no input: neither the workflow nor the prompt keeps it
+    watch(this, node)
+  }
+
+  look() {
+    say(this.element, this.node)
+  }
 }
 
-function addLine(node) {
-  addStyle()
-  const element = Object.assign(document.createElement('div'), { className: 'cb-summary' })
-  element.setAttribute('role', 'status')
-  const height = () => lines(element.textContent, node.size[0]) * LINE + 2 * MARGIN
-  const options = { serialize: false, hideOnZoom: false, margin: MARGIN, getMinHeight: height, getMaxHeight: height }
-  const widget = node.addDOMWidget(NAME, NAME, element, options)
-  widget.serialize = false // it is no input: neither the workflow nor the prompt keeps it
-  return widget
-}
-
-function lines(words, width) {
-  return Math.min(MOST_LINES, Math.ceil((words.length * CHARACTER) / Math.max(width - 30, 60)))
+// Writes into an element what is to be said of a node: its error or what else is wrong, else its warning and the words.
+export function say(element, node, words = resultOf(node).cb_summary?.[0] ?? '', wrong = '') {
+  const error = errorOf(node) || wrong, warning = resultOf(node).cb_warning?.join(' ') ?? ''
+  const text = error || [warning, words].filter(Boolean).join(' ')
+  element.classList.toggle('cb-error', Boolean(error))
+  element.classList.toggle('cb-warning', Boolean(warning && !error))
+  if (element.textContent !== text) element.textContent = element.title = text
 }

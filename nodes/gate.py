@@ -85,9 +85,7 @@ def _parameter_input(of: Parameter) -> io.Input:
     about = f"{of.about} Other policies ignore it."
     optional = of.name not in ("softness", "random_seed")
     return advanced(
-        kind.Input(
-            of.name, optional=optional, default=of.default, min=of.low, max=of.high, step=of.step, tooltip=about
-        )
+        kind.Input(of.name, optional=optional, default=of.default, min=of.low, max=of.high, step=of.step, tooltip=about)
     )
 
 
@@ -152,15 +150,10 @@ class CBSelectLayers(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, **values: Any) -> bool | str:
-        # In 0.1.0 lambda above 1 was a number of layers, and core would refuse that of a saved workflow. A node that
-        # takes every value here checks all ranges itself.
-        amount = values.get("lambda")
-        within = values | ({"lambda": 1.0} if isinstance(amount, float) and 1 < amount <= MOST_LAYERS else {})
-        if problem := out_of_range(cls.define_schema().inputs, within):
-            return problem
-        problems = {name: _problem(values.get(name)) for name in ("pin", "exclude")}
-        return next((f"'{name}': {problem}" for name, problem in problems.items() if problem), True)
+    def validate_inputs(cls, pin: str | None) -> bool | str:
+        # One name only: core reports a problem once for every name that is declared here. execute() reads the others.
+        problem = _problem(pin)
+        return True if problem is None else f"'pin': {problem}"
 
     @classmethod
     @timed
@@ -168,6 +161,19 @@ class CBSelectLayers(io.ComfyNode):
         gate, everywhere = chosen_layers(profile, values)
         words = in_words(gate, everywhere, profile)
         return io.NodeOutput(gate, _picture(gate, profile), words, ui=summary(words) | layer_map(profile))
+
+
+def problem_with(values: Mapping[str, Any]) -> str | None:
+    """What is wrong with widget values of Select Layers, where core has not looked at them; None when all is well.
+
+    A lambda above 1 is a number of layers, as in 0.1.0: links may still bring one.
+    """
+    amount = values.get("lambda")
+    within = values | ({"lambda": 1.0} if isinstance(amount, float) and 1 < amount <= MOST_LAYERS else {})
+    if problem := out_of_range(CBSelectLayers.define_schema().inputs, within):
+        return problem
+    problems = {name: _problem(values.get(name)) for name in ("pin", "exclude")}
+    return next((f"'{name}': {problem}" for name, problem in problems.items() if problem), None)
 
 
 def chosen_layers(profile: SensitivityProfile, values: Mapping[str, Any]) -> tuple[LayerGate, LayerGate]:

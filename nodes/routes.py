@@ -22,8 +22,10 @@ from ..engine.profile import SensitivityProfile
 from ..engine.profile_file import LONGEST_NAME, load
 from ..engine.texts import bounded, quoted
 from ..render.layer_map import profile_map, selection_map
-from .gate import CBSelectLayers, chosen_layers, in_words
+from .gate import CBSelectLayers, chosen_layers, in_words, problem_with
 from .profile import profile_path
+from .results import show_results
+from .saved import renewed
 from .shown import recall
 
 PREFIX = "/conditional_balance"
@@ -51,7 +53,7 @@ def show_selection(asked: Asked) -> dict[str, Any]:
     """
     profile = _profile(_part(asked, "profile"))
     values = _values(_part(asked, "values"))
-    if isinstance(problem := CBSelectLayers.validate_inputs(**values), str):
+    if problem := problem_with(values):
         raise ValueError(problem)
     gate, everywhere = chosen_layers(profile, values)
     shown = selection_map(gate, profile, parse(values["pin"]), parse(values["exclude"]))
@@ -79,16 +81,20 @@ def _next(texts: Mapping[str, str], layer: LayerId, layers: Sequence[LayerId]) -
     return "free" if named["exclude"] else "exclude" if named["pin"] else "pin"
 
 
+ANSWERS = {"profile": show_profile, "selection": show_selection, "by_hand": by_hand, "results": show_results}
+
+
 def offer() -> None:
-    """Add the routes to ComfyUI's server, where there is one: tests and scripts use the pack without."""
+    """Add routes and handler to ComfyUI's server, where there is one: tests and scripts use the pack without."""
     server = sys.modules.get("server")  # main.py has imported it; importing it here would start half of it in a script
     if server is not None:
         register(server.PromptServer.instance.routes)
+        server.PromptServer.instance.add_on_prompt_handler(renewed)
 
 
 def register(routes: web.RouteTableDef) -> None:
-    """Add the three routes to a server's table."""
-    for name, answer in {"profile": show_profile, "selection": show_selection, "by_hand": by_hand}.items():
+    """Add the routes to a server's table."""
+    for name, answer in ANSWERS.items():
         routes.post(f"{PREFIX}/{name}")(_answering(answer))
 
 

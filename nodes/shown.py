@@ -15,6 +15,7 @@ from ..engine.profile import SensitivityProfile
 from ..engine.profile_file import digest
 
 SUMMARY, PROFILE, STRIP = "cb_summary", "cb_profile", "cb_strip"  # keys of the `ui` output that js/ reads
+WARNING, ERROR = "cb_warning", "cb_error"
 KEPT = 32
 NOTICEABLE = 0.1  # seconds; below, a summary does not mention them
 
@@ -25,6 +26,11 @@ _lock = Lock()
 def summary(words: str) -> dict[str, list[str]]:
     """A `ui` output that puts plain words beneath the node."""
     return {SUMMARY: [words]}
+
+
+def warning(words: str | None) -> dict[str, list[str]]:
+    """A `ui` output that puts a warning before the words beneath the node; nothing when there is none."""
+    return {WARNING: [words]} if words else {}
 
 
 def layer_map(profile: SensitivityProfile) -> dict[str, list[str]]:

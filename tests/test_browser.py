@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from conditional_balance.nodes.extension import ConditionalBalance
+from devtools.examples import EXAMPLES
 from devtools.server import ROOT, Server
 from devtools.sheet import Sheet
 from devtools.workflow import to_prompt
 from visits import RENDERERS, needs_browser, visited
 
 NODES = [node.GET_SCHEMA().node_id for node in asyncio.run(ConditionalBalance().get_node_list())]
-EXAMPLES = {path.stem: path for path in sorted((ROOT / "example_workflows").glob("*.json"))}
 WORKFLOWS = {"core_nodes": ROOT / "tests" / "workflows" / "core_nodes.json"} | EXAMPLES
 RUN = ["core_nodes", "style_balanced_demo"]  # test_examples runs every demo workflow without a browser
 BLUEPRINT = "Style + structure, balanced"
@@ -61,7 +61,7 @@ def test_nodes_of_an_example_do_not_cover_one_another(name: str, renderer: str, 
 def placed(server: Server, object_info: dict) -> dict[str, Any]:
     """What the blueprint offers where it was placed by searching for it, its prompt, and how it ran."""
     workflow, links = _around_the_blueprint(object_info)
-    widgets = {"profile": "demo.style.safetensors", "lambda": 0.2, "kept": 0.5}
+    widgets = {"profile": "demo.style.safetensors", "style amount": 0.2, "structure amount": 0.5}
     return visited("blueprint", server, blueprint=BLUEPRINT, workflow=workflow, links=links, widgets=widgets)
 
 
@@ -75,13 +75,12 @@ def _around_the_blueprint(known: dict) -> tuple[dict[str, Any], list[dict[str, A
     text = sheet.add("CLIPTextEncode", clip=(model, 1), text="a cat in the city, comic style")
     sheet.next_column("Style")
     latent = sheet.add("VAEEncode", pixels=(scene, 0), vae=(model, 2))
-    reference = sheet.add("CBStyleReference", latent=(latent, 0))
     sampled = sheet.add("KSampler", latent_image=(latent, 0), steps=2)
     decoded = sheet.add("VAEDecode", samples=(sampled, 0), vae=(model, 2))
     sheet.add("SaveImage", images=(decoded, 0))
     into = {
-        "model": (model, 0), "control_net": (control, 0), "positive": (text, 0), "negative": (text, 0),
-        "control image": (scene, 3), "style reference": (reference, 0),
+        "model": (model, 0), "clip": (model, 1), "vae": (model, 2), "positive": (text, 0), "negative": (text, 0),
+        "style picture": (scene, 0), "control_net": (control, 0), "control image": (scene, 3),
     }  # fmt: skip
     links = [{"from": node, "slot": slot, "to": "blueprint", "name": name} for name, (node, slot) in into.items()]
     out = ("model", "positive", "negative")
@@ -90,11 +89,13 @@ def _around_the_blueprint(known: dict) -> tuple[dict[str, Any], list[dict[str, A
 
 @pytest.mark.parametrize("renderer", RENDERERS)
 def test_placed_subgraph_offers_what_it_says(renderer: str, placed: dict) -> None:
-    sockets = ["model", "control_net", "positive", "negative", "control image", "style reference"]
-    assert placed[renderer]["inputs"] == [*sockets, "profile", "lambda", "kept"]
+    sockets = ["model", "clip", "vae", "positive", "negative", "style picture", "control_net", "control image"]
+    widgets = ["what the style picture shows", "profile", "style amount", "structure amount"]
+    assert placed[renderer]["inputs"] == sockets + widgets
     assert placed[renderer]["outputs"] == ["model", "positive", "negative"]
     published = "sdxl-base-1.0.style.published.safetensors"
-    assert placed[renderer]["offered"] == {"profile": published, "lambda": 0.43, "kept": 0.15}
+    offered = {"what the style picture shows": "a painting", "profile": published}
+    assert placed[renderer]["offered"] == offered | {"style amount": 0.57, "structure amount": 0.15}
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)

@@ -2,43 +2,47 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
+import re
 import urllib.parse
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import comfyui_version
 import pytest
 from PIL import Image
 
-from devtools import comfyui
+from devtools import build_examples, comfyui, examples
 from devtools.server import ROOT, Server
 from devtools.sheet import Sheet
 from devtools.workflow import to_prompt
 
-EXAMPLES = {
-    path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "example_workflows").glob("*.json")
-}
+EXAMPLES = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in examples.EXAMPLES.items()}
 BLUEPRINTS = {path.stem: path for path in (ROOT / "subgraphs").glob("*.json")}
 DEMOS = sorted(name for name in EXAMPLES if name.endswith("_demo"))
 CHECKPOINTS = sorted(EXAMPLES.keys() - set(DEMOS))
 STANDS_FOR = {"CBLoadImageClusters": "CBImageClusters"}  # the demo draws its pictures, so it reads no folder
 
 
-@pytest.fixture(scope="module")
-def builder() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("example_builder", ROOT / "example_workflows" / "build.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_workflows_are_offered(server: Server) -> None:
-    offered = json.loads(server.get("/workflow_templates")).get("conditional_balance", [])
-    assert sorted(offered) == sorted(EXAMPLES)
+    offered = json.loads(server.get("/workflow_templates"))
+    for pack, demos in {"conditional_balance": False, "conditional_balance_demo": True}.items():
+        titles = {title for name, title in examples.TITLES.items() if (name in examples.DEMOS) == demos}
+        assert set(offered[pack]) == titles
+
+
+def test_templates_come_in_the_order_of_what_people_want() -> None:
+    for demos in (False, True):
+        titles = [title for name, title in examples.TITLES.items() if (name in examples.DEMOS) == demos]
+        assert titles == sorted(titles) and titles[0].startswith("1 Style from a picture")
+
+
+@pytest.mark.parametrize("name", EXAMPLES.keys() - examples.DEMOS)
+def test_a_plain_clone_shows_no_template_that_needs_the_demo(name: str) -> None:
+    text = examples.EXAMPLES[name].read_text(encoding="utf-8")
+    assert not re.search(r"CB\w*Demo|demo\.", text)
+    assert examples.EXAMPLES[name].parent == ROOT / "example_workflows"
 
 
 @pytest.mark.parametrize("name", BLUEPRINTS)
@@ -53,9 +57,9 @@ def test_blueprint_is_offered(name: str, server: Server) -> None:
 @pytest.mark.skipif(
     comfyui_version.__version__ != comfyui.VERSION, reason="The files are built with the pinned release's nodes."
 )
-def test_files_are_as_the_builder_writes_them(builder: ModuleType, object_info: dict, tmp_path: Path) -> None:
-    builder.build(object_info, tmp_path)
-    for folder in ("example_workflows", "subgraphs"):
+def test_files_are_as_the_builder_writes_them(object_info: dict, tmp_path: Path) -> None:
+    build_examples.build(object_info, tmp_path)
+    for folder in ("example_workflows", "demo/example_workflows", "subgraphs"):
         built = {path.name: path.read_text() for path in (tmp_path / folder).glob("*.json")}
         assert built == {path.name: path.read_text() for path in (ROOT / folder).glob("*.json")}
 

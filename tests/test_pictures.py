@@ -11,10 +11,10 @@ from PIL import Image
 
 from devtools import figures, pictures
 from devtools.comfyui import ROOT
+from devtools.examples import EXAMPLES
 from devtools.steps import Failed
 
-WORKFLOWS = {path.stem: path for path in sorted((ROOT / "example_workflows").glob("*.json"))}
-DEMOS = {name: path for name, path in WORKFLOWS.items() if name.endswith("_demo")}
+DEMOS = {name: path for name, path in EXAMPLES.items() if name.endswith("_demo")}
 CURE = "run `python dev.py pictures`"
 
 
@@ -44,9 +44,9 @@ def test_a_picture_in_docs_carries_the_workflow_as_it_is_now(name: str) -> None:
     assert nodes(carried) == nodes(json.loads(makers()[name].read_text(encoding="utf-8"))), CURE
 
 
-@pytest.mark.parametrize("name", WORKFLOWS)
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_every_workflow_has_its_thumbnail(name: str) -> None:
-    with Image.open(WORKFLOWS[name].with_suffix(".jpg")) as picture:
+    with Image.open(EXAMPLES[name].with_suffix(".jpg")) as picture:
         assert max(picture.size) <= 512 and picture.format == "JPEG"
 
 

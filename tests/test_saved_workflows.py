@@ -62,14 +62,16 @@ def test_one_is_one_layer_and_more_than_there_are_is_all(number: int, server: Se
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"lambda": -0.1}, "'lambda' is -0.1: enter a number from 0 to 1"),
-        ({"lambda": 2000}, "'lambda' is 2000.0"),
-        ({"policy": "by luck"}, "'policy': there is no 'by luck'"),
-        ({"softness": 3}, "'softness' is 3.0: enter a number from 0 to 1"),
-        ({"pin": "o9.99.9"}, "'pin'"),
+        ({"lambda": -0.1}, "lambda"),
+        ({"lambda": 2000}, "number_of_layers"),
+        ({"lambda": "many"}, "lambda"),
+        ({"policy": "by luck"}, "policy"),
+        ({"pin": "o9.99.9"}, "'pin': Expected a comma"),
+        ({"exclude": "o9.99.9"}, "'exclude': Expected a comma"),
     ],
 )
-def test_what_core_would_refuse_is_still_refused(values: dict[str, Any], said: str, server: Server) -> None:
+def test_what_is_wrong_is_still_refused(values: dict[str, Any], said: str, server: Server) -> None:
     with pytest.raises(Failed) as refused:
         server.run(select_layers(**values))
-    assert said in str(refused.value)
+    assert str(refused.value).count(said) >= 1
+    assert str(refused.value).count("Custom validation failed") <= 1

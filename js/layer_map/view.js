@@ -1,51 +1,32 @@
 // The layer map on a node: asks the server, draws the answers, and writes pins and exclusions into the node's widgets.
 import { app } from '../../../scripts/app.js'
+import { widgetOf } from '../graph.js'
+import { resultOf } from '../results.js'
+import { ask } from '../server.js'
 import { addStyle } from '../style.js'
+import { say } from '../summary.js'
+import { watch } from '../watch.js'
 import { loadWords } from '../words.js'
 import { EXCLUDED, SELECTED, cellAt, draw, layout, short } from './draw.js'
-import { isLinked, profileOf, rememberProfile, selectionValues, widgetOf } from './graph.js'
-import { ask } from './server.js'
+import { isLinked, profileOf, selectionValues } from './graph.js'
 
 const NAME = 'cb_layer_map'
-const LOOK_MILLISECONDS = 100
-const EMPTY_HEIGHT = 40, TEXT_HEIGHT = 92, PANEL_HEIGHT = 100, TALLEST = 1200
+const HEIGHT = 300, TALLEST = 1200 // the same before a run and after it, so that a run moves no node
 const KEYS = { Enter: 'next', ' ': 'next', p: 'pin', x: 'exclude', Delete: 'free', Backspace: 'free' }
 const MOVES = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }
-
-// Values change through many doors (typing, dragging, undo, links, primitives, subgraphs, two renderers) and no event
-// tells of them all, so every map on screen looks at its few values ten times a second and asks only if they changed.
-const views = new Set()
-let clock = null
-
-function watch(view) {
-  views.add(view)
-  clock ??= setInterval(() => document.hidden || views.forEach(each => each.look()), LOOK_MILLISECONDS)
-}
-
-function forget(view) {
-  views.delete(view)
-  if (views.size) return
-  clearInterval(clock)
-  clock = null
-}
 
 export class LayerMap {
   constructor(node, editable) {
     Object.assign(this, { node, editable, map: null, selection: null, cursor: null, plan: null, words: null })
-    Object.assign(this, { lastRun: '', linked: [], error: null, clicks: Promise.resolve() })
+    Object.assign(this, { linked: [], error: null, seenResult: null, clicks: Promise.resolve() })
     addStyle()
     this.build()
     this.addWidget()
+    watch(this, node)
+    if (editable) renew(node)
     loadWords().then(words => {
       this.words = words
-      if (!this.removed) watch(this)
     })
-    const view = this, before = node.onRemoved
-    node.onRemoved = function () {
-      view.removed = true
-      forget(view)
-      return before?.apply(this, arguments)
-    }
   }
 
   build() {
@@ -78,28 +59,21 @@ export class LayerMap {
     const options = {
       serialize: false,
       hideOnZoom: false,
-      getMinHeight: () => this.height(),
-      getMaxHeight: () => (this.map ? TALLEST : EMPTY_HEIGHT),
+      getMinHeight: () => HEIGHT,
+      getMaxHeight: () => TALLEST,
     }
     const widget = this.node.addDOMWidget(NAME, NAME, this.element, options)
     widget.serialize = false // it is no input: neither the workflow nor the prompt keeps it
   }
 
-  height() {
-    return this.map ? TEXT_HEIGHT + PANEL_HEIGHT * this.map.features.length : EMPTY_HEIGHT
-  }
-
-  // After a run of the node: its summary, and the key of the profile that it had.
-  executed(words, key) {
-    if (words) this.lastRun = words
-    if (key) rememberProfile(this.node, key)
-    this.askedProfile = this.askedValues = undefined // a file of the same name may have changed
-    this.tell()
-  }
-
   // Asks for what has changed since the last look.
   look() {
     if (!this.element.isConnected || !this.words) return
+    const result = JSON.stringify([resultOf(this.node).cb_summary, resultOf(this.node).cb_profile])
+    if (result !== this.seenResult) {
+      this.seenResult = result
+      this.askedProfile = this.askedValues = undefined // a file of the same name may have changed
+    }
     const source = profileOf(this.node), wanted = JSON.stringify(source)
     if (wanted !== this.askedProfile) {
       this.askedProfile = wanted
@@ -109,12 +83,12 @@ export class LayerMap {
     if (this.editable && this.map && !this.busy) this.lookAtValues(source)
     const ink = getComputedStyle(this.element).color
     if (ink !== this.seenInk) this.paintSoon()
+    this.tell()
   }
 
   lookAtValues(source) {
     const { values, linked } = selectionValues(this.node), wanted = JSON.stringify(values)
     if (wanted === this.askedValues) return
-    if (this.askedValues !== undefined) this.lastRun = '' // it told of other values
     this.askedValues = wanted
     this.linked = linked
     this.loadSelection(source, values)
@@ -153,29 +127,28 @@ export class LayerMap {
     this.paintSoon()
   }
 
-  // Makes room for the map that has come or gone.
+  // Shows the map that has come, or none.
   show() {
     if (this.map) delete this.element.dataset.empty
     else this.element.dataset.empty = ''
-    this.element.style.setProperty('--cb-map-height', `${this.height()}px`)
     if (this.map) this.writeLegend()
     this.tell()
     this.paintSoon()
-    const { node } = this, least = node.computeSize()[1]
-    if (node.size[1] < least) node.setSize([node.size[0], least])
-    node.setDirtyCanvas?.(true, true)
   }
 
   tell() {
     if (!this.words) return
-    const note = this.linked?.length ? ` ${this.words('linked', { names: this.linked.join(', ') })}` : ''
-    const words = this.lastRun || this.selection?.summary || ''
-    this.line.textContent = this.error ?? (this.map ? words + note : this.words(this.editable ? 'connect' : 'runOnce'))
-    this.line.title = this.line.textContent
-    this.line.classList.toggle('cb-map-error', Boolean(this.error))
-    this.detail.textContent = this.cursor ? this.describe(this.cursor) : this.words(this.editable ? 'hint' : 'hintRead')
-    this.detail.title = this.detail.textContent
+    say(this.line, this.node, this.sentence(), this.error ?? '')
+    write(this.detail, this.map && this.cursor ? this.describe(this.cursor) : this.words(this.editable ? 'hint' : 'hintRead'))
     this.canvas.setAttribute('aria-label', this.words('label'))
+  }
+
+  // What the values would select now; what the run said where a link brings values that only a run can tell.
+  sentence() {
+    if (!this.map) return this.words(this.editable ? 'connect' : 'runOnce')
+    const ran = resultOf(this.node).cb_summary?.[0] ?? '', now = this.selection?.summary ?? ''
+    if (!this.linked.length) return now || ran
+    return `${ran || now} ${this.words('linked', { names: this.linked.join(', ') })}`
   }
 
   describe({ panel, level, layer }) {
@@ -299,6 +272,21 @@ export class LayerMap {
     this.node.graph?.change?.()
     app.extensionManager?.workflow?.activeWorkflow?.changeTracker?.checkState?.() // one step of undo
   }
+}
+
+// In 0.1.0 lambda above 1 was a number of layers; a slider that ends at 1 would make it all of them.
+function renew(node) {
+  const before = node.onConfigure
+  node.onConfigure = function () {
+    const result = before?.apply(this, arguments)
+    const share = widgetOf(this, 'lambda'), number = widgetOf(this, 'number_of_layers')
+    if (share?.value > 1 && number) [number.value, share.value] = [Math.trunc(share.value), 1]
+    return result
+  }
+}
+
+function write(element, text) {
+  if (element.textContent !== text) element.textContent = element.title = text
 }
 
 function make(tag, className, text = '') {

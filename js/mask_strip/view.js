@@ -1,30 +1,26 @@
 // The mask strip on a node: a tile for each window with its pictures, and a switch between map, mask and overlay.
 import { api } from '../../../scripts/api.js'
 import { app } from '../../../scripts/app.js'
+import { resultOf } from '../results.js'
 import { addStyle } from '../style.js'
+import { watch } from '../watch.js'
 import { loadWords } from '../words.js'
 
 const NAME = 'cb_mask_strip'
-const SHOWN = 'cb_strip', VIEW = 'cb_strip_view' // properties of the node, saved with the workflow
+const VIEW = 'cb_strip_view' // a property of the node, saved with the workflow
 const VIEWS = ['map', 'mask', 'overlay'], FIRST_VIEW = 'overlay'
-const EMPTY_HEIGHT = 50, BAR_HEIGHT = 62, WORDS_HEIGHT = 70, TILE_WIDTH = 150, TALLEST = 4000
+const HEIGHT = 280, TALLEST = 4000 // the same before a run and after it, so that a run moves no node
 
 export class MaskStrip {
   constructor(node) {
-    Object.assign(this, { node, words: null })
+    Object.assign(this, { node, words: null, shown: null })
     addStyle()
     this.build()
     this.addWidget()
     loadWords().then(words => {
       this.words = words
-      this.show()
     })
-    const strip = this, before = node.onConfigure
-    node.onConfigure = function () {
-      const result = before?.apply(this, arguments)
-      strip.show() // a loaded or pasted node brings what it showed
-      return result
-    }
+    watch(this, node)
   }
 
   build() {
@@ -58,15 +54,15 @@ export class MaskStrip {
     const options = {
       serialize: false,
       hideOnZoom: false,
-      getMinHeight: () => this.height(),
-      getMaxHeight: () => (this.windows().length ? TALLEST : EMPTY_HEIGHT),
+      getMinHeight: () => HEIGHT,
+      getMaxHeight: () => TALLEST,
     }
     const widget = this.node.addDOMWidget(NAME, NAME, this.element, options)
     widget.serialize = false // it is no input: neither the workflow nor the prompt keeps it
   }
 
   windows() {
-    return this.node.properties[SHOWN] ?? []
+    return resultOf(this.node).cb_strip ?? []
   }
 
   view() {
@@ -74,31 +70,22 @@ export class MaskStrip {
     return VIEWS.includes(chosen) ? chosen : FIRST_VIEW
   }
 
-  // The least height in the litegraph canvas: as many tiles beside each other as the node is wide enough for.
-  height() {
-    const windows = this.windows()
-    if (!windows.length) return EMPTY_HEIGHT
-    const beside = Math.max(Math.floor((this.node.size[0] - 30) / TILE_WIDTH), 1)
-    const count = windows[0].overlay.length, columns = columnsOf(count)
-    const pictures = (TILE_WIDTH * Math.ceil(count / columns)) / columns
-    return BAR_HEIGHT + Math.ceil(windows.length / beside) * (pictures + WORDS_HEIGHT)
-  }
-
-  // After a run of the node: what its windows found.
-  executed(windows) {
-    this.node.properties[SHOWN] = windows
+  // Draws what has changed since the last look.
+  look() {
+    const wanted = JSON.stringify([this.windows(), this.view()])
+    if (!this.words || wanted === this.shown) return
+    this.shown = wanted
     this.show()
   }
 
   choose(view) {
     this.node.properties[VIEW] = view
-    this.show()
+    this.look()
     this.node.graph?.change?.()
     app.extensionManager?.workflow?.activeWorkflow?.changeTracker?.checkState?.() // one step of undo
   }
 
   show() {
-    if (!this.words) return
     const windows = this.windows(), view = this.view()
     this.element.toggleAttribute('data-empty', !windows.length)
     this.bar.setAttribute('aria-label', this.words('stripLabel'))
@@ -108,7 +95,6 @@ export class MaskStrip {
     }
     this.note.textContent = windows.length ? '' : this.words('stripEmpty')
     this.tiles.replaceChildren(...windows.map(window => this.tile(window, view)))
-    this.makeRoom()
   }
 
   tile({ window, words, ...pictures }, view) {
@@ -126,13 +112,6 @@ export class MaskStrip {
     const picture = Object.assign(make('img', ''), { alt, draggable: false, src: api.apiURL(`/view?${new URLSearchParams(file)}`) })
     picture.addEventListener('error', () => { this.note.textContent = this.words('stripGone') })
     return picture
-  }
-
-  // Makes the node high enough for what has come.
-  makeRoom() {
-    const { node } = this, least = node.computeSize()[1]
-    if (node.size[1] < least) node.setSize([node.size[0], least])
-    node.setDirtyCanvas?.(true, true)
   }
 }
 

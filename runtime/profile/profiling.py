@@ -16,7 +16,6 @@ from comfy.model_patcher import ModelPatcher
 from ...engine.noise import LOG, LOGIT, evenly_spaced
 from ...engine.profile import SensitivityProfile
 from ...engine.scoring import check_clusters
-from ...render.heatmap import WIDTH, draw
 from ..arch.fingerprint import fingerprint_of
 from ..arch.registry import architecture_of
 from ..runs.probe import Conditioning
@@ -26,7 +25,6 @@ from .series import Scoring, scoring_of
 
 NOISIEST = 0.02  # percent: all noise tells nothing apart
 CLEANEST = {LOG: 0.999, LOGIT: 0.98}  # percent: the last step hardly differs from the end
-PREVIEW_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -98,19 +96,20 @@ def percent_of(model: ModelPatcher, sigma: float) -> float:
 
 
 def title_of(profile: SensitivityProfile) -> str:
+    """What a heat map is of: a family alone would give a small or finetuned model the family's name."""
     facts = profile.provenance
-    what = facts.get("what", "sensitivity")
-    model = (facts.get("model") or {}).get("name", "unknown model")
-    return f"{model}: sensitivity to {what}"
+    model = facts.get("model") or {}
+    family = model.get("name", "unknown model")
+    name = f"{family} architecture, {len(profile.layers)} layers" if "weights" in model else family
+    return f"{name}: sensitivity to {facts.get('what', 'what was measured')}"
 
 
 class _Growth:
-    """The profile as far as it is measured, and its face in the progress bar."""
+    """The profile as far as it is measured, and the progress bar."""
 
     def __init__(self, profile: SensitivityProfile, scoring: Scoring, settings: Settings) -> None:
         self.profile, self.scoring, self.settings = profile, scoring, settings
         self._bar = comfy.utils.ProgressBar(scoring.images * len(profile.sigmas))
-        self._drawn = 0.0
 
     def on_images(self, count: int) -> None:
         self._bar.update(count)
@@ -119,10 +118,6 @@ class _Growth:
         scores = self.scoring.add(distances)
         for kept, new in zip((self.profile.scores, self.profile.low, self.profile.high), scores, strict=True):
             kept[:, level] = new
-        if time.monotonic() - self._drawn >= PREVIEW_SECONDS:
-            picture = draw(self.profile, f"{title_of(self.profile)}, measuring")
-            self._bar.update_absolute(self._bar.current, preview=("PNG", picture, WIDTH))
-            self._drawn = time.monotonic()
 
 
 def _empty(layers: Sequence[Any], settings: Settings, sigmas: torch.Tensor, noise: str) -> SensitivityProfile:

@@ -117,7 +117,7 @@ async function changed(page, name, value) {
 async function hover(page) {
   const at = await page.evaluate(async layer => {
     const { layout } = await import('/extensions/conditional_balance/layer_map/draw.js')
-    const { ask } = await import('/extensions/conditional_balance/layer_map/server.js')
+    const { ask } = await import('/extensions/conditional_balance/server.js')
     const map = await ask('profile', { file: window.load.widgets[0].value })
     const canvas = window.select.widgets.find(w => w.name === 'cb_layer_map').element.querySelector('canvas')
     const plan = layout(map, canvas.clientWidth, canvas.clientHeight), box = canvas.getBoundingClientRect()

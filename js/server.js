@@ -1,5 +1,5 @@
 // Questions to the pack's routes (nodes/routes.py). Python computes, so that the map shows what a run would do.
-import { api } from '../../../scripts/api.js'
+import { api } from '../../scripts/api.js'
 
 // The answer to a question; throws an Error with the server's sentence when it refuses.
 export async function ask(path, body) {

@@ -1,4 +1,4 @@
-"""Writes the example workflows and blueprints in the front end's format: python example_workflows/build.py
+"""Writes example workflows and blueprints for the front end: python devtools/run.py devtools/build_examples.py
 
 Node ids, slots and the order of widgets come from the node list of a running ComfyUI, so that a change of a schema
 needs no editing by hand: build again.
@@ -7,24 +7,31 @@ needs no editing by hand: build again.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from devtools import comfyui, environment, server
+from devtools import comfyui, environment, examples, server
+from devtools.comfyui import ROOT
 from devtools.sheet import Blueprint, Sheet, Source, save
 
 STYLES = ("comic", "engraving", "stained glass", "neon", "mosaic", "poster")
 DEMO = {"seed": 5, "steps": 12, "cfg": 2.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
 SDXL = DEMO | {"seed": 10, "steps": 30, "cfg": 5.0}
 BASE_SDXL = "sd_xl_base_1.0.safetensors"
+HUGGING_FACE = "https://huggingface.co"
+BASE_SD15 = "v1-5-pruned-emaonly-fp16.safetensors"
+CANNY_SDXL = "diffusers_xl_canny_full.safetensors"
+MODELS = {
+    BASE_SDXL: ("stabilityai/stable-diffusion-xl-base-1.0", "checkpoints"),
+    BASE_SD15: ("Comfy-Org/stable-diffusion-v1-5-archive", "checkpoints"),
+    CANNY_SDXL: ("lllyasviel/sd_control_collection", "controlnet"),
+}
+"""Repository and folder of the templates' models: the front end offers to download one that is missing."""
 PUBLISHED = "sdxl-base-1.0.style.published.safetensors"
 DEMO_PROFILE = "demo.style.safetensors"
 BALANCED = 0.2  # lambda at which the demo model takes the style as far as with all layers and keeps the content
+WITH_STRUCTURE = 0.57  # style amount beside a ControlNet, as README says
 SQUARE = {"upscale_method": "lanczos", "width": 1024, "height": 1024, "crop": "center"}
 
 
@@ -49,7 +56,7 @@ def profile_demo(sheet: Sheet) -> None:
         "## Where does this model keep style?\n\nSix clusters, each five pictures in one style, all of the same scenes."
         " **Profile Sensitivity** noises them, runs the model and asks every attention layer: do pictures of one style"
         " look alike to you? The layers that say yes are named.\n\nPress **Run**. Then measure your own checkpoint:"
-        " template *profile_sdxl*.",
+        " template *5 Measure your checkpoint*.",
     )
     model = sheet.add("CBLoadDemoModel")
     prompt = sheet.add("CLIPTextEncode", "Prompt for all pictures", clip=(model, 1), text="a picture")
@@ -101,13 +108,13 @@ def style_demo(sheet: Sheet) -> None:
     sheet.next_column("1  Press Run")
     sheet.note(
         "## Style, balanced\n\nPress **Run**: the first row paints four prompts without the reference picture, the last"
-        " one takes its style through all 17 attention layers, and the row between through the few that **lambda**"
-        " keeps.\n\nDrag **lambda** in *Select Layers*: the map lights up the layers that will listen; press **Run**"
-        " again and the middle row changes.\n\nAt 0 it is the first row and at 1 the last: look for the least that"
+        " one takes its style through all 17 attention layers, and the row between through the few that **style"
+        " amount** keeps.\n\nDrag **style amount** in *Select Layers*: the map lights up the layers that will listen; press"
+        " **Run** again and the middle row changes.\n\nAt 0 it is the first row and at 1 the last: look for the least that"
         " brings the style over and leaves what you asked for in the picture.",
         360,
     )
-    sheet.next_column("2  Drag lambda", 380)
+    sheet.next_column("2  Drag style amount", 380)
     gate = sheet.add("CBSelectLayers", **{"lambda": BALANCED})
     sheet.next_column("3  Press Run again and compare", 640)
     result = sheet.add("SaveImage", "Result", tall=616, filename_prefix="demo_style_lambda")
@@ -115,7 +122,7 @@ def style_demo(sheet: Sheet) -> None:
     shared = _demo_painting(sheet)
     sheet.join(shared.profile, gate, "profile")
     rows = {"no style taken": _row(sheet, shared, "no style taken")}
-    rows["your lambda"] = _row(sheet, shared, "your lambda", (gate, 0))
+    rows["your amount"] = _row(sheet, shared, "your amount", (gate, 0))
     rows["all layers"] = _every_layer(sheet, shared)
     sheet.join(_contact_sheet(sheet, shared, rows), result, "images")
 
@@ -126,7 +133,7 @@ def style_sweep_demo(sheet: Sheet) -> None:
     sheet.note(
         "## More and more style\n\nEvery row paints the same four prompts with the same noise. The reference's style"
         " enters through no layer, through the 20, 43 and 70 % that the profile ranks most style-sensitive, and through"
-        " all.\n\nPress **Run**. To try one lambda after another by hand, open *style_balanced_demo*.",
+        " all.\n\nPress **Run**. To try one lambda after another by hand, open *1 Style from a picture*.",
     )
     shared = _demo_painting(sheet)
     rows = {"plain": _row(sheet, shared, "plain")}
@@ -142,10 +149,10 @@ def compare_demo(sheet: Sheet) -> None:
     sheet.note(
         "## Which layers take the style?\n\nAll rows paint the same prompts with the same noise and reference. Those"
         " between *plain* and *all layers* share through **equally many** layers: the ones that the profile ranks"
-        " first, evenly spaced ones, ones drawn at random, and the ones that it ranks last.\n\nChange **lambda**, the"
-        " share of layers, and press **Run**.",
+        " first, evenly spaced ones, ones drawn at random, and the ones that it ranks last.\n\nChange **style amount**,"
+        " the share of layers, and press **Run**.",
     )
-    share = sheet.add("PrimitiveFloat", "lambda of every row", value=BALANCED)
+    share = sheet.add("PrimitiveFloat", "style amount of every row", value=BALANCED)
     shared = _demo_painting(sheet)
     _saved(sheet, _contact_sheet(sheet, shared, _compared(sheet, shared, (share, 0))), "demo_compare_layers")
 
@@ -158,11 +165,11 @@ def compare_sdxl(sheet: Sheet) -> None:
         " in its prompt what it shows and in which style.\n3. End your own prompts with the same style words.\n4. Press"
         " **Run**; each prompt is painted six times.\n\nThe sheet, one for each prompt, shows above *plain*, *ranked*,"
         " *evenly spaced*, and below *random*, *reversed* (ranked last), *all layers*. The four between use equally"
-        " many layers: **lambda**.\n\nFor a finetune, choose a profile of its own. SD1.5: choose one measured with"
-        " *profile_sdxl*, and set every size to 512.",
+        " many layers: **style amount**.\n\nFor a finetune, choose a profile of its own. SD1.5: choose one measured"
+        " with *5 Measure your checkpoint*, and set every size to 512.",
         460,
     )
-    share = sheet.add("PrimitiveFloat", "lambda of every row", value=0.43)
+    share = sheet.add("PrimitiveFloat", "style amount of every row", value=0.43)
     shared = _sdxl_painting(sheet)
     painted = list(_compared(sheet, shared, (share, 0)).values())
     sheet.next_column("Sheet")
@@ -281,9 +288,9 @@ def style_sdxl(sheet: Sheet) -> None:
     sheet.note(
         "## Style, balanced (SDXL)\n\n1. Choose an SDXL checkpoint.\n2. Load a reference picture, and say in its prompt"
         " what it shows and in which style.\n3. End your own prompts with the same style words.\n4. Press **Run**.\n\n"
-        "More style: raise **lambda** towards 0.6. Prompt not followed: lower it towards 0.3.\n\nFor a finetune,"
-        " measure a profile of its own with the template *profile_sdxl*. SD1.5: choose a profile measured there, and"
-        " set every size to 512.",
+        "More style: raise **style amount** towards 0.6. Prompt not followed: lower it towards 0.3.\n\nFor a finetune,"
+        " measure a profile of its own with the template *5 Measure your checkpoint*. SD1.5: choose a profile measured"
+        " there, and set every size to 512.",
         420,
     )
     shared = _sdxl_painting(sheet)
@@ -304,9 +311,9 @@ def structure_demo(sheet: Sheet) -> None:
     sheet.next_column("Model and ControlNet")
     sheet.note(
         "## Style + structure, balanced\n\nAn edge map says where things are, a reference how they are drawn. With the"
-        " whole ControlNet the edges decide every line. *Gate ControlNet* keeps it for the first share **kept** of the"
-        " schedule and then only its middle residual, which holds the layout: the style draws the lines.\n\nChange"
-        " **kept**, and **lambda** on *Select Layers*, and press **Run**.",
+        " whole ControlNet the edges decide every line. *Gate ControlNet* keeps it for the first part of the schedule, as"
+        " long as **structure amount** says, and then only its middle residual, which holds the layout: the style draws the lines.\n\nChange"
+        " **structure amount**, and **style amount** on *Select Layers*, and press **Run**.",
         380,
     )
     model = sheet.add("CBLoadDemoModel")
@@ -361,13 +368,13 @@ def structure_sdxl(sheet: Sheet) -> None:
     sheet.note(
         "## Style + structure, balanced (SDXL)\n\n1. Choose an SDXL checkpoint and a canny ControlNet for it.\n2. Load"
         " a picture for the structure and one for the style, and say in the style's prompt what it shows.\n3. End your"
-        " own prompt with the same style words.\n4. Press **Run**.\n\nLines too stiff: lower **kept** towards 0.05."
-        " Layout lost: raise it towards 0.5. Style too weak or too strong: **lambda** on *Select Layers*.\n\nSD1.5:"
-        " choose its ControlNet and a profile measured with *profile_sdxl*, and set every size to 512.",
+        " own prompt with the same style words.\n4. Press **Run**.\n\nLines too stiff: lower **structure amount** towards"
+        " 0.05. Layout lost: raise it towards 0.5. Style too weak or too strong: **style amount** on *Select Layers*.\n\n"
+        "SD1.5: choose its ControlNet and a profile measured with *5 Measure your checkpoint*, and set every size to 512.",
         460,
     )
     model = sheet.add("CheckpointLoaderSimple", ckpt_name=BASE_SDXL)
-    control = sheet.add("ControlNetLoader", control_net_name="diffusers_xl_canny_full.safetensors")
+    control = sheet.add("ControlNetLoader", control_net_name=CANNY_SDXL)
     gated = sheet.add("CBGateControlNet", control_net=(control, 0))
     sheet.next_column("Whose structure")
     structure = sheet.add("LoadImage", "Structure picture", tall=360, image="example.png")
@@ -420,7 +427,7 @@ def subject_demo(sheet: Sheet) -> None:
 
 def subject_sd15(sheet: Sheet) -> None:
     """Keep the subject, replace the background, for SD1.5."""
-    _subject_of_checkpoint(sheet, "SD1.5", "v1-5-pruned-emaonly.safetensors", 512, 7.0)
+    _subject_of_checkpoint(sheet, "SD1.5", BASE_SD15, 512, 7.0)
 
 
 def subject_sdxl(sheet: Sheet) -> None:
@@ -479,20 +486,24 @@ def style_and_structure(known: Mapping[str, Any]) -> Blueprint:
     inside = Blueprint(
         known,
         "Style + structure, balanced",
-        "Takes style from a reference through the layers that listen to it, and structure from a ControlNet for as long"
-        " as the layout needs it. Connect its outputs to a sampler. Without a style reference the first picture of the"
-        " batch is it.",
+        "Paints your prompt in the style of a picture and with the structure of a ControlNet: style enters through the"
+        " layers that listen to it, structure for as long as the layout needs it. Connect its outputs to a sampler.",
     )
-    model, control = inside.input("model", "MODEL"), inside.input("control_net", "CONTROL_NET")
+    model, clip, vae = inside.input("model", "MODEL"), inside.input("clip", "CLIP"), inside.input("vae", "VAE")
     positive, negative = inside.input("positive", "CONDITIONING"), inside.input("negative", "CONDITIONING")
-    image = inside.input("control image", "IMAGE")
-    reference = inside.input("style reference", "STYLE_REFERENCE")
+    picture = inside.input("style picture", "IMAGE")
+    control, image = inside.input("control_net", "CONTROL_NET"), inside.input("control image", "IMAGE")
+    about = inside.input("what the style picture shows", "STRING", "a painting")
     ranking = inside.input("profile", "COMBO", PUBLISHED)
-    share, kept = inside.input("lambda", "FLOAT", 0.43), inside.input("kept", "FLOAT", 0.15)
+    share, kept = inside.input("style amount", "FLOAT", WITH_STRUCTURE), inside.input("structure amount", "FLOAT", 0.15)
+    inside.next_column("Whose style")
+    latent = inside.add("VAEEncode", pixels=picture, vae=vae)
+    described = inside.add("CLIPTextEncode", "What the style picture shows", clip=clip, text=about)
+    reference = inside.add("CBStyleReference", latent=(latent, 0), prompt=(described, 0))
     inside.next_column("Style", 420)
     profile = inside.add("CBLoadSensitivityProfile", profile=ranking, model=model)
     gate = inside.add("CBSelectLayers", profile=(profile, 0), **{"lambda": share})
-    injected = inside.add("CBStyleInjection", model=model, gate=(gate, 0), reference=reference)
+    injected = inside.add("CBStyleInjection", model=model, gate=(gate, 0), reference=(reference, 0))
     inside.next_column("Structure")
     gated = inside.add("CBGateControlNet", control_net=control, kept=kept)
     applied = inside.add(
@@ -522,12 +533,25 @@ WORKFLOWS = {
 BLUEPRINTS = (style_and_structure,)
 
 
+def _with_models(graph: dict[str, Any]) -> dict[str, Any]:
+    """The graph with every loader knowing where its model comes from."""
+    for node in graph["nodes"]:
+        if named := [value for value in node["widgets_values"] if value in MODELS]:
+            node["properties"]["models"] = [_source_of(name) for name in named]
+    return graph
+
+
+def _source_of(name: str) -> dict[str, str]:
+    repository, folder = MODELS[name]
+    return {"name": name, "url": f"{HUGGING_FACE}/{repository}/resolve/main/{name}", "directory": folder}
+
+
 def build(known: Mapping[str, Any], root: Path) -> None:
     """Write every workflow and blueprint below a folder; `known` is what a server answers at /object_info."""
     for name, describe in WORKFLOWS.items():
         sheet = Sheet(known)
         describe(sheet)
-        save(sheet.graph(), root / "example_workflows" / f"{name}.json")
+        save(_with_models(sheet.graph()), examples.file_of(name, root))
     for describe in BLUEPRINTS:
         blueprint = describe(known)
         save(blueprint.graph(), root / "subgraphs" / f"{blueprint.name}.json")

@@ -1,0 +1,34 @@
+"""The example workflows: the name that code has for each, and the file, whose name is the title that templates show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .comfyui import ROOT
+
+TITLES = {
+    "style_balanced_sdxl": "1 Style from a picture (SDXL)",
+    "subject_kept_sdxl": "2 Keep the subject, new background (SDXL)",
+    "subject_kept_sd15": "3 Keep the subject, new background (SD1.5)",
+    "style_structure_balanced_sdxl": "4 Style and structure with ControlNet (SDXL)",
+    "profile_sdxl": "5 Measure your checkpoint (SDXL)",
+    "compare_layers_sdxl": "6 Compare which layers take the style (SDXL)",
+    "style_balanced_demo": "1 Style from a picture (demo)",
+    "subject_kept_demo": "2 Keep the subject, new background (demo)",
+    "style_structure_balanced_demo": "3 Style and structure with ControlNet (demo)",
+    "profile_demo": "4 Measure a model (demo)",
+    "compare_layers_demo": "5 Compare which layers take the style (demo)",
+    "style_sweep_demo": "6 More and more style (demo)",
+}
+"""Titles in the order of what people want; ComfyUI sorts a pack's templates by name."""
+
+DEMOS = {name for name in TITLES if name.endswith("_demo")}
+
+
+def file_of(name: str, root: Path = ROOT) -> Path:
+    """The file of an example. Those that need the demo nodes lie in demo/, which is the pack that brings them."""
+    folder = root / "demo" / "example_workflows" if name in DEMOS else root / "example_workflows"
+    return folder / f"{TITLES[name]}.json"
+
+
+EXAMPLES = {name: file_of(name) for name in TITLES}

@@ -1,0 +1,135 @@
+// Runs a workflow and does what loses results: undo, another tab, a reload of the page, a run that fails or is refused.
+// Reads its orders as JSON from the first argument {playwright, browser, url, prompt, broken, pictures} and prints, by
+// renderer, what the nodes said; screenshots go to `pictures`.
+import { chooseRenderer, RENDERERS, runLoaded, withPage } from '../../devtools/page.mjs'
+
+const WAIT = { timeout: 60_000 }
+const orders = JSON.parse(process.argv[2])
+
+await withPage(orders, async (page, complaints) => {
+  const seen = { complaints }
+  for (const name of RENDERERS) {
+    seen[name] = {}
+    try {
+      await chooseRenderer(page, name)
+      await visit(page, name, seen[name])
+    } catch (error) {
+      seen[name].problem = String(error.stack ?? error)
+      await page.screenshot({ path: `${orders.pictures}/${name}_problem.png` })
+    }
+  }
+  return seen
+})
+
+async function visit(page, name, seen) {
+  const body = JSON.stringify({ unload_models: true, free_memory: true })
+  await fetch(`${orders.url}/free`, { method: 'POST', headers: { 'Content-Type': 'application/json' }, body }) // runs anew
+  await open(page, orders.prompt, `kept ${name}`)
+  seen.empty = await said(page)
+  const before = await record(page)
+  seen.end = await runLoaded(page)
+  await page.waitForTimeout(1500)
+  seen.ran = await said(page)
+  const after = await record(page)
+  Object.assign(seen, { steps: after.steps - before.steps, moved: before.boxes !== after.boxes, boxes: [before.boxes, after.boxes] })
+  await page.screenshot({ path: `${orders.pictures}/${name}_ran.png` })
+  seen.undone = await afterUndo(page)
+  seen.tabbed = await afterTabs(page)
+  seen.reloaded = await afterReload(page)
+  await page.screenshot({ path: `${orders.pictures}/${name}_reloaded.png` })
+  await change(page, '5', 'name', ' ')
+  seen.failedEnd = await runLoaded(page)
+  seen.failed = await said(page)
+  await closeDialogs(page)
+  await page.screenshot({ path: `${orders.pictures}/${name}_failed.png` })
+  seen.failedReloaded = await afterReload(page)
+  await change(page, '5', 'name', 'b')
+  seen.mendedEnd = await runLoaded(page)
+  seen.mended = await said(page)
+  await change(page, '8', 'pin', 'o9.9.9')
+  seen.refusedEnd = await runLoaded(page)
+  seen.refused = await said(page)
+  await closeDialogs(page)
+  await page.screenshot({ path: `${orders.pictures}/${name}_refused.png` })
+}
+
+async function open(page, prompt, name) {
+  await page.evaluate(async ([prompt, name]) => {
+    await window.app.loadApiJson(prompt, name)
+    const saved = JSON.parse(JSON.stringify(window.app.graph.serialize()))
+    saved.id = crypto.randomUUID() // as a saved workflow has
+    for (const node of saved.nodes) if (node.type === 'KSampler') node.widgets_values[1] = 'fixed' // later runs need not sample
+    await window.app.loadGraphData(saved, true, true, name)
+  }, [prompt, name])
+  await page.waitForTimeout(1000)
+}
+
+// What stands beneath the nodes, by their type and number; of a layer map also whether it is drawn.
+async function said(page) {
+  await page.evaluate(() => { // Nodes 2.0 draws only what is seen
+    Object.assign(window.app.canvas.ds, { scale: 0.3, offset: [100, 300] })
+    window.app.canvas.setDirty(true, true)
+  })
+  await page.waitForTimeout(700)
+  return page.evaluate(() => Object.fromEntries(window.app.graph._nodes.filter(node => node.comfyClass?.startsWith('CB')).map(node => {
+    const element = node.widgets?.find(widget => ['cb_summary', 'cb_layer_map'].includes(widget.name))?.element
+    const line = element?.querySelector('.cb-map-line') ?? element
+    return [`${node.comfyClass} ${node.id}`, {
+      words: line?.textContent ?? null, seen: element?.isConnected ?? null, error: line?.classList.contains('cb-error') ?? null,
+      map: element?.classList.contains('cb-map') ? !('empty' in element.dataset) : null,
+    }]
+  })))
+}
+
+// How many steps undo could take back, and where everything is.
+async function record(page) {
+  return page.evaluate(() => {
+    const tracker = window.app.extensionManager.workflow.activeWorkflow.changeTracker
+    tracker.checkState()
+    const boxes = window.app.graph._nodes.map(node => [node.type, ...node.pos, ...node.size].join(' '))
+    return { steps: tracker.undoQueue.length, boxes: JSON.stringify(boxes.sort()) }
+  })
+}
+
+async function afterUndo(page) {
+  await page.evaluate(async () => {
+    const tracker = window.app.extensionManager.workflow.activeWorkflow.changeTracker
+    window.app.graph._nodes[0].pos = [-900, -900]
+    tracker.checkState()
+    await tracker.undo()
+  })
+  await page.waitForTimeout(1000)
+  return said(page)
+}
+
+async function afterTabs(page) {
+  await page.evaluate(() => window.app.extensionManager.command.execute('Comfy.NewBlankWorkflow'))
+  await page.waitForFunction(() => !window.app.graph._nodes.length, null, WAIT)
+  await page.evaluate(() => window.app.extensionManager.command.execute('Workspace.PreviousOpenedWorkflow')).catch(() => {})
+  await page.waitForTimeout(500)
+  if (!(await page.evaluate(() => window.app.graph._nodes.length))) await page.locator('.workflow-tabs >> text=kept').last().click()
+  await page.waitForFunction(() => window.app.graph._nodes.length, null, WAIT)
+  return said(page)
+}
+
+async function afterReload(page) {
+  await page.waitForTimeout(1500) // until the front end has kept its draft
+  await page.reload()
+  await page.waitForFunction(() => window.app?.extensionManager && window.app?.graph?._nodes?.length, null, WAIT)
+  await page.waitForTimeout(2500)
+  return said(page)
+}
+
+async function change(page, id, name, value) {
+  await page.evaluate(([id, name, value]) => {
+    const node = window.app.graph._nodes.find(each => String(each.id) === id)
+    node.widgets.find(widget => widget.name === name).value = value
+  }, [id, name, value])
+}
+
+async function closeDialogs(page) {
+  for (const place of [1, 2]) {
+    await page.waitForTimeout(300 * place)
+    await page.keyboard.press('Escape')
+  }
+}
