@@ -1,4 +1,4 @@
-"""Does the mask find the subject? Four methods against the demo world's true masks, beside DAAM's rule; and their cost.
+"""Does the mask find the subject? Five methods against the demo world's true masks, beside DAAM's rule; and their cost.
 
 Real pictures are drawn, so their masks are known exactly. Generated ones are drawn scenes that the model has redrawn
 from half of the schedule on, under their own caption: the subject keeps its place, so the drawn mask stays (nearly)
@@ -11,6 +11,7 @@ All in fp32: in bfloat16 the finite difference of `jvp` drowns in rounding.
 from __future__ import annotations
 
 import functools
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -42,6 +43,7 @@ START = 0.5  # where redrawing begins
 DAAM = "DAAM's rule"
 EQUAL = f"{DAAM}, propagated, against the place"  # what it finds with all that the best rows know
 METHODS = ("grad_sam", "jvp", "value_norm", "attention")
+OUTPUT = "grad_sam_output"  # dozens of passes: fewer rows
 NODE = AttributionSettings("value_norm", propagation=2)  # the nodes' defaults
 GROUP = 48  # pictures in one call
 NAIVE = 64  # outputs of which the naive Jacobian is timed
@@ -69,6 +71,12 @@ def rows() -> Iterator[Row]:
         for layers in ("auto", "o2-3", "o"):
             settings = AttributionSettings(method, layers, propagation=2)
             yield Row(f"{method}, layers {layers}, propagated, against the place", settings, against=True)
+    for layers, probes in itertools.product(("auto", "o2-3"), (8, 16)):
+        settings = AttributionSettings("grad_sam", layers, propagation=2, probes=probes)
+        yield Row(f"grad_sam, {probes} probes, layers {layers}, propagated, against the place", settings, against=True)
+    yield Row(f"{OUTPUT}, layers auto", AttributionSettings(OUTPUT))
+    settings = AttributionSettings(OUTPUT, propagation=2)
+    yield Row(f"{OUTPUT}, layers auto, propagated, against the place", settings, against=True)
     yield Row("attention, layers o2-3, against the place", AttributionSettings("attention", "o2-3"), against=True)
     yield Row("attention, layers o, weighted by layer", AttributionSettings("attention", "o", "by layer"))
     for method in ("grad_sam", "attention"):
@@ -252,7 +260,7 @@ def costs(demo: Demo, case: Case, rounds: int = 5) -> dict[str, Any]:
         "forward": lambda: one.predict(one.options),
         "step": lambda: two.predict(two.options),
     }
-    ways = {method: (subject, AttributionSettings(method)) for method in METHODS}
+    ways = {method: (subject, AttributionSettings(method)) for method in (*METHODS, OUTPUT)}
     ways["the nodes' defaults, against the place"] = against, NODE
     for name, (who, settings) in ways.items():
         layers = chosen_layers(demo.model, settings)

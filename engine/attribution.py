@@ -1,13 +1,14 @@
 """Where a model draws a subject: importance of the subject's tokens, position by position.
 
-Grad-SAM (arXiv 2204.11073, eq. 2) takes attention times the ReLU of its gradient; Abs-Grad-SAM (arXiv 2408.16232) asks
-it of a diffusion model's predicted noise. q, k and v are a cross-attention layer's projections [rows, tokens,
-heads * channels]. A column is the attention that all queries pay to one text token, after the softmax.
+Grad-SAM (arXiv 2204.11073, eq. 2) takes attention times the ReLU of its gradient; Abs-Grad-SAM (arXiv 2408.16232) does
+so for every element of a diffusion model's predicted noise. q, k and v are a cross-attention layer's projections [rows,
+tokens, heads * channels]. A column is the attention that all queries pay to one text token, after the softmax.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import torch
 from einops import rearrange
@@ -61,6 +62,19 @@ def sign_probes(count: int, like: torch.Tensor, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     signs = torch.randint(0, 2, (count, *like.shape), generator=generator) * 2 - 1
     return signs.to(like)
+
+
+def output_groups(size: tuple[int, int], apart: int) -> Iterator[torch.Tensor]:
+    """All places of a grid as groups [N, 2] of (row, column), within which they stand `apart` from each other."""
+    for top, left in itertools.product(range(min(apart, size[0])), range(min(apart, size[1]))):
+        yield torch.cartesian_prod(torch.arange(top, size[0], apart), torch.arange(left, size[1], apart))
+
+
+def nearest(points: torch.Tensor, grid: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
+    """For every query of a layer [h * w] the nearest of some places [N, 2] in a latent of another size."""
+    rows, columns = ((torch.arange(count) + 0.5) * side / count - 0.5 for count, side in zip(grid, size, strict=True))
+    down, across = (rows[:, None] - points[:, 0]).abs(), (columns[:, None] - points[:, 1]).abs()
+    return torch.maximum(down[:, None], across[None]).argmin(-1).flatten()
 
 
 def strength(change: torch.Tensor) -> torch.Tensor:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from comfy import model_management
 from comfy.ldm.modules.attention import attention_pytorch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
+
+Slopes = tuple[torch.Tensor, ...]
 
 
 class NoGradient(RuntimeError):
@@ -60,17 +63,16 @@ def with_sdpa(options: dict[str, Any]) -> dict[str, Any]:
     return {**options, "optimized_attention_override": override}
 
 
-def backward(output: torch.Tensor, probes: torch.Tensor, through: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """d(probe . output) for every probe [P, *output.shape]: one tensor [P, *shape] for each tensor of `through`.
+def backward(output: torch.Tensor, probes: Iterable[torch.Tensor], through: Sequence[torch.Tensor]) -> Iterator[Slopes]:
+    """d(probe . output) for every probe [*output.shape], one after the other: a tensor for each tensor of `through`.
 
-    Raises NoGradient where none arrives.
+    Raises NoGradient where none arrives, and stops between passes when the user cancels.
     """
     if not output.requires_grad:
         raise NoGradient("the prediction carries no gradient")
-    found = []
-    for number, probe in enumerate(probes):
-        again = number + 1 < len(probes)
-        found.append(torch.autograd.grad(output, through, probe, retain_graph=again, allow_unused=True))
-    if any(part is None for part in found[0]):
-        raise NoGradient("no gradient arrives at a chosen layer")
-    return [torch.stack(parts) for parts in zip(*found, strict=True)]
+    for probe in probes:
+        model_management.throw_exception_if_processing_interrupted()
+        found = torch.autograd.grad(output, through, probe, retain_graph=True, allow_unused=True)
+        if any(part is None for part in found):
+            raise NoGradient("no gradient arrives at a chosen layer")
+        yield found

@@ -18,7 +18,8 @@ from conditional_balance.runtime.attribution.attribute import attribute
 from conditional_balance.runtime.attribution.find import ProbeSettings, find_subject
 from conditional_balance.runtime.attribution.layers import chosen_layers
 from conditional_balance.runtime.attribution.methods import METHODS
-from conditional_balance.runtime.attribution.methods.grad_sam import GradSAM
+from conditional_balance.runtime.attribution.methods.grad_sam import GradSAM, seed_of
+from conditional_balance.runtime.attribution.methods.grad_sam_output import GradSAMOutput
 from conditional_balance.runtime.attribution.methods.jvp import JVP
 from conditional_balance.runtime.attribution.scaling import head_sensitivity, layer_sensitivity
 from conditional_balance.runtime.attribution.settings import AttributionSettings
@@ -44,7 +45,7 @@ def inputs(of: Any, side: int = 8, rows: int = 1) -> tuple[torch.Tensor, torch.T
 # exactness ----------------------------------------------------------------------------------------------------------
 
 
-def test_grad_sam_with_unit_probes_is_the_brute_force_jacobian() -> None:
+def test_grad_sam_by_query_and_by_output_is_the_brute_force_jacobian() -> None:
     """Every output differentiated by itself, with respect to explicit probabilities, in an ordinary autograd graph."""
     of, names = plain_copy(lambda: tiny_model("sd15")), ("o9.0", "o11.0")
     context, x = inputs(of)
@@ -75,7 +76,21 @@ def test_grad_sam_with_unit_probes_is_the_brute_force_jacobian() -> None:
         prediction = prediction_of(mine, *inputs(mine), SIGMA)
         unit = torch.eye(x.numel()).reshape(-1, *x.shape)
         found = GradSAM().over(question_of(mine, prediction, settings, PHRASE), unit)[0]
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.max()))
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.max()))
+        by_output = sum((w * j.relu()).sum((1, 2, 3, 4)) for w, j in zip(weights, jacobian, strict=True))
+        of_outputs = by_output.reshape(1, 4, 8, 8).norm(dim=1)
+        question = question_of(mine, prediction, settings, PHRASE)
+        exact_output = GradSAMOutput().over(question, 8)[0]  # so far apart that every output has a pass of its own
+        torch.testing.assert_close(exact_output, of_outputs, rtol=1e-3, atol=1e-4 * float(of_outputs.max()))
+        near = GradSAMOutput().maps(question)[0]
+    assert float(torch.corrcoef(torch.stack((near.flatten(), of_outputs.flatten())))[0, 1]) > 0.8
+
+
+def test_every_noise_level_has_probes_of_its_own_and_always_the_same() -> None:
+    assert seed_of(torch.tensor([2.0])) == seed_of(torch.tensor([2.0, 2.0])) != seed_of(torch.tensor([2.1]))
+    of = model("sd15")
+    maps = [find(of, "grad_sam", percents=(level,)).maps for level in (0.6, 0.6)]
+    assert torch.equal(*maps)
 
 
 @pytest.mark.parametrize("layers", ["all", "o9-11"])
@@ -140,7 +155,10 @@ def test_a_planted_token_gives_its_planted_mask(method: str) -> None:
             of, latent(4)["samples"], subject, ProbeSettings((0.6,)), AttributionSettings(method, "o11", probes=8)
         )
     assert found.method == method
-    if method == "jvp":  # it looks at outputs: a convolution further, and stirred by the last normalisation
+    if method in (
+        "jvp",
+        "grad_sam_output",
+    ):  # they see outputs: a convolution further, and stirred by the last normalisation
         near = dilated(place[None] > 0, 1.5)[0]
         assert float(found.maps[0, 0][place > 0].mean()) > 1.5 * float(found.maps[0, 0][~near].mean())
         assert place.flatten()[found.maps.flatten().argmax()] == 1
@@ -252,7 +270,7 @@ def batch(of: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
 
 
 def by(prediction: Any, of: Any, method: str) -> torch.Tensor:
-    settings = AttributionSettings(method, "o")
+    settings = AttributionSettings(method, "o9-11" if method == "grad_sam_output" else "o")  # it takes many passes
     return attribute(prediction, Subject(cond(of, 1), (PHRASE,)), chosen_layers(of, settings), settings).maps
 
 

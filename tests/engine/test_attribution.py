@@ -68,6 +68,22 @@ def test_sign_probes_are_signs_and_repeat() -> None:
     assert not torch.equal(probes[0], probes[1])
 
 
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 5))
+def test_groups_of_outputs_hold_every_place_once_and_stand_apart(height: int, width: int, apart: int) -> None:
+    groups = list(attribution.output_groups((height, width), apart))
+    assert sorted(map(tuple, torch.cat(groups).tolist())) == [(y, x) for y in range(height) for x in range(width)]
+    for points in groups:
+        steps = (points[:, None] - points).abs().amax(-1)
+        assert bool((steps + apart * torch.eye(len(points)) >= apart).all())
+
+
+def test_queries_belong_to_the_nearest_output() -> None:
+    points = torch.tensor([[0, 0], [0, 3], [3, 0], [3, 3]])
+    own = attribution.nearest(points, (4, 4), (4, 4)).reshape(4, 4)
+    assert own.tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]
+    assert attribution.nearest(points, (2, 2), (4, 4)).tolist() == [0, 1, 2, 3]
+
+
 def test_uniform_weights_are_daams_mean() -> None:
     maps = [torch.rand(2, HEADS, 4, 4), torch.rand(2, HEADS, 4, 4)]
     found = attribution.combined(maps, [torch.ones(HEADS)] * 2, (4, 4))
