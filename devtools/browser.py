@@ -9,11 +9,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from .comfyui import CACHE
+from .comfyui import CACHE, ROOT
 from .steps import Failed, step
 
-PLAYWRIGHT = "playwright-core@1.65.1"
 PLAYWRIGHT_MODULE = CACHE / "browser" / "node_modules" / "playwright-core" / "index.mjs"
+LOCKS = ROOT / "devtools" / "locks" / "browser"
 COMMANDS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
 PLACES = (
     "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
@@ -59,7 +59,9 @@ def prepare() -> None:
     if npm and find_browser() and not PLAYWRIGHT_MODULE.exists():
         target = CACHE / "browser"
         target.mkdir(parents=True, exist_ok=True)
-        install = [npm, "install", "--prefix", target, "--no-audit", "--no-fund", "--silent", PLAYWRIGHT]
+        for name in ("package.json", "package-lock.json"):
+            shutil.copy(LOCKS / name, target)
+        install = [npm, "ci", "--prefix", target, "--ignore-scripts", "--no-audit", "--no-fund", "--silent"]
         step("installing playwright-core", install, "Check the network.")
     if os.environ.get("CI") and (reason := missing()):
         raise Failed(f"{reason} (CI is set, so they may not be skipped.)")

