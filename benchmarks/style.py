@@ -210,14 +210,16 @@ def ratio(times: Sequence[float], base: Sequence[float]) -> float:
     return statistics.median(one / other for one, other in zip(times, base, strict=True))
 
 
-def sdxl_shaped(channels: int, dtype: torch.dtype, device: torch.device) -> comfy.model_patcher.ModelPatcher:
-    """A UNet with SDXL's blocks and transformer depths, random weights and a width of its own."""
+def sdxl_shaped(
+    channels: int, dtype: torch.dtype, device: torch.device, context: int = CONTEXT
+) -> comfy.model_patcher.ModelPatcher:
+    """A UNet with SDXL's blocks and transformer depths, random weights and widths of its own (SDXL: 320 and 2048)."""
     config = comfy.supported_models.SDXL(
         {
             "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": channels, "legacy": False,
             "use_spatial_transformer": True, "use_linear_in_transformer": True, "num_res_blocks": [2, 2, 2],
             "channel_mult": [1, 2, 4], "transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_middle": 10,
-            "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "context_dim": CONTEXT,
+            "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "context_dim": context,
             "num_classes": "sequential", "adm_in_channels": POOLED,
         }
     )  # fmt: skip
