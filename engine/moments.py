@@ -17,14 +17,15 @@ class Moments(NamedTuple):
     std: torch.Tensor
 
 
-def moments_of(tokens: torch.Tensor) -> Moments:
-    """Moments [rows, channels] of projected tokens [rows, tokens, channels].
+def moments_of(tokens: torch.Tensor, keepdim: bool = False) -> Moments:
+    """Moments [..., channels] of projected tokens [..., tokens, channels]; with `keepdim` [..., 1, channels].
 
     The standard deviation is sqrt(unbiased variance + 1e-5). Every channel belongs to one head, so a statistic per
-    channel is one per head and channel (arXiv 2412.19853).
+    channel is one per head and channel (arXiv 2412.19853). Tokens are taken to float32 first: the variance of half
+    precision overflows at a deviation of 256.
     """
-    lone = tokens.shape[1] == 1  # the middle of a very small picture: no spread, but no NaN either
-    variance, mean = torch.var_mean(tokens.float(), dim=1, correction=0 if lone else 1)
+    lone = tokens.shape[-2] == 1  # the middle of a very small picture: no spread, but no NaN either
+    variance, mean = torch.var_mean(tokens.float(), dim=-2, correction=0 if lone else 1, keepdim=keepdim)
     return Moments(mean, (variance + VARIANCE_FLOOR).sqrt())
 
 

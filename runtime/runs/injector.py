@@ -1,0 +1,206 @@
+"""The life of a condition in a sampler run, written once: opened by noise level, around model calls, accounted for.
+
+    inject(model, injector)     a clone of the model; nothing else changes until a sampler runs
+      Injector.start(sampling)  a Run for this run of the sampler, or None: then nothing is touched
+        Run.at(sigma)           what wraps the model calls at a noise level, or None: they pass through
+        Run.finish(samples)     the run's result, and a word on what was asked for and did not happen
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from comfy.model_base import BaseModel
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from comfy.samplers import CFGGuider
+
+from ...engine.layers import LayerId
+from .layout import LAYOUT, Layout, layout_of
+from .model_call import KEY, ModelCall, with_wrapper
+from .notices import Notices, node_here
+
+Executor = Callable[..., torch.Tensor]
+Around = Callable[[Executor, ModelCall, Layout], torch.Tensor]
+"""Runs one model call (`call.run(executor)`) with what a condition changes in it; returns the rows it was given."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """One run of a sampler: its guider, its noise levels [T + 1] and its noise [B, C, ..., H, W]."""
+
+    guider: CFGGuider
+    sigmas: torch.Tensor
+    noise: torch.Tensor
+    notices: Notices
+
+    @property
+    def model(self) -> BaseModel:
+        return self.guider.inner_model
+
+    @property
+    def pictures(self) -> int:
+        return self.noise.shape[0]
+
+    @functools.cached_property
+    def to_sigma(self) -> Callable[[float], float]:
+        """Percent of the schedule to sigma, as this run's sampling converts it."""
+        return functools.cache(self.model.model_sampling.percent_to_sigma)
+
+    @functools.cached_property
+    def levels(self) -> tuple[float, ...]:
+        """The noise levels at which steps begin."""
+        return tuple(self.sigmas[:-1].tolist())
+
+    def positive(self, conds: list[Any]) -> int:
+        """Where the run's positive prompts stand among the conditionings of a call; 0 when they are not among them."""
+        prompts = self.guider.conds.get("positive") or []
+        return next((place for place, cond in enumerate(conds) if cond is prompts), 0)
+
+
+class Run(ABC):
+    """A condition during one run of a sampler."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self.sampling = sampling
+
+    @abstractmethod
+    def at(self, sigma: float, positive: int) -> Around | None:
+        """What wraps the model calls at a noise level; None where the condition does not act.
+
+        `positive` is the place of the positive prompts among the call's conditionings.
+        """
+
+    def finish(self, samples: torch.Tensor) -> torch.Tensor:
+        """The samples [B, C, ..., H, W] that the sampler returned, and the time to say what did not happen."""
+        return samples
+
+
+class Injector(ABC):
+    """A condition that acts while a sampler runs. Immutable: branches of a graph may share one."""
+
+    name: ClassVar[str]
+    """What its node is called, for the log."""
+
+    @property
+    def hidden_rows(self) -> int:
+        """Rows that it adds to every chunk of every call; ComfyUI counts their memory."""
+        return 0
+
+    @abstractmethod
+    def start(self, sampling: Sampling) -> Run | None:
+        """The condition in a run that begins; None when it will not act in it."""
+
+
+def inject(model: ModelPatcher, injector: Injector) -> ModelPatcher:
+    """A clone of the model under a condition; the model itself is untouched, and nothing outlives a run."""
+    patched = model.clone()
+    around = functools.partial(_around_run, injector, node_here())
+    patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, around)
+    if injector.hidden_rows:
+        counted = functools.partial(_around_preparation, injector.hidden_rows)
+        patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, counted)
+    return patched
+
+
+def _around_preparation(
+    hidden: int,
+    executor: Callable[..., Any],
+    model: ModelPatcher,
+    noise_shape: Sequence[int],
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """PREPARE_SAMPLING: the memory freed before a run counts the hidden rows."""
+    return executor(model, [noise_shape[0] + hidden, *noise_shape[1:]], *args, **kwargs)
+
+
+def _around_run(
+    injector: Injector,
+    node: str | None,
+    executor: Callable[..., Any],
+    guider: CFGGuider,
+    sigmas: torch.Tensor,
+    extra_args: dict[str, Any],
+    callback: Any,
+    noise: torch.Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """SAMPLER_SAMPLE: everything a run needs lives from here to its end, in the run's own copy of model_options."""
+    run = injector.start(Sampling(guider, sigmas, noise, Notices(injector.name, node)))
+    if run is None:
+        return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+    around = functools.partial(_around_conds, run, injector.hidden_rows)
+    options = with_wrapper(extra_args["model_options"], WrappersMP.CALC_COND_BATCH, around)
+    out = executor(guider, sigmas, {**extra_args, "model_options": options}, callback, noise, *args, **kwargs)
+    return run.finish(out)
+
+
+def _around_conds(
+    run: Run,
+    hidden: int,
+    executor: Callable[..., Any],
+    model: BaseModel,
+    conds: list[Any],
+    x: torch.Tensor,
+    sigma: torch.Tensor,
+    model_options: dict[str, Any],
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """CALC_COND_BATCH: where the condition does not act, the call goes on as if it were not there."""
+    around = run.at(float(sigma[0]), run.sampling.positive(conds))
+    if around is None:
+        return executor(model, conds, x, sigma, model_options, *args, **kwargs)
+    around_call = functools.partial(_around_call, around, run.sampling.pictures)
+    options = with_wrapper(model_options, WrappersMP.APPLY_MODEL, around_call)
+    counting = counting_hidden_rows(model, hidden, x.shape[0]) if hidden else model
+    return executor(counting, conds, x, sigma, options, *args, **kwargs)
+
+
+def _around_call(around: Around, pictures: int, executor: Executor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """APPLY_MODEL: one call, with its rows told apart."""
+    call = ModelCall.of(*args, **kwargs)
+    return around(executor, call, layout_of(call.options, call.x, call.c_crossattn, pictures))
+
+
+def counting_hidden_rows(model: BaseModel, hidden: int, rows: int) -> BaseModel:
+    """A view of the model whose memory estimate counts `hidden` more rows for every `rows`.
+
+    ComfyUI asks this estimate how many conditionings fit into one call. The view shares all weights and modules, and
+    the model itself is untouched.
+    """
+    view = copy.copy(model)
+
+    def memory_required(input_shape: list[int], *args: Any, **kwargs: Any) -> float:
+        more = hidden * (input_shape[0] // rows)
+        return model.memory_required([input_shape[0] + more, *input_shape[1:]], *args, **kwargs)
+
+    view.memory_required = memory_required
+    return view
+
+
+class CalledLayers:
+    """Which layers were open in a run, and which of them were called: the others are named at its end."""
+
+    def __init__(self, layers: Sequence[LayerId]) -> None:
+        self.layers, self.opened, self.called = tuple(layers), set[LayerId](), set[LayerId]()
+
+    def report(self, notices: Notices) -> None:
+        silent = [str(layer) for layer in self.layers if layer in self.opened - self.called]
+        if silent:
+            was, it = ("was", "it") if len(silent) == 1 else ("were", "them")
+            reason = f"so another patch must have replaced or skipped {it}."
+            notices.say(f"{', '.join(silent)} {was} selected but never ran, {reason}")
+
+
+def with_layout(call: ModelCall, layout: Layout) -> ModelCall:
+    """The call with its layout noted for nodes of ours further in."""
+    return replace(call, options={**call.options, LAYOUT: layout})
