@@ -13,6 +13,8 @@ from ...engine.attribution import columns
 from ...engine.layers import LayerId
 from ...engine.subject import Phrase
 from ..arch.attention import ReplaceFunction, plain_attention, with_attention_replaced
+from ..runs.keys import grid_of, prompts_of
+from ..runs.keys import rows_of as rows_entering
 from .prediction import Prediction
 
 
@@ -90,7 +92,7 @@ def _reading(
 
 def rows_of(prediction: Prediction, q: torch.Tensor, k: torch.Tensor, options: dict[str, Any]) -> Iterator[Rows]:
     """The chunks of a call that run the subject's text; rows behind the pictures are other nodes' own."""
-    ids = options.get("uuids", ())
+    ids = prompts_of(options)
     for place, name in enumerate(ids):
         if name in prediction.texts:
             start = place * (q.shape[0] // len(ids))
@@ -100,14 +102,10 @@ def rows_of(prediction: Prediction, q: torch.Tensor, k: torch.Tensor, options: d
 def as_the_model_made_it(q: torch.Tensor, options: dict[str, Any]) -> bool:
     """Whether a call's queries are one for each place of each picture: token merging and tiling change that."""
     height, width = grid_of(options)
-    return tuple(q.shape[:2]) == (options["activations_shape"][0], height * width)
+    return tuple(q.shape[:2]) == (rows_entering(options), height * width)
 
 
 def attend(
     earlier: ReplaceFunction | None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: dict[str, Any]
 ) -> torch.Tensor:
     return plain_attention(q, k, v, None, options) if earlier is None else earlier(q, k, v, options)
-
-
-def grid_of(options: dict[str, Any]) -> tuple[int, int]:
-    return tuple(options["activations_shape"][2:4])

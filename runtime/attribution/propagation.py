@@ -10,7 +10,8 @@ import torch
 from ...engine.attribution import propagated
 from ...engine.layers import LayerId
 from ..arch.attention import ReplaceFunction, with_attention_replaced
-from .calls import as_the_model_made_it, attend, grid_of, rows_of
+from ..runs.keys import grid_of
+from .calls import as_the_model_made_it, attend, rows_of
 from .layers import Layers
 from .prediction import Prediction
 

@@ -17,6 +17,7 @@ from ...engine.layers import LayerId
 from ...engine.moments import Moments, join_channels, moments_of
 from ..arch.base import removed_afterwards
 from ..arch.registry import architecture_of
+from ..runs.keys import prompts_of
 from ..runs.probe import Conditioning, look_at
 
 Key = tuple[LayerId, str]
@@ -45,7 +46,7 @@ class Recorder:
 
     def before_network(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         options = kwargs.get("transformer_options") or {}
-        self._rows = list(options.get("uuids", []))
+        self._rows = list(prompts_of(options))
         x = args[0] if args else kwargs["x"]
         self.image_passes += len(x) if self._rows else 0
 

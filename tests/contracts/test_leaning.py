@@ -194,3 +194,40 @@ def test_the_executing_node_is_known() -> None:
     assert node_here() is None
     with CurrentNodeContext("prompt", "12:5"):
         assert node_here() == "12:5"
+
+
+def without(key: str):
+    """An APPLY_MODEL wrapper that leaves a key out of the options, as a release that drops it would."""
+
+    def apply_model(executor, x, t, c_concat, c_crossattn, control, options, **kwargs):
+        kept = {name: value for name, value in options.items() if name != key}
+        return executor(x, t, c_concat, c_crossattn, control, kept, **kwargs)
+
+    return apply_model
+
+
+def test_profiling_without_prompts_of_rows_is_an_error_and_not_an_empty_profile(sd15_model) -> None:
+    from conditional_balance.runtime.profile.capture import measure
+
+    model = sd15_model.clone()
+    model.add_wrapper_with_key(WRAPPERS.APPLY_MODEL, "test", without("uuids"))
+    with pytest.raises(keys.MissingKey, match="'uuids'"):
+        measure(
+            model, torch.zeros(2, 4, 8, 8), tiny.cond(model, 1), None, torch.tensor([1.0]), ("q",), "jensen_shannon", 0,
+            lambda count: None, lambda level, distances: None,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["attention", "value_norm", "jvp", "grad_sam"])
+def test_attribution_without_prompts_of_rows_is_an_error_and_not_an_empty_map(sd15_model, method: str) -> None:
+    from conditional_balance.engine.subject import Phrase
+    from conditional_balance.runtime.attribution.find import ProbeSettings, find_subject
+    from conditional_balance.runtime.attribution.settings import AttributionSettings
+    from conditional_balance.runtime.attribution.subject import Subject
+
+    model = sd15_model.clone()
+    model.add_wrapper_with_key(WRAPPERS.APPLY_MODEL, "test", without("uuids"))
+    subject = Subject(tiny.cond(model, 1), (Phrase("fox", (2, 3)),))
+    latent = tiny.latent()["samples"]
+    with torch.inference_mode(), pytest.raises(keys.MissingKey, match="'uuids'"):
+        find_subject(model, latent, subject, ProbeSettings((0.5,)), AttributionSettings(method))
