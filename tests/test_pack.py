@@ -16,7 +16,7 @@ import pytest
 import conditional_balance
 from devtools.server import ROOT
 
-COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "server"}
+COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "comfyui_version", "folder_paths", "server"}
 FORBIDDEN = {
     "engine": COMFYUI | {"render", "runtime", "nodes"},
     "render": COMFYUI | {"runtime", "nodes"},
