@@ -176,6 +176,57 @@ def _measured(graph: Graph, question: str) -> str:
     )  # fmt: skip
 
 
+@figure("CBRecordSensitivity")
+def recorded(studio: Studio, graph: Graph) -> Image.Image:
+    _, decoded = _recorded(graph)
+    batches = studio.shoot(graph, *([decode, 0] for decode in decoded.values()))
+    rows = [(f"    {style}", batch) for style, batch in zip(decoded, batches, strict=True)]
+    return sheet(rows, [*RECORDED_SUBJECTS], title="output/sensitivity_recordings/my series", tile=110)
+
+
+@figure("CBProfileFromRecording")
+def profiled(studio: Studio, graph: Graph) -> Image.Image:
+    sampled, _ = _recorded(graph)
+    profile = graph.add("CBProfileFromRecording", series="my series", after=sampled)
+    ((heat_map,),) = studio.shoot(graph, [profile, 1])
+    return stacked([heat_map], MAP_WIDTH)
+
+
+RECORDED_STYLES = ("comic", "engraving", "neon", "mosaic")
+RECORDED_SUBJECTS = ("cat", "house", "tree")
+
+
+def _recorded(graph: Graph) -> tuple[Link, dict[str, str]]:
+    """Add runs that record three subjects in four styles; the last latent of a chain, and each style's pictures."""
+    model = graph.add("CBLoadDemoModel")
+    empty = graph.add("CLIPTextEncode", clip=[model, 1], text="")
+    canvas = graph.add("EmptyLatentImage", width=128, height=128, batch_size=3)
+    latent, decoded = [canvas, 0], {}
+    for style in RECORDED_STYLES:
+        prompts = "\n".join(f"a {subject} by the sea, {style} style" for subject in RECORDED_SUBJECTS)
+        positive = graph.add("CBPromptBatch", clip=[model, 1], prompts=prompts)
+        subjects = ", ".join(RECORDED_SUBJECTS)
+        recording = graph.add("CBRecordSensitivity", model=[model, 0], label=style, subject=subjects, noise_levels=6)
+        latent = [
+            graph.add(
+                "KSampler", model=[recording, 0], positive=[positive, 0], negative=[empty, 0], latent_image=latent,
+                seed=5, steps=12, cfg=2.0,
+            ),
+            0,
+        ]  # fmt: skip
+        decoded[style] = graph.add("VAEDecode", samples=latent, vae=[model, 2])
+    return latent, decoded
+
+
+@figure("CBCompareProfiles")
+def compared(studio: Studio, graph: Graph) -> Image.Image:
+    names = ("demo.style.safetensors", "demo.geometry.safetensors")
+    one, other = (graph.add("CBLoadSensitivityProfile", profile=name) for name in names)
+    both = graph.add("CBCompareProfiles", profile_1=[one, 0], profile_2=[other, 0])
+    ((chart,),) = studio.shoot(graph, [both, 0])
+    return stacked([chart], MAP_WIDTH)
+
+
 # Gates
 
 

@@ -12,6 +12,7 @@ from . import (
     metadata,
     profile,
     projection,
+    ranking,
     routes,
     structure,
     style,
@@ -21,7 +22,19 @@ from . import (
 
 class ConditionalBalance(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        modules = (profile, gate, style, structure, subject, gradsam, attribution_preview, lora, metadata, projection)
+        modules = (
+            profile,
+            gate,
+            style,
+            structure,
+            subject,
+            gradsam,
+            attribution_preview,
+            lora,
+            metadata,
+            projection,
+            ranking,
+        )
         return [node for module in modules for node in module.NODES]
 
 

@@ -186,7 +186,7 @@ class CBProfileSensitivity(io.ComfyNode):
             description="Shows the model your images at several noise levels and measures which self-attention layers "
             "tell the clusters apart. Lower score = more sensitive. Needs one run for each model and question.",
             inputs=[*_subjects(), *_settings(), *_rarely_changed()],
-            outputs=_shown_outputs(),
+            outputs=profile_outputs(),
         )
 
     @classmethod
@@ -209,7 +209,7 @@ class CBProfileSensitivity(io.ComfyNode):
         settings = Settings(
             storable(measures, "measures"), noise_levels, FEATURES[features], distance, seed, aspect, size
         )
-        return _shown(profile_model(model, clusters, vae, positive, negative, settings))
+        return shown_profile(profile_model(model, clusters, vae, positive, negative, settings))
 
 
 class CBLoadSensitivityProfile(io.ComfyNode):
@@ -237,7 +237,7 @@ class CBLoadSensitivityProfile(io.ComfyNode):
                     tooltip="Connect your model to check that the profile fits its layers. Leave it open to look only.",
                 ),
             ],
-            outputs=_shown_outputs(),
+            outputs=profile_outputs(),
         )
 
     @classmethod
@@ -257,9 +257,9 @@ class CBLoadSensitivityProfile(io.ComfyNode):
     def execute(cls, profile: str, model: Any = None) -> io.NodeOutput:
         loaded = load(profile_path(profile))
         if model is None:
-            return _shown(loaded)
+            return shown_profile(loaded)
         loaded.aligned(architecture_of(model).layers)
-        return _shown(loaded, note_on_model(loaded, fingerprint_of(model)))
+        return shown_profile(loaded, note_on_model(loaded, fingerprint_of(model)))
 
 
 class CBSaveSensitivityProfile(io.ComfyNode):
@@ -326,7 +326,7 @@ class CBCombineProfiles(io.ComfyNode):
                     for number in range(1, COMBINED + 1)
                 ),
             ],
-            outputs=_shown_outputs(),
+            outputs=profile_outputs(),
         )
 
     @classmethod
@@ -335,7 +335,7 @@ class CBCombineProfiles(io.ComfyNode):
         given = [profiles[name] for name in sorted(profiles) if profiles[name] is not None]
         if operation == CONTRAST and len(given) != 2:
             raise ValueError(f"'operation' contrast takes two profiles and {len(given)} are connected: leave two.")
-        return _shown(contrast(*given) if operation == CONTRAST else trimmed_mean(given))
+        return shown_profile(contrast(*given) if operation == CONTRAST else trimmed_mean(given))
 
 
 def _subjects() -> list[io.Input]:
@@ -432,7 +432,7 @@ def _rarely_changed() -> list[io.Input]:
     ]
 
 
-def _shown_outputs() -> list[io.Output]:
+def profile_outputs() -> list[io.Output]:
     return [
         Profile.Output(
             display_name="profile",
@@ -475,7 +475,11 @@ def profile_path(name: str) -> Path:
 
 def _file_name(name: str) -> str:
     """A plain file name with the right ending; refused are folders, names that hide or escape, and Windows' devices."""
-    name = name.strip().removesuffix(SUFFIX)
+    return plain_name(name.strip().removesuffix(SUFFIX), "name") + SUFFIX
+
+
+def plain_name(name: str, what: str) -> str:
+    """A plain name for a file or folder; `what` is the input it was given in, for the error."""
     bad = (
         name.startswith(".")
         or name.endswith((".", " "))
@@ -485,10 +489,10 @@ def _file_name(name: str) -> str:
     bad |= DEVICES.fullmatch(name) is not None
     if not name or bad or len(name.encode("utf-8", "replace")) > LONGEST_NAME:
         raise ValueError(
-            f"'name': {quoted(name)} is not a plain file name: use letters, digits, dots and dashes, "
+            f"'{what}': {quoted(name)} is not a plain file name: use letters, digits, dots and dashes, "
             f"{LONGEST_NAME} at most, and no folders."
         )
-    return name + SUFFIX
+    return name
 
 
 def _clustered(clusters: Sequence[Cluster]) -> io.NodeOutput:
@@ -506,7 +510,7 @@ def _subjects_in_words(clusters: Sequence[Cluster]) -> str:
     return f" {len(known)} subjects, {recurring} of them in two clusters or more."
 
 
-def _shown(profile: SensitivityProfile, note: str = "") -> io.NodeOutput:
+def shown_profile(profile: SensitivityProfile, note: str = "") -> io.NodeOutput:
     """Profile, heat map [1, h, w, 3] and report; on the node itself the layer map, a summary and the report."""
     pixels = np.asarray(draw(profile, title_of(profile)), dtype=np.float32) / 255
     text = "\n".join(part for part in (note, report(profile)) if part)

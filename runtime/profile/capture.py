@@ -44,6 +44,10 @@ class Recorder:
         found, self._found = self._found, {}
         return {key: join_channels([parts[one] for one in order if one in parts]) for key, parts in found.items()}
 
+    def forget(self) -> None:
+        """Drop the moments since the last call."""
+        self._found = {}
+
     def before_network(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         options = kwargs.get("transformer_options") or {}
         self._rows = list(prompts_of(options))

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ...engine.texts import bounded
+from ...engine.texts import bounded, storable
 
 AUTO, BY_NAME, NO_SUBJECTS = "auto", "file names", "none"
 READINGS = (AUTO, BY_NAME, NO_SUBJECTS)
@@ -48,14 +48,16 @@ def subjects_written(text: str, images: int) -> tuple[str, ...]:
 
     Raises ValueError when the numbers do not fit or a name is too long.
     """
-    names = tuple(name.strip() for name in bounded(text, "subjects").replace("\n", ",").strip(" ,").split(","))
-    if names == ("",):
-        return ("",) * images
-    if max(map(len, names)) > LONGEST_SUBJECT:
-        raise ValueError(f"'subjects' holds a name of over {LONGEST_SUBJECT} characters: separate names by commas.")
+    names = names_written(text, "subjects") or ("",)
     if len(names) not in (1, images):
         raise ValueError(
             f"'subjects' names {len(names)} subjects and 'images' holds {images}: name one for each image, separated "
             "by commas, or one for all."
         )
     return names if len(names) == images else names * images
+
+
+def names_written(text: str, what: str) -> tuple[str, ...]:
+    """Names separated by commas or lines; `what` is the input they were given in, for the error."""
+    names = tuple(name.strip() for name in bounded(text, what).replace("\n", ",").strip(" ,").split(","))
+    return () if names == ("",) else tuple(storable(name, what) for name in names)

@@ -116,7 +116,7 @@ def test_the_shipped_profile_is_listed_and_loads_without_a_model():
 
 
 def test_a_profile_of_another_architecture_is_refused(sd15_model):
-    with pytest.raises(ValueError, match="'profile' was measured on 70 attention layers and 'model' has 16"):
+    with pytest.raises(ValueError, match="The profile was measured on 70 attention layers and the model has 16"):
         CBLoadSensitivityProfile.execute(PUBLISHED, sd15_model)
 
 
@@ -365,7 +365,7 @@ def test_a_model_of_no_known_family_is_refused_politely(vae):
 
 
 def test_a_profile_of_one_family_on_another_model_is_one_sentence():
-    with pytest.raises(ValueError, match=r"and 'model' has 5 \(i4\.0.* and j0-1, s0-2\)"):
+    with pytest.raises(ValueError, match=r"and the model has 5 \(i4\.0.* and j0-1, s0-2\)"):
         CBLoadSensitivityProfile.execute(PUBLISHED, tiny_transformers.tiny_transformer("flux"))
 
 

@@ -1,0 +1,171 @@
+"""Records what attention layers project while any sampler generates labelled pictures (the authors' protocol)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from comfy.model_base import BaseModel
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from comfy.samplers import CFGGuider
+
+from ...engine.moments import Moments
+from ...engine.noise import LOG
+from ...engine.recording_file import Key, RecordedPicture, append
+from ..arch.fingerprint import fingerprint_of
+from ..arch.registry import architecture_of
+from ..runs.model_call import KEY, with_wrapper
+from .capture import Recorder, recording
+from .profiling import noise_of
+
+NEAR = 1e-3  # of a noise level: samplers round sigmas on their way
+
+
+@dataclass(frozen=True)
+class Series:
+    """Where pictures go and what they are: labels and subjects, one for each picture or one for all.
+
+    With `first_is_reference` the first picture of a batch is what others take style from, and is left out.
+    """
+
+    folder: Path
+    labels: tuple[str, ...]
+    subjects: tuple[str, ...]
+    features: tuple[str, ...]
+    levels: int
+    first_is_reference: bool = False
+
+    def named(self, pictures: int) -> list[tuple[str, str]]:
+        """Label and subject of each picture. Raises ValueError when the batch has another size."""
+        for name, given in (("label", self.labels), ("subject", self.subjects)):
+            if len(given) not in (1, pictures):
+                besides = " besides the reference" if self.first_is_reference else ""
+                raise ValueError(
+                    f"'{name}' of Record Sensitivity names {len(given)} and the batch holds {pictures} pictures"
+                    f"{besides}: name one for each, separated by commas, or one for all."
+                )
+        return list(zip(_spread(self.labels, pictures), _spread(self.subjects, pictures), strict=True))
+
+
+def _spread(given: Sequence[str], pictures: int) -> list[str]:
+    return list(given) * (pictures if len(given) == 1 else 1)
+
+
+def record(model: ModelPatcher, series: Series) -> ModelPatcher:
+    """A clone of the model that adds the pictures of every run to a series; the model itself is untouched.
+
+    Raises ValueError when the model's architecture is not known.
+    """
+    architecture_of(model)
+    patched = model.clone()
+    patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, f"{KEY}_recording", partial(_around_run, series))
+    return patched
+
+
+def _around_run(
+    series: Series,
+    executor: Callable[..., Any],
+    guider: CFGGuider,
+    sigmas: torch.Tensor,
+    extra_args: dict[str, Any],
+    callback: Any,
+    noise: torch.Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """SAMPLER_SAMPLE: what a run records lives from here to its end, and is written when the pictures are whole."""
+    first = int(series.first_is_reference)
+    named = series.named(noise.shape[0] - first)
+    with recording(guider.model_patcher, series.features) as recorder:
+        run = _Run(recorder, recorded_levels(sigmas, series.levels, noise_of(guider.model_patcher)))
+        options = with_wrapper(extra_args["model_options"], WrappersMP.CALC_COND_BATCH, run.around_conds)
+        out = executor(guider, sigmas, {**extra_args, "model_options": options}, callback, noise, *args, **kwargs)
+    run.keep(series, named, first, guider.model_patcher)
+    return out
+
+
+def recorded_levels(sigmas: torch.Tensor, count: int, noise: str = LOG) -> list[float]:
+    """At most `count` noise levels of a schedule [steps + 1], evenly over its steps, the first and the last among them.
+
+    Pure noise of a flow model, sigma 1, is left out: nothing can be told there.
+    """
+    steps = [sigma for sigma in dict.fromkeys(sigmas.tolist()) if sigma > 0 and (noise == LOG or sigma < 1)]
+    if len(steps) <= count:
+        return steps
+    places = torch.linspace(0, len(steps) - 1, count).round().long().tolist()
+    return [steps[place] for place in places]
+
+
+class _Run:
+    """What one run has recorded: at each wanted noise level the first call of the sampler."""
+
+    def __init__(self, recorder: Recorder, wanted: Sequence[float]) -> None:
+        self._recorder, self._wanted = recorder, wanted
+        self._found: dict[float, dict[Key, Moments]] = {}
+        self._inside = False
+
+    def around_conds(
+        self,
+        executor: Callable[..., Any],
+        model: BaseModel,
+        conds: list[Any],
+        x: torch.Tensor,
+        sigma: torch.Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """CALC_COND_BATCH: calls that other nodes make inside a call, and later ones of a level, are not kept."""
+        level = None if self._inside else self._level(float(sigma[0]))
+        before, self._inside = self._inside, True
+        try:
+            if not before:
+                self._recorder.forget()
+            out = executor(model, conds, x, sigma, *args, **kwargs)
+        finally:
+            self._inside = before
+        if level is not None:
+            order = [cond["uuid"] for side in conds if side is not None for cond in side]
+            self._found[level] = _of_pictures(self._recorder.take(order), len(x))
+        return out
+
+    def _level(self, sigma: float) -> float | None:
+        near = min(self._wanted, key=lambda one: abs(one - sigma), default=None)
+        is_wanted = near is not None and abs(near - sigma) <= NEAR * near
+        return near if is_wanted and near not in self._found else None
+
+    def keep(self, series: Series, named: Sequence[tuple[str, str]], first: int, model: ModelPatcher) -> None:
+        """Write every picture; what could not be recorded is said in the log."""
+        levels = [level for level in self._wanted if self._found.get(level)]
+        if not levels:
+            logging.warning("Record Sensitivity recorded nothing: the sampler called the model at none of its sigmas.")
+            return
+        if len(levels) < len(self._wanted):
+            logging.warning(f"Record Sensitivity recorded {len(levels)} of {len(self._wanted)} noise levels.")
+        made_by, noise = fingerprint_of(model), noise_of(model)
+        keys = [key for key in self._found[levels[0]] if all(key in self._found[level] for level in levels)]
+        for row, (label, subject) in enumerate(named, first):
+            moments = {
+                key: Moments(
+                    *(torch.stack([self._found[level][key][part][row] for level in levels]) for part in (0, 1))
+                )
+                for key in keys
+            }
+            sigmas = torch.tensor(levels, dtype=torch.float64)
+            append(RecordedPicture(label, subject, made_by, noise, sigmas, moments), series.folder)
+        logging.info(f"Record Sensitivity added {len(named)} pictures to '{series.folder.name}'.")
+
+
+def _over_levels(levels: Sequence[Moments], row: int) -> Moments:
+    """One picture's moments [T, channels]."""
+    return Moments(*(torch.stack([moments[part][row] for moments in levels]) for part in (0, 1)))
+
+
+def _of_pictures(found: dict[Key, Moments], rows: int) -> dict[Key, Moments]:
+    """Without hidden references, which stand behind the pictures of a chunk; on the CPU."""
+    return {key: Moments(*(part[:rows].float().cpu() for part in moments)) for key, moments in found.items()}
