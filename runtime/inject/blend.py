@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +25,7 @@ from ..attribution.prompts import SubjectPrompts, subject_prompts
 from ..attribution.settings import AttributionSettings
 from ..attribution.subject import Subject
 from ..runs.model_call import KEY, with_wrapper
+from ..runs.notices import Notices, node_here
 from .reference import check_latent, positive_place, positive_prompts
 
 X0, PAPER, MEASURE = "x0", "paper", "only measure"
@@ -60,11 +60,11 @@ def blend_reference(model: ModelPatcher, blend: Blend) -> tuple[ModelPatcher, At
     layers = chosen_layers(model, blend.attribution)
     check_latent(model, blend.reference)
     patched, attribution = model.clone(), Attribution()
-    patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, _around_run(blend, layers, attribution))
+    patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, _around_run(blend, layers, attribution, node_here()))
     return patched, attribution
 
 
-def _around_run(blend: Blend, layers: Layers, attribution: Attribution) -> Callable[..., Any]:
+def _around_run(blend: Blend, layers: Layers, attribution: Attribution, node: str | None) -> Callable[..., Any]:
     """SAMPLER_SAMPLE: everything a run needs lives from here to its end, in the run's own copy of model_options."""
 
     def wrapper(
@@ -83,18 +83,18 @@ def _around_run(blend: Blend, layers: Layers, attribution: Attribution) -> Calla
             return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
         if blend.mode == PAPER:
             _check_sampler(executor.class_obj)
-        last = _LastPrediction(callback)
+        last, notices = _LastPrediction(callback), Notices("Grad-SAM Blend", node)
         schedule = _Schedule(executor, guider, sigmas, last, denoise_mask, args, kwargs)
         found = spans(blend.windows, sigmas, guider.inner_model.model_sampling.percent_to_sigma)
         if found:
-            run = _opened(blend, layers, schedule, found, noise)
+            run = _opened(blend, layers, schedule, found, noise, notices)
             samples = run.sample(schedule, extra_args, noise, latent_image)
             measured = RunMeasured(tuple(run.measured), tuple(run.warnings(schedule)))
         else:
             samples = schedule.whole(extra_args, noise, latent_image)
             measured = RunMeasured(warnings=(_outside(blend.windows, schedule),))
         for warning in measured.warnings:
-            logging.warning("Grad-SAM Blend: %s", warning)
+            notices.say(warning)
         attribution.keep(_handed_on(guider.inner_model, samples, last.denoised), measured)
         return samples
 
@@ -119,13 +119,15 @@ def _handed_on(model: BaseModel, samples: torch.Tensor, denoised: torch.Tensor |
     return latents if denoised is None else [*latents, model.process_latent_out(denoised.cpu())]
 
 
-def _opened(blend: Blend, layers: Layers, schedule: _Schedule, found: tuple[Span, ...], noise: torch.Tensor) -> _Run:
+def _opened(
+    blend: Blend, layers: Layers, schedule: _Schedule, found: tuple[Span, ...], noise: torch.Tensor, notices: Notices
+) -> _Run:
     """A run whose windows cover some of its steps. Raises ValueError where the subject's prompt does not act there."""
     guider, sigmas = schedule.guider, schedule.sigmas
     prompts = subject_prompts(positive_prompts(guider), blend.subject, blend.attribution.way)
     for span in found:
         prompts.check_active(sigmas[span.step], f"'windows': {span.window}")
-    return _Run(blend, layers, guider, found, prompts, _fitted(blend, guider.inner_model, noise))
+    return _Run(blend, layers, guider, found, prompts, _fitted(blend, guider.inner_model, noise), notices)
 
 
 def _outside(windows: Sequence[Window], schedule: _Schedule) -> str:
@@ -175,6 +177,7 @@ class _Run:
     spans: tuple[Span, ...]
     prompts: SubjectPrompts
     reference: torch.Tensor
+    notices: Notices
     maps: torch.Tensor | None = None
     masks: dict[Span, torch.Tensor] = field(default_factory=dict)
     measured: list[Measured] = field(default_factory=list)
@@ -230,7 +233,7 @@ class _Run:
         sigma = float(prediction.sigma[0])
         self.measured.append(Measured(span.window, sigma, self.maps.cpu(), mask.cpu(), found.method, found.note))
         for warning in filter(None, (found.note, caveat(mask))):
-            logging.warning("Grad-SAM Blend: in window %s: %s", span.window, warning)
+            self.notices.say(f"in window {span.window}: {warning}")
 
     def blended(self, args: dict[str, Any]) -> torch.Tensor:
         """Post-cfg: the predicted picture with the reference around the subject; exact for masks of 0 and 1."""

@@ -1,9 +1,9 @@
 """The life of a condition in a sampler run, written once: opened by noise level, around model calls, accounted for.
 
-    inject(model, injector)     a clone of the model; nothing else changes until a sampler runs
-      Injector.start(sampling)  a Run for this run of the sampler, or None: then nothing is touched
-        Run.at(sigma)           what wraps the model calls at a noise level, or None: they pass through
-        Run.finish(samples)     the run's result, and a word on what was asked for and did not happen
+inject(model, injector)     a clone of the model; nothing else changes until a sampler runs
+  Injector.start(sampling)  a Run for this run of the sampler, or None: then nothing is touched
+    Run.at(sigma)           what wraps the model calls at a noise level, or None: they pass through
+    Run.finish(samples)     the run's result, and a word on what was asked for and did not happen
 """
 
 from __future__ import annotations

@@ -124,6 +124,22 @@ def test_a_latent_that_was_changed_on_the_way_is_refused(execute: Callable[[Grap
         execute(graph(s=sampler(11), d=changed, p=preview("d")))
 
 
+@pytest.mark.parametrize("execute", [CACHES["classic"]], ids=["classic"], indirect=True)
+def test_what_did_not_happen_is_told_under_the_blend(
+    execute: Callable[[Graph], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import server
+
+    events: list[tuple[str, Any]] = []
+    monkeypatch.setattr(server.PromptServer.instance, "send_sync", lambda *event: events.append(event[:2]))
+    short = graph(s=sampler(11), p=preview("s"))
+    short["blend"]["inputs"]["windows"] = "0.1-0.2, 0.5-0.9"
+    short["s"]["inputs"]["denoise"] = 0.5
+    execute(short)
+    (told,) = (data for name, data in events if name == "conditional_balance.warning")
+    assert told["node"] == "blend" and told["text"].startswith("Nothing was done in 0.1-0.2: the run's steps begin at")
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_results_are_found_by_the_latent_of_their_run(mode: str) -> None:
     kept, attribution = blended(model("sd15"), mode=mode)
