@@ -20,6 +20,12 @@ from .layers import LayerId
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 """attention(q, k, v, bias): bias is None or [1, keys], added to every query's logits."""
 
+AUTO = "auto"
+KEEP, SHIFT, UNTWIST = "keep", "shift", "untwist"
+POSITIONS = (AUTO, KEEP, SHIFT, UNTWIST)
+EITHER, BOTH = "q or k", "q and k"
+SHARINGS = (AUTO, EITHER, BOTH)
+
 EPS = 1e-5
 """Added to the variance under the root, as StyleAligned does."""
 
@@ -51,13 +57,19 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class StyleSettings:
-    """How a gate's weights become layer styles: `strength` (0 to 1) scales them, `share` the reference's tokens."""
+    """How a gate's weights become layer styles: `strength` (0 to 1) scales them, `share` the reference's tokens.
+
+    Attention is shared where the `sharing` of q's and k's gates is open. `position` is what is done to a reference's
+    keys in rotary models: KEEP, SHIFT or UNTWIST. AUTO leaves both to the family of models.
+    """
 
     strength: float = 1.0
     adain_q: bool = True
     adain_k: bool = True
     adain_v: bool = False
     share: float = 1.0
+    position: str = AUTO
+    sharing: str = AUTO
 
 
 def layer_styles(
@@ -65,11 +77,13 @@ def layer_styles(
 ) -> dict[LayerId, LayerStyle]:
     """The open layers and their styles, from gate weights [3, L].
 
-    Attention is shared where the q or the k gate is open (Conditional Balance), with or without AdaIN there.
+    Attention is shared where the q or the k gate is open (Conditional Balance on SDXL; BOTH: where both are, as in its
+    code for SD3.5), with or without AdaIN there.
     """
+    shared = min if settings.sharing == BOTH else max
     styles = {}
     for layer, (q, k, v) in zip(layers, (weights * settings.strength).T.tolist(), strict=True):
-        share = max(q, k) * settings.share
+        share = shared(q, k) * settings.share
         style = LayerStyle(q * settings.adain_q, k * settings.adain_k, v * settings.adain_v, share)
         if any(style):
             styles[layer] = style

@@ -154,7 +154,7 @@ KINDS: dict[str, Kind] = {
     "sd3": Kind("SD3", "SD3", _SD3, 32, 24, layers="j0 j1 j2"),
     "sd35-medium": Kind("SD3", "SD3", _SD3 | {"x_block_self_attn_layers": [0, 1]}, 32, 24, layers="j0 x0 j1 x1 j2"),
     "flux": Kind("Flux", "Flux", _FLUX, 32, 24, layers="j0 j1 s0 s1 s2"),
-    "flux2": Kind("Flux2", "Flux2", _FLUX2, 32, 24, channels=128, tokens=512, layers="j0 j1 s0 s1 s2"),
+    "flux2": Kind("Flux2", "Flux2", _FLUX2, 32, 24, channels=128, layers="j0 j1 s0 s1 s2"),
     "chroma": Kind("Chroma", "Chroma", _CHROMA, 32, 24, layers="j0 j1 s0 s1 s2"),
     "qwen": Kind("QwenImage", "QwenImage", _QWEN, 32, frames=True, layers="j0 j1 j2"),
     "lumina2": Kind("Lumina2", "Lumina2", _LUMINA, 32, layers="r0 j0 j1 j2"),

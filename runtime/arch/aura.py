@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from ...engine.layers import LayerId
+from ...engine.style import KEEP
 from .transformer import Blocks, Given, Place, Seen, Transformer
 
 
 class AuraFlow(Transformer):
     name = "AuraFlow"
+    position = KEEP
     classes = ("comfy.ldm.aura.mmdit.MMDiT",)
     blocks = (
         Blocks("joint", "double_layers", "attn.w2{feature}", owner="attn"),

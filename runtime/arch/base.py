@@ -16,7 +16,9 @@ import comfy.utils
 import torch
 from torch import nn
 
+from ...engine.joint_style import Cure
 from ...engine.layers import LayerId
+from ...engine.style import EITHER, KEEP
 from .rotation import Rotation
 
 
@@ -79,6 +81,17 @@ class Architecture(ABC):
     name: ClassVar[str]
     """The family, as its users call it."""
 
+    sharing: ClassVar[str] = EITHER
+    """Where the family's published method shares attention: where q's or k's gate is open, or where both are."""
+    adain_v: ClassVar[bool] = False
+    """Whether the family's published method also moves the moments of the values."""
+    position: ClassVar[str] = KEEP
+    """What keeps a reference's tokens apart from the picture's own; rotary models need something."""
+    text_refined: ClassVar[bool] = False
+    """Whether text is worked on before it meets the picture, so that padding cannot be left out of it afterwards."""
+    text_joined: ClassVar[bool] = False
+    """Whether text stands in one softmax with the picture: twice the text then weighs twice as much."""
+
     def __init__(self, network: nn.Module) -> None:
         self.network = network
 
@@ -124,6 +137,15 @@ class Architecture(ABC):
 
         Layers without an operator run as if nobody were there. Nothing is left when the block ends.
         """
+
+    def cure(self, position: str, projected: Projected) -> Cure:
+        """What a way of `position` (KEEP, SHIFT, UNTWIST) does to a reference's rotated keys; KEEP without rotation."""
+        return keep
+
+
+def keep(keys: torch.Tensor) -> torch.Tensor:
+    """The reference's keys where they are."""
+    return keys
 
 
 @contextmanager

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from ...engine.layers import LayerId
+from ...engine.style import BOTH, KEEP
 from .transformer import Blocks, Given, Place, Seen, Transformer
 
 
 class SD3(Transformer):
     name = "SD3"
+    position = KEEP
+    sharing = BOTH
+    adain_v = True
     classes = (
         "comfy.ldm.modules.diffusionmodules.mmdit.MMDiT",
         "comfy.ldm.modules.diffusionmodules.mmdit.OpenAISignatureMMDITWrapper",

@@ -18,14 +18,19 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from ...engine.joint_style import Cure
 from ...engine.layers import LayerId, in_forward_order
+from ...engine.style import KEEP, SHIFT
 from .attention_call import AttentionCall
-from .base import Architecture, Operator, Projected, Receive, parameters_under, removed_afterwards, uncompiled
-from .rotation import Rotation
+from .base import Architecture, Operator, Projected, Receive, keep, parameters_under, removed_afterwards, uncompiled
+from .rotation import Rotation, untwisting
 
 OVERRIDE = "optimized_attention_override"
 TEXT_PADS = "conditional_balance_text_pads"
 """In transformer_options: for every row, how many tokens at the end of its text are padding that must not be seen."""
+
+UNTWISTING = 1.05, 3.0, 50.0
+"""Scale of high and of low frequencies, and the steepness between: what ports of Untwisting RoPE use on Z-Image."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,8 @@ class Transformer(Architecture):
     classes: ClassVar[tuple[str, ...]]
     """Module and name of the network's classes; a subclass of them is another family until it is listed."""
     blocks: ClassVar[tuple[Blocks, ...]]
+    position = SHIFT
+    text_joined = True
     halves: ClassVar[bool] = False
     """Whether a rotation turns channels of both halves instead of neighbours."""
 
@@ -95,6 +102,39 @@ class Transformer(Architecture):
 
         None when that cannot be told, because a block before this one was skipped by another pack.
         """
+
+    @property
+    def axes(self) -> list[int]:
+        """Channels of each axis of a rotary family's positions; the last is the picture's columns."""
+        return list(self._embedder.axes_dim)
+
+    def turned_by(self, columns: int, device: torch.device) -> torch.Tensor:
+        """The rotation [1, 1, 1, channels / 2, 2, 2] that moves a token by so many columns."""
+        ids = torch.zeros(1, 1, len(self.axes), device=device)
+        ids[..., self.columns_axis] = columns
+        return self._embedder(ids)
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019 - an architecture lives as long as the nodes that hold it
+    def _moved_by(self, columns: int, device: torch.device) -> torch.Tensor:
+        return self.turned_by(columns, device)
+
+    @property
+    def columns_axis(self) -> int:
+        """Which axis counts columns."""
+        return min(2, len(self.axes) - 1)
+
+    @property
+    def _embedder(self) -> nn.Module:
+        return getattr(self.network, "pe_embedder", None) or self.network.rope_embedder
+
+    def cure(self, position: str, projected: Projected) -> Cure:
+        if position == KEEP or projected.rotation is None:
+            return keep
+        if position == SHIFT:
+            return Rotation(self._moved_by(projected.grid[2], projected.k.device), self.halves).redo
+        scales = untwisting(self.axes, *UNTWISTING).to(projected.k)
+        each = torch.cat((scales, scales)) if self.halves else scales.repeat_interleave(2)
+        return lambda keys: keys * each
 
     @property
     def patch(self) -> tuple[int, int, int]:

@@ -8,6 +8,7 @@ from .transformer import Blocks, Given, Place, Seen, Transformer
 
 class Wan(Transformer):
     name = "Wan"
+    text_joined = False
     classes = ("comfy.ldm.wan.model.WanModel",)
     blocks = (Blocks("block", "blocks", "self_attn.{feature}", owner="self_attn"),)
 

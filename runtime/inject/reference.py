@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,14 +13,14 @@ from comfy.model_patcher import ModelPatcher
 from comfy.samplers import CFGGuider
 from einops import rearrange, repeat
 
+from ..arch.base import Architecture
+from ..arch.transformer import TEXT_PADS
 from ..runs.model_call import ModelCall
+from .text import OTHER_PROMPT, TextFitting
 
 Conditioning = list[list[Any]]
 
 NOISE_SEED = 0x5317  # any number; a run that happens to use the same one only shares its noise with the reference
-OTHER_PROMPT = (
-    "'prompt' of the style reference was encoded for another model: encode it with the CLIP that came with this one."
-)
 
 
 @dataclass(frozen=True)
@@ -45,33 +44,44 @@ FIRST_ROW = StyleReference()
 
 @dataclass(frozen=True)
 class HiddenReference:
-    """A reference made ready for one run: latent and noise [1, C, H, W] at the run's size, in the model's own scale.
+    """A reference made ready for one run: latent and noise [1, C, (1,) H, W] at the run's size, in the model's scale.
 
-    `conds` holds what the model makes of the reference's prompt, by the argument's name, one row each.
+    `conds` holds what the model makes of the reference's prompt, by the argument's name, one row each. `fitting` is how
+    a prompt of another length than the run's comes into one call with it.
     """
 
     latent: torch.Tensor
     noise: torch.Tensor
     conds: dict[str, Any]
+    fitting: TextFitting
 
     def at(self, model: BaseModel, call: ModelCall) -> torch.Tensor:
-        """x [1, C, h, w] at the call's sigma; a call on a part of the picture sees the reference's middle."""
-        latent, noise = (_middle(x, call.x.shape[2:]).to(call.x) for x in (self.latent, self.noise))
-        return model.model_sampling.noise_scaling(call.sigma[:1].reshape(1, 1, 1, 1), noise, latent)
+        """x [1, C, (1,) h, w] at the call's sigma; a call on a part of the picture sees the reference's middle."""
+        latent, noise = (_middle(x, call.x.shape[-2:]).to(call.x) for x in (self.latent, self.noise))
+        return model.model_sampling.noise_scaling(call.sigma[:1].reshape([1] * latent.ndim), noise, latent)
 
 
-def prepare(reference: StyleReference, guider: CFGGuider, noise: torch.Tensor) -> HiddenReference | None:
-    """Make a reference ready for a run whose noise is [B, C, H, W]; None when it needs no hidden rows.
+def prepare(
+    reference: StyleReference, guider: CFGGuider, noise: torch.Tensor, architecture: Architecture
+) -> HiddenReference | None:
+    """Make a reference ready for a run whose noise is [B, C, (1,) H, W]; None when it needs no hidden rows.
 
     Without a prompt of its own the reference runs under the first positive prompt of the run.
+    Raises ValueError for a run of several frames, which a picture cannot lead.
     """
     if not reference.hidden:
         return None
     model = guider.inner_model
-    latent = model.process_latent_in(reference.latent[:1].to(noise))
-    latent = utils.common_upscale(latent, noise.shape[3], noise.shape[2], "bicubic", "center")
+    latent = reference.latent[:1].to(noise)
+    latent = model.process_latent_in(latent.unsqueeze(2) if latent.ndim < noise.ndim else latent)
+    if latent.shape[2:-2] != noise.shape[2:-2]:
+        raise ValueError(
+            f"'reference' holds {latent.shape[2]} frame(s) and the sampler works on {noise.shape[2]}: "
+            "style is taken from one picture for one picture, so set the length of the latent to 1."
+        )
+    latent = utils.common_upscale(latent, noise.shape[-1], noise.shape[-2], "bicubic", "center")
     own_noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(NOISE_SEED)).to(latent)
-    return HiddenReference(latent, own_noise, _conds(reference, guider, latent))
+    return HiddenReference(latent, own_noise, _conds(reference, guider, latent), TextFitting.of(architecture))
 
 
 def positive_prompts(guider: CFGGuider) -> list[dict[str, Any]]:
@@ -87,8 +97,9 @@ def positive_place(guider: CFGGuider, conds: list[Any]) -> int | None:
 
 def check_latent(model: ModelPatcher, latent: torch.Tensor, what: str = "reference") -> None:
     """Raises ValueError, naming the input `what`, for a latent that is none of this model's or not finite."""
-    expected = model.get_model_object("latent_format").latent_channels
-    if latent.ndim != 4 or latent.shape[1] != expected:
+    kind = model.get_model_object("latent_format")
+    expected = kind.latent_channels
+    if latent.ndim not in (4, 2 + kind.latent_dimensions) or latent.shape[1] != expected:
         raise ValueError(
             f"'{what}' holds a latent of shape {list(latent.shape)}, but 'model' works on {expected} channels: "
             "encode the picture with this model's VAE."
@@ -134,7 +145,10 @@ def with_hidden_rows(call: ModelCall, reference: HiddenReference, model: BaseMod
     extra_options = {} if sigmas is None else {"sigmas": torch.cat((sigmas, sigmas[-1:]))}
     x = repeat(reference.at(model, call), "1 ... -> chunk 1 ...", chunk=call.chunks)
     always, prompted = [True] * call.chunks, reference.conds
-    text, own_text = _same_tokens(call.c_crossattn, prompted.get("c_crossattn"))
+    text, own_text, pads = reference.fitting.fit(call.c_crossattn, prompted.get("c_crossattn"))
+    if any(pads):
+        rows = [[pads[0]] * call.rows + [pads[1] if mine else pads[0]] for mine in own]
+        extra_options[TEXT_PADS] = tuple(pad for chunk in rows for pad in chunk)
     return replace(
         call,
         x=_append(call.x, x),
@@ -168,8 +182,8 @@ def counting_hidden_rows(model: BaseModel, rows: int) -> BaseModel:
 
 
 def _middle(x: torch.Tensor, size: torch.Size) -> torch.Tensor:
-    top, left = (x.shape[2] - size[0]) // 2, (x.shape[3] - size[1]) // 2
-    return x[:, :, top : top + size[0], left : left + size[1]]
+    top, left = (x.shape[-2] - size[0]) // 2, (x.shape[-1] - size[1]) // 2
+    return x[..., top : top + size[0], left : left + size[1]]
 
 
 def _append(value: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
@@ -189,16 +203,6 @@ def _extend(value: Any, call: ModelCall, made: Any, own: list[bool]) -> Any:
         made = made[:1].to(value)
         last = torch.stack([made if mine else rows for mine, rows in zip(own, last, strict=True)])
     return _append(value, last)
-
-
-def _same_tokens(context: Any, made: Any) -> tuple[Any, Any]:
-    """Repeat the text of both to their least common number of tokens, as ComfyUI does when it batches prompts."""
-    if not isinstance(context, torch.Tensor) or not isinstance(made, torch.Tensor):
-        return context, made
-    if context.shape[2] != made.shape[2]:
-        raise ValueError(OTHER_PROMPT)
-    tokens = math.lcm(context.shape[1], made.shape[1])
-    return context.repeat(1, tokens // context.shape[1], 1), made.repeat(1, tokens // made.shape[1], 1)
 
 
 def with_free_first_row(call: ModelCall) -> ModelCall:

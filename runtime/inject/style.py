@@ -15,10 +15,11 @@ from comfy.patcher_extension import WrappersMP
 from comfy.samplers import CFGGuider
 
 from ...engine.gates import LayerGate, ToSigma
+from ...engine.joint_style import Unturned, inject_joint
 from ...engine.layers import LayerId
-from ...engine.style import LayerStyle, Rows, StyleSettings, inject, inject_through, layer_styles
-from ..arch.attention import ReplaceFunction, plain_attention, with_attention_replaced
-from ..arch.unet import attention_layers
+from ...engine.style import AUTO, LayerStyle, Rows, StyleSettings, inject, inject_through, layer_styles
+from ..arch.base import Architecture, Projected
+from ..arch.registry import architecture_of
 from ..runs.model_call import KEY, ModelCall, with_wrapper
 from .reference import (
     FIRST_ROW,
@@ -49,15 +50,17 @@ class StyleInjection:
 def inject_style(model: ModelPatcher, injection: StyleInjection) -> ModelPatcher:
     """A clone of the model that injects style while it samples; the model itself is untouched.
 
-    Raises ValueError when the model is no UNet, its layers are not the gate's, or the reference is no latent of it.
+    Raises ValueError for a model of an unknown family, a gate of other layers or a reference that is no latent of it.
     """
-    layers = tuple(attention_layers(model))
+    architecture = architecture_of(model)
+    layers = architecture.layers
+    injection = replace(injection, settings=_with_defaults(injection.settings, architecture))
     sampling = model.get_model_object("model_sampling")
     injection.gate.weights(float(sampling.sigma_max), layers, sampling.percent_to_sigma)
     if injection.reference.latent is not None:
         check_latent(model, injection.reference.latent)
     patched = model.clone()
-    patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, _around_run(injection, layers))
+    patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, _around_run(injection, architecture))
     if injection.reference.hidden:
         patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, _around_preparation)
     return patched
@@ -70,7 +73,7 @@ def _around_preparation(
     return executor(model, [noise_shape[0] + 1, *noise_shape[1:]], *args, **kwargs)
 
 
-def _around_run(injection: StyleInjection, layers: tuple[LayerId, ...]) -> Callable[..., Any]:
+def _around_run(injection: StyleInjection, architecture: Architecture) -> Callable[..., Any]:
     """SAMPLER_SAMPLE: everything a run needs lives from here to its end, in the run's own copy of model_options."""
 
     def wrapper(
@@ -84,7 +87,8 @@ def _around_run(injection: StyleInjection, layers: tuple[LayerId, ...]) -> Calla
         **kwargs: Any,
     ) -> Any:
         to_sigma = functools.cache(guider.inner_model.model_sampling.percent_to_sigma)
-        run = _Run(injection, layers, guider, to_sigma, prepare(injection.reference, guider, noise))
+        hidden = prepare(injection.reference, guider, noise, architecture)
+        run = _Run(injection, architecture, guider, to_sigma, hidden)
         options = with_wrapper(extra_args["model_options"], WrappersMP.CALC_COND_BATCH, run.around_conds)
         out = executor(guider, sigmas, {**extra_args, "model_options": options}, callback, noise, *args, **kwargs)
         run.report_silent_layers()
@@ -96,7 +100,7 @@ def _around_run(injection: StyleInjection, layers: tuple[LayerId, ...]) -> Calla
 @dataclass(frozen=True)
 class _Run:
     injection: StyleInjection
-    layers: tuple[LayerId, ...]
+    architecture: Architecture
     guider: CFGGuider
     to_sigma: ToSigma
     hidden: HiddenReference | None
@@ -128,8 +132,8 @@ class _Run:
 
     def styles(self, sigma: float) -> dict[LayerId, LayerStyle]:
         """The open layers at a noise level."""
-        weights = self.injection.gate.weights(sigma, self.layers, self.to_sigma)
-        return layer_styles(weights, self.layers, self.injection.settings)
+        weights = self.injection.gate.weights(sigma, self.architecture.layers, self.to_sigma)
+        return layer_styles(weights, self.architecture.layers, self.injection.settings)
 
     def around_call(
         self,
@@ -141,18 +145,19 @@ class _Run:
     ) -> torch.Tensor:
         """APPLY_MODEL: the open layers' self-attention is replaced for this call only."""
         call = ModelCall.of(*args, **kwargs)
+        with_styles = functools.partial(self._run_styled, executor, styles)
         pictures = call.options.get(PICTURES, call.rows)
         if self.hidden is None:
             rows = _first_row(call.chunks, pictures)
-            return self._with_styles(with_free_first_row(call), styles, rows).run(executor)
+            return with_styles(with_free_first_row(call), rows)
         rows = Rows(call.chunks, 0, pictures, call.rows)
         call = with_hidden_rows(call, self.hidden, executor.class_obj, positive)
         call = replace(call, options={**call.options, PICTURES: pictures})
-        return without_hidden_rows(self._with_styles(call, styles, rows).run(executor), call.chunks)
+        return without_hidden_rows(with_styles(call, rows), call.chunks)
 
     def report_silent_layers(self) -> None:
         """Name the layers that were open in this run and never ran."""
-        silent = [str(layer) for layer in self.layers if layer in self.opened - self.called]
+        silent = [str(layer) for layer in self.architecture.layers if layer in self.opened - self.called]
         if silent:
             logging.warning(
                 "Style injection: %s selected but never ran, so another patch must have replaced or skipped %s.",
@@ -160,20 +165,38 @@ class _Run:
                 "it" if len(silent) == 1 else "them",
             )
 
-    def _with_styles(self, call: ModelCall, styles: Mapping[LayerId, LayerStyle], rows: Rows) -> ModelCall:
-        make = {layer: functools.partial(self._replacement, layer, style, rows) for layer, style in styles.items()}
-        return replace(call, options=with_attention_replaced(call.options, "attn1", make))
+    def _run_styled(
+        self, executor: Callable[..., Any], styles: Mapping[LayerId, LayerStyle], call: ModelCall, rows: Rows
+    ) -> torch.Tensor:
+        """One call of the model in which the open layers' attention is styled."""
+        architecture = self.architecture.on(executor.class_obj.diffusion_model)
+        operators = {
+            layer: functools.partial(self._operator, architecture, layer, style, rows)
+            for layer, style in styles.items()
+        }
+        with architecture.intercepted(call.options, operators) as options:
+            return replace(call, options=options).run(executor)
 
-    def _replacement(
-        self, layer: LayerId, style: LayerStyle, rows: Rows, earlier: ReplaceFunction | None
-    ) -> ReplaceFunction:
-        def replaced(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra_options: dict[str, Any]) -> torch.Tensor:
-            self.called.add(layer)
-            if earlier is None:
-                return inject(q, k, v, style, rows, functools.partial(plain_attention, extra_options=extra_options))
-            return inject_through(q, k, v, style, rows, lambda q, k, v, bias: earlier(q, k, v, extra_options))
+    def _operator(
+        self, architecture: Architecture, layer: LayerId, style: LayerStyle, rows: Rows, projected: Projected
+    ) -> torch.Tensor:
+        self.called.add(layer)
+        q, k, v, attend = projected.q, projected.k, projected.v, projected.attend
+        if projected.grid is None:  # a UNet's self-attention: every token is the picture's
+            return (inject_through if projected.whole else inject)(q, k, v, style, rows, attend)
+        rotation = projected.rotation
+        turn = Unturned() if rotation is None else rotation.at(projected.image)
+        cure = architecture.cure(self.injection.settings.position, projected)
+        return inject_joint(q, k, v, style, rows, attend, projected.image, turn, cure)
 
-        return replaced
+
+def _with_defaults(settings: StyleSettings, architecture: Architecture) -> StyleSettings:
+    """What is left to the family of models, decided; its sharing rule brings its AdaIN of the values along."""
+    if settings.position == AUTO:
+        settings = replace(settings, position=architecture.position)
+    if settings.sharing != AUTO:
+        return settings
+    return replace(settings, sharing=architecture.sharing, adain_v=settings.adain_v or architecture.adain_v)
 
 
 def _first_row(chunks: int, pictures: int) -> Rows:

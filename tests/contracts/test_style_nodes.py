@@ -161,5 +161,5 @@ def test_another_architecture_is_refused() -> None:
     of = model("sd15").clone()
     of.model = torch.nn.Module()
     of.model.diffusion_model = torch.nn.Linear(1, 1)
-    with pytest.raises(ValueError, match="'model' is a Linear, not a UNet"):
+    with pytest.raises(ValueError, match="'model' cannot be used here: its network Linear"):
         call("CBStyleInjection", model=of, gate=gate)
