@@ -2,7 +2,7 @@
 """Everything a developer of this pack does, in one script that needs nothing but Python 3.10 or newer.
 
     python dev.py demo            runs the demo workflow on a real ComfyUI and puts its pictures into out/
-    python dev.py test [ARGS]     runs the linter and every test; ARGS go to pytest
+    python dev.py test [ARGS]     runs the linter, the type checker and every test; ARGS go to pytest
     python dev.py serve           opens ComfyUI with this pack and the demo nodes
     python dev.py bench [NAME]    runs a benchmark, or lists them
     python dev.py train [PART]    trains the demo model again
@@ -34,7 +34,7 @@ from devtools.steps import Failed
 ROOT = Path(__file__).resolve().parent
 OUT = ROOT / "out"
 TRAIN_TOOLS = ["resvg-py==0.5.0"]  # draws the demo world's SVGs
-TEST_TOOLS = ["pytest", "hypothesis", "ruff", "matplotlib", *TRAIN_TOOLS]
+TEST_TOOLS = ["pytest", "hypothesis", "ruff", "pyright", "matplotlib", *TRAIN_TOOLS]
 BENCH_TOOLS = ["matplotlib", *TRAIN_TOOLS]
 
 
@@ -63,11 +63,12 @@ def ready(tools: list[str]) -> tuple[comfyui.ComfyUI, environment.Environment]:
 
 
 def test(arguments: list[str]) -> int:
-    """The linter, then every test; fails when either does."""
+    """The linter, the type checker, then every test; fails when one of them does."""
     comfy, env = ready(TEST_TOOLS)
     browser.prepare()
     lint = _run([env.python, "-m", "ruff", "check", ROOT], comfy)
-    return _run([env.python, "-m", "pytest", "-q", *arguments], comfy) or lint
+    types = _run([env.python, "-m", "pyright", "--pythonpath", env.python], comfy, PYTHONPATH=str(comfy.path))
+    return _run([env.python, "-m", "pytest", "-q", *arguments], comfy) or lint or types
 
 
 def bench(arguments: list[str]) -> int:
@@ -108,8 +109,8 @@ def pictures(arguments: list[str]) -> int:
     return _run([env.python, *script, *(["--cpu"] if env.cpu else []), *arguments], comfy)
 
 
-def _run(command: list[str | Path], comfy: comfyui.ComfyUI) -> int:
-    env = os.environ | {"COMFYUI_PATH": str(comfy.path)}
+def _run(command: list[str | Path], comfy: comfyui.ComfyUI, **variables: str) -> int:
+    env = os.environ | {"COMFYUI_PATH": str(comfy.path)} | variables
     return subprocess.run([str(part) for part in command], cwd=ROOT, env=env).returncode
 
 

@@ -87,9 +87,9 @@ def on_grid(values: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     return values.unflatten(-1, grid)
 
 
-def resized(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def resized(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """[B, N, h, w] at another size, never below zero (bicubic overshoots)."""
-    if maps.shape[-2:] == size:
+    if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     return functional.interpolate(maps, size=size, mode="bicubic", antialias=True).clamp_min(0)
 

@@ -83,7 +83,8 @@ def looks_crossed(distances: torch.Tensor, styles: Sequence[int]) -> bool:
     for one, two, three in islice(combinations(large, 3), TRIPLES):
         blocks = [distances[a][:, b] for a, b in ((one, two), (two, three), (three, one))]
         ways = [_partners(block) for block in blocks]
-        closed += [ways[2].get(ways[1].get(ways[0][start])) == start for start in ways[0]]
+        onward = {second: ways[2].get(third) for second, third in ways[1].items()}
+        closed += [onward.get(second) == first for first, second in ways[0].items()]
         partners += [
             float(block[list(way), list(way.values())].mean()) for block, way in zip(blocks, ways, strict=True)
         ]

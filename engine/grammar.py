@@ -157,7 +157,8 @@ class _Scanner:
         raise GrammarError(self.text, self.at, problem)
 
     def _skip(self, blanks: str) -> None:
-        self.at = re.compile(blanks).match(self.text, self.at).end()
+        if match := re.compile(blanks).match(self.text, self.at):
+            self.at = match.end()
 
 
 def _term(scanner: _Scanner) -> Term:

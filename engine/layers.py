@@ -98,7 +98,8 @@ def spelled(layers: Iterable[LayerId]) -> str:
     forward = sorted(layers, key=lambda layer: (_STAGES[layer.block], layer.block == "second", *layer[1:]))
     names = []
     for head, group in groupby(forward, key=_head):
-        names += [f"{head}{run}" for run in _runs([layer[-1 if "." in head else 1] for layer in group])]
+        numbers = [layer.transformer if "." in head else layer.number for layer in group]
+        names += [f"{head}{run}" for run in _runs(numbers)]
     return ", ".join(names) or "none"
 
 

@@ -113,7 +113,7 @@ def feathered(inside: torch.Tensor, width: float) -> torch.Tensor:
 def distance_to(inside: torch.Tensor) -> torch.Tensor:
     """Distance of every cell to the nearest one inside, in cells; infinite where nothing is inside."""
     found = [
-        ndimage.distance_transform_edt(~part) if part.any() else np.full(part.shape, np.inf)
+        np.asarray(ndimage.distance_transform_edt(~part)) if part.any() else np.full(part.shape, np.inf)
         for part in inside.cpu().numpy()
     ]
     return torch.from_numpy(np.stack(found)).float().to(inside.device)

@@ -79,7 +79,7 @@ def save(profile: SensitivityProfile, path: str | os.PathLike[str]) -> None:
 
 
 def _not_saved(path: Path, error: OSError) -> str:
-    cure = _CURES.get(error.errno, "choose another name, or look after the folder")
+    cure = _CURES.get(error.errno or 0, "choose another name, or look after the folder")
     return f"{quoted(path.name)} was not saved in {path.parent} ({error.strerror or error}): {cure}, and run it again."
 
 

@@ -6,6 +6,8 @@ x + A+ (y - A x) is the nearest latent that meets it (DDNM, arXiv 2212.00490, eq
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn import functional
 
@@ -15,12 +17,12 @@ def cell_means(x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     return functional.adaptive_avg_pool2d(x, grid)
 
 
-def spread(means: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def spread(means: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """A+ y: every cell's value over the whole cell; exact where the grid divides the size."""
-    return functional.interpolate(means, size=size, mode="nearest-exact")
+    return functional.interpolate(means, size=list(size), mode="nearest-exact")
 
 
 def projected(x: torch.Tensor, known: torch.Tensor, grid: tuple[int, int], strength: float = 1.0) -> torch.Tensor:
     """x [B, C, h, w] moved by `strength` toward the nearest one whose cell means are those of `known` [B, C, h, w]."""
     missing = cell_means(known, grid) - cell_means(x, grid)
-    return x + strength * spread(missing, tuple(x.shape[-2:]))
+    return x + strength * spread(missing, x.shape[-2:])

@@ -196,7 +196,8 @@ _TERM = re.compile(r"(?P<middle>m\s*)?(?P<weight>\d*\.\d+|\d+\.?)(?:\s*[x*]\s*(?
 
 
 def _after_gap(text: str, at: int) -> int:
-    return re.compile(r"[\s,]*").match(text, at).end()
+    gap = re.compile(r"[\s,]+").match(text, at)
+    return at if gap is None else gap.end()
 
 
 def _weight(text: str, term: re.Match[str]) -> float:

@@ -119,11 +119,14 @@ def inject(
     chunked = [_chunked(x, rows) for x in (q, k, v)]
     styled = _adained(chunked, style, rows)
     if style.share == 0:
-        return attend(*(_flat(_put_back(x, own, rows)) for x, own in zip(chunked, styled, strict=True)), None)
-    plain = attend(*(_flat(_unstyled(x, rows)) for x in chunked), None)
+        q, k, v = (_flat(_put_back(x, own, rows)) for x, own in zip(chunked, styled, strict=True))
+        return attend(q, k, v, None)
+    plain_q, plain_k, plain_v = (_flat(_unstyled(x, rows)) for x in chunked)
+    plain = attend(plain_q, plain_k, plain_v, None)
     own_q, *own_kv = styled
     shared = (torch.cat((own, _reference(x, own, rows)), 2) for x, own in zip(chunked[1:], own_kv, strict=True))
-    out = attend(_flat(own_q), *map(_flat, shared), share_bias(q, k.shape[1], style.share))
+    shared_k, shared_v = map(_flat, shared)
+    out = attend(_flat(own_q), shared_k, shared_v, share_bias(q, k.shape[1], style.share))
     return _flat(_joined(_chunked(plain, rows), _chunked(out, rows), rows))
 
 
@@ -141,7 +144,8 @@ def inject_through(
     if style.share == 0:
         return alone()
     shared = (torch.cat((x, _put_back(x, _reference(x, _styled(x, rows), rows), rows)), 2) for x in (k, v))
-    out = attend(_flat(q), *map(_flat, shared), None)
+    shared_k, shared_v = map(_flat, shared)
+    out = attend(_flat(q), shared_k, shared_v, None)
     return out if style.share >= 1 else torch.lerp(alone(), out, style.share)
 
 

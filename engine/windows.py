@@ -58,7 +58,7 @@ def _window(text: str) -> Window:
         raise ValueError(
             f"{quoted(text)} is not a window; write a range such as 0.2-0.5 or a single number such as 0.7."
         )
-    start, end = (None if number is None else float(number) for number in match.groups())
+    start, end = float(match[1]), None if match[2] is None else float(match[2])
     if max(start, end or 0.0) > 1:
         raise ValueError(f"{quoted(text)} leaves the schedule, which runs from 0 (noise) to 1 (picture).")
     if end is not None and end <= start:

@@ -19,6 +19,7 @@ from ..engine.gates import (
     RankedGate,
     ScaledGate,
     UnknownPolicy,
+    WindowedGate,
     WrittenGate,
     pinned,
     policy_of,
@@ -81,7 +82,7 @@ def _policy_inputs() -> dict[str, io.Input]:
 
 
 def _parameter_input(of: Parameter) -> io.Input:
-    kind = io.Int if isinstance(of.default, int) else io.Float
+    kind: Any = io.Int if isinstance(of.default, int) else io.Float
     about = f"{of.about} Other policies ignore it."
     optional = of.name not in ("softness", "random_seed")
     return advanced(
@@ -210,7 +211,7 @@ def _read(name: str, values: Mapping[str, Any]) -> Selection:
 def in_words(gate: LayerGate, everywhere: LayerGate, profile: SensitivityProfile) -> str:
     """What a gate chooses inside its window."""
     words = describe(sampled(everywhere, profile.layers, _spread(profile), schedule_of(profile)), profile.layers)
-    if gate is not everywhere:
+    if isinstance(gate, WindowedGate):
         words += f" Only from {gate.start:.0%} to {gate.end:.0%} of the schedule."
     return words
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import comfy.utils
 import folder_paths
 from comfy.model_patcher import ModelPatcher
@@ -81,7 +83,8 @@ class CBGateLoRA(io.ComfyNode):
         clip: CLIP | None = None,
         strength_clip: float = 1.0,
     ) -> io.NodeOutput:
-        lora = comfy.utils.load_torch_file(folder_paths.get_full_path_or_raise("loras", lora_name), safe_load=True)
+        path = folder_paths.get_full_path_or_raise("loras", lora_name)
+        lora: Any = comfy.utils.load_torch_file(path, safe_load=True)
         found = gate_lora(model, clip, lora, _chosen(layers, gate), strength, strength_clip)
         if not found.weights and found.clip is clip:
             raise ValueError(

@@ -332,7 +332,7 @@ class CBCombineProfiles(io.ComfyNode):
     @classmethod
     @timed
     def execute(cls, operation: str, **profiles: SensitivityProfile | None) -> io.NodeOutput:
-        given = [profiles[name] for name in sorted(profiles) if profiles[name] is not None]
+        given = [profile for _, profile in sorted(profiles.items()) if profile is not None]
         if operation == CONTRAST and len(given) != 2:
             raise ValueError(f"'operation' contrast takes two profiles and {len(given)} are connected: leave two.")
         return shown_profile(contrast(*given) if operation == CONTRAST else trimmed_mean(given))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from comfy_api.latest import io
 
 if "search_aliases" in {each.name for each in fields(io.Schema)}:  # since ComfyUI 0.11
-    Schema = io.Schema
+    Schema = io.Schema  # pyright: ignore[reportAssignmentType] - which branch is taken depends on ComfyUI
 else:
 
     @dataclass

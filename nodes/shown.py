@@ -45,7 +45,8 @@ def timed(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]
     def run(cls: type[io.ComfyNode], *args: Any, **kwargs: Any) -> io.NodeOutput:
         start = time.perf_counter()
         output = execute(cls, *args, **kwargs)
-        output.ui = with_seconds(output.ui, time.perf_counter() - start)
+        shown = output.ui if isinstance(output.ui, Mapping) else output.ui.as_dict() if output.ui else {}
+        output.ui = with_seconds(shown, time.perf_counter() - start)
         return output
 
     return run

@@ -240,7 +240,7 @@ class CBProfileControlSlots(io.ComfyNode):
     ) -> io.NodeOutput:
         layout = layout_of(unet_of(model))
         if profile is not None:
-            profile.aligned(attention_layers(model))
+            profile.aligned(tuple(attention_layers(model)))
         sigmas = levels_of(model, noise_levels).float()
         bar = comfy.utils.ProgressBar(len(sigmas) * (layout.slots + 3))
         found = ablate_slots(model, latent["samples"], positive, sigmas, seed, lambda: bar.update(1))

@@ -66,7 +66,8 @@ def out_of_range(inputs: Iterable[io.Input], values: Mapping[str, Any]) -> str |
 
 def _problem(widget: io.Input, value: Any) -> str | None:
     if isinstance(widget, io.Combo.Input) and value not in widget.options:
-        return f"'{widget.id}': there is no {quoted(value)}: choose one of {', '.join(widget.options)}."
+        offered = ", ".join(map(str, widget.options))
+        return f"'{widget.id}': there is no {quoted(value)}: choose one of {offered}."
     if isinstance(widget, io.Float.Input | io.Int.Input) and not widget.min <= value <= widget.max:
         return f"'{widget.id}' is {shortened(value)}: enter a number from {widget.min:g} to {widget.max:g}."
     return None

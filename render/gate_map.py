@@ -14,6 +14,7 @@ from ..engine.layers import LETTERS, UNET_BLOCKS, LayerId, in_forward_order, spa
 from ..engine.noise import LOG, back, evenly_spaced, variable
 from ..engine.profile import FEATURES, SensitivityProfile
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 COLUMNS = 64
 CELL_WIDTH, TALLEST_ROW, TALLEST = 13, 24, 900
 PAPER, INK, GRID = (255, 255, 255), (38, 42, 48), (228, 231, 235)
@@ -91,7 +92,7 @@ def draw(weights: torch.Tensor, layers: Sequence[LayerId], sigmas: Sequence[floa
     left, top, right, bottom = 86, 34, 16, 44
     image = Image.new("RGB", (left + CELL_WIDTH * len(sigmas) + right, top + height * len(forward) + bottom), PAPER)
     colours = _colours(cells[:, FEATURES.index("q")].T, cells[:, FEATURES.index("k")].T)
-    grid = Image.fromarray(colours).resize((CELL_WIDTH * len(sigmas), height * len(forward)), Image.NEAREST)
+    grid = Image.fromarray(colours).resize((CELL_WIDTH * len(sigmas), height * len(forward)), Image.Resampling.NEAREST)
     image.paste(grid, (left, top))
     pen = ImageDraw.Draw(image)
     _label_blocks(pen, font, forward, left, top, height, grid.width)
@@ -111,7 +112,7 @@ def _colours(q: np.ndarray, k: np.ndarray) -> np.ndarray:
 
 def _label_blocks(
     pen: ImageDraw.ImageDraw,
-    font: ImageFont.FreeTypeFont,
+    font: Font,
     layers: Sequence[LayerId],
     left: int,
     top: int,
@@ -135,7 +136,7 @@ def _row_title(layer: LayerId) -> str:
 
 
 def _label_sigmas(
-    pen: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, sigmas: Sequence[float], left: int, y: int
+    pen: ImageDraw.ImageDraw, font: Font, sigmas: Sequence[float], left: int, y: int
 ) -> None:
     for column in np.linspace(0, len(sigmas) - 1, 7).round().astype(int):
         x = left + CELL_WIDTH * (column + 0.5)
@@ -144,7 +145,7 @@ def _label_sigmas(
     pen.text((left + CELL_WIDTH * len(sigmas) / 2, y + 24), "noise level (sigma)", fill=INK, font=font, anchor="mt")
 
 
-def _legend(pen: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, x: float) -> None:
+def _legend(pen: ImageDraw.ImageDraw, font: Font, x: float) -> None:
     for label, colour in (("queries and keys", BOTH), ("queries only", QUERY), ("keys only", KEY), ("closed", CLOSED)):
         pen.rectangle((x, 11, x + 12, 23), fill=tuple(colour.astype(int)), outline=GRID)
         pen.text((x + 18, 17), label, fill=INK, font=font, anchor="lm")
@@ -163,7 +164,7 @@ def _busiest(weights: torch.Tensor, layers: Sequence[LayerId]) -> str:
     for layer, weight in zip(layers, mass.tolist(), strict=True):
         blocks[layer[:2]] = blocks.get(layer[:2], 0.0) + weight
     chosen, held = [], 0.0
-    for block in sorted(blocks, key=blocks.get, reverse=True):
+    for block in sorted(blocks, key=blocks.__getitem__, reverse=True):
         if held < float(mass.sum()) / 2:
             chosen.append(block)
             held += blocks[block]

@@ -72,7 +72,7 @@ def parameter(default: float, low: float, high: float, step: float, about: str) 
 
 def parameters(policy: type[Policy]) -> tuple[Parameter, ...]:
     """A policy's own parameters."""
-    return tuple(Parameter(each.name, each.default, **each.metadata) for each in fields(policy))
+    return tuple(Parameter(each.name, getattr(policy, each.name), **each.metadata) for each in fields(policy))
 
 
 def policy_of(name: str, values: Mapping[str, Any]) -> Policy:
