@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conditional_balance.engine.moments import join_channels, moments_of
+from conditional_balance.engine.moments import Moments, join_channels, moments_of
 
 
 @given(st.integers(1, 4), st.integers(2, 40), st.integers(1, 9), st.integers(0, 999))
@@ -37,3 +37,10 @@ def test_joining_keeps_the_order_of_the_parts():
     joined = join_channels([one, other])
     assert torch.equal(joined.mean, torch.cat([one.mean, other.mean], -1))
     assert torch.equal(joined.std, torch.cat([one.std, other.std], -1))
+
+
+def test_channels_are_joined_along_the_last_axis_whatever_comes_before():
+    parts = [Moments(torch.full((2, 3, n), float(n)), torch.full((2, 3, n), -float(n))) for n in (4, 5)]
+    joined = join_channels(parts)
+    assert joined.mean.shape == joined.std.shape == (2, 3, 9)
+    assert joined.mean[1, 2].tolist() == [4.0] * 4 + [5.0] * 5 == (-joined.std[0, 0]).tolist()

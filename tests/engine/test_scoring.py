@@ -145,3 +145,10 @@ def test_draws_with_one_cluster_have_no_pairs_between_clusters_and_are_left_out(
     found = scores_of(matrix, labels, 0)
     assert float(found.low) == pytest.approx(float(found.score)) == float(found.high)
     assert bool((scoring._resampled_clusters(3, 0) > 0).sum(1).gt(1).all())
+
+
+def test_no_cluster_and_clusters_without_images_are_told_apart():
+    with pytest.raises(ValueError, match="holds no cluster: give it two"):
+        check_clusters([], [])
+    with pytest.raises(ValueError, match="'oil' has 0 images"):
+        check_clusters([0, 0], ["ink", "oil"])

@@ -259,3 +259,8 @@ def test_the_paper_keeps_everything_at_the_very_noise_level_where_kept_ends() ->
     edge = standard_sigma(0.5)
     at, after = (PaperSchedule(0.5).weights(sigma, SDXL, standard_sigma) for sigma in (edge, edge * (1 - 1e-6)))
     assert at == SlotWeights((1.0,) * 9, 1.0) and after.skips == (0.0,) * 9
+
+
+def test_a_small_effect_is_still_an_effect_to_compare_with() -> None:
+    none, full = torch.full((1, 1, 2, 2), 5.0), torch.full((1, 1, 2, 2), 5.1)
+    assert relative_change(full, torch.full((1, 1, 2, 2), 5.05), none) == pytest.approx(0.5, rel=1e-4)
