@@ -20,6 +20,7 @@ import ast
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -36,6 +37,7 @@ OUT = ROOT / "out"
 TRAIN_TOOLS = ["resvg-py==0.5.0"]  # draws the demo world's SVGs
 TEST_TOOLS = ["pytest", "hypothesis", "ruff", "pyright", "matplotlib", *TRAIN_TOOLS]
 BENCH_TOOLS = ["matplotlib", *TRAIN_TOOLS]
+PORT = 8190  # ComfyUI's own is 8188, and often in use
 
 
 def main(arguments: list[str]) -> int:
@@ -117,10 +119,11 @@ def _run(command: list[str | Path], comfy: comfyui.ComfyUI, **variables: str) ->
 def serve(arguments: list[str]) -> int:
     """The ordinary server and front end, until Ctrl-C."""
     parser = argparse.ArgumentParser(prog="dev.py serve")
-    parser.add_argument("--port", type=int, default=8188, help="where to listen on this machine (default: 8188)")
+    parser.add_argument("--port", type=int, default=PORT, help=f"where to listen on this machine (default: {PORT})")
     port = parser.parse_args(arguments).port
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server ends with this script
     comfy, env = ready([])
-    with server.started(env.python, comfy.path, comfyui.CACHE / "base", env.cpu, port) as running:
+    with server.started(env.python, comfy.path, comfyui.CACHE / "base", env.cpu, port, previews=True) as running:
         print(f"Open {running.url} in a browser. Ctrl-C stops the server; its log is {running.log}.", flush=True)
         while True:
             running.check()

@@ -116,14 +116,21 @@ def _outputs(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def started(python: Path, comfy: Path, base: Path, cpu: bool, port: int | None = None) -> Iterator[Server]:
-    """A server that has answered once; it is stopped on the way out. Raises Failed when it does not come up."""
+def started(
+    python: Path, comfy: Path, base: Path, cpu: bool, port: int | None = None, previews: bool = False
+) -> Iterator[Server]:
+    """A server that has answered once; it is stopped on the way out. Raises Failed when it does not come up.
+
+    With `previews`, samplers show the picture as it forms.
+    """
+    if port is not None:
+        _check_free(port)
     _lay_out(base)
     port = port or _free_port()
     log = base / "server.log"
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     with log.open("wb") as output:
-        command = [python, comfy / "main.py", *_arguments(base, port, cpu)]
+        command = [python, comfy / "main.py", *_arguments(base, port, cpu, previews)]
         process = subprocess.Popen([str(part) for part in command], stdout=output, stderr=subprocess.STDOUT, env=env)
     try:
         server = Server(process, port, base, log)
@@ -137,11 +144,20 @@ def started(python: Path, comfy: Path, base: Path, cpu: bool, port: int | None =
             process.kill()
 
 
-def _arguments(base: Path, port: int, cpu: bool) -> list[str | Path]:
+def _arguments(base: Path, port: int, cpu: bool, previews: bool) -> list[str | Path]:
     listen = ["--listen", "127.0.0.1", "--port", str(port), "--base-directory", base, "--disable-auto-launch"]
     alone = ["--database-url", "sqlite:///:memory:", "--disable-api-nodes"]
     shown = frontend.wanted()
-    return [*listen, *alone, *(["--front-end-root", shown] if shown else []), *(["--cpu"] if cpu else [])]
+    alone += ["--front-end-root", str(shown)] if shown else []
+    alone += ["--preview-method", "auto"] if previews else []
+    return [*listen, *alone, *(["--cpu"] if cpu else [])]
+
+
+def _check_free(port: int) -> None:
+    """Raises Failed when something listens on a port of this machine."""
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise Failed(f"Port {port} is taken, perhaps by another ComfyUI: stop that, or choose another with --port.")
 
 
 def _free_port() -> int:

@@ -108,7 +108,7 @@ class CBGradSAMBlend(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return Schema(
             node_id="CBGradSAMBlend",
-            display_name="Grad-SAM Blend (keep subject, new background)",
+            display_name="Keep Subject, New Background (Grad-SAM Blend)",
             category=CATEGORY,
             search_aliases=found_by(
                 "keep subject",

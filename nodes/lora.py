@@ -14,6 +14,7 @@ from ..engine.gates import LayerGate, WrittenGate
 from ..engine.grammar import parse
 from ..runtime.inject.lora import GatedLoRA, gate_lora
 from .gate import Gate
+from .schema import Schema, found_by
 from .shown import summary, timed
 
 CATEGORY = "conditional balance/LoRA"
@@ -25,10 +26,11 @@ PRESETS = {"B-LoRA style (SDXL)": "o1", "B-LoRA content (SDXL)": "o0"}
 class CBGateLoRA(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return Schema(
             node_id="CBGateLoRA",
             display_name="Load LoRA at Chosen Layers",
             category=CATEGORY,
+            search_aliases=found_by("lora block weight", "lora by layer", "style lora"),
             description="Loads a LoRA that acts in the chosen attention layers and their blocks only, so that a style "
             "LoRA brings its style and leaves content to the prompt, or to another LoRA at the other layers.",
             inputs=[

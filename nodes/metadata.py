@@ -11,6 +11,7 @@ from comfy_api.latest import io
 
 from ..engine.conditioning import resolution_ratio, shifted_sigmas
 from ..runtime.inject.metadata import Change, Metadata, NoSuchMetadata, schedule_metadata
+from .schema import Schema, found_by
 from .shown import summary, timed
 from .widgets import advanced
 
@@ -50,10 +51,11 @@ def _side(name: str) -> io.Input:
 class CBMicroConditioning(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return Schema(
             node_id="CBMicroConditioning",
             display_name="Size and Crop by Noise Level",
             category=CATEGORY,
+            search_aliases=found_by("sdxl size", "crop", "target size", "micro conditioning"),
             description="Changes what the model is told about a picture's size and crop (SDXL), guidance (Flux) or "
             "pooled text over the schedule, so that it acts on detail and leaves the layout to the prompt.",
             inputs=[
@@ -149,10 +151,11 @@ def _in_words(metadata: Metadata) -> str:
 class CBResolutionShift(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return Schema(
             node_id="CBResolutionShift",
             display_name="Noise Levels for Another Resolution",
             category=CATEGORY,
+            search_aliases=found_by("resolution", "shift", "sigmas", "high resolution"),
             description="Moves a schedule's noise levels for pictures larger or smaller than those that the model was "
             "trained on: large ones need more steps at high noise for their layout.",
             inputs=[

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ..runtime.inject.projection import Projection, project
 from ..runtime.inject.reference import check_latent
 from .findings import PIXELS
+from .schema import Schema, found_by
 from .shown import summary, timed
 from .widgets import window_in_words, window_inputs
 
@@ -19,10 +20,11 @@ SMALL, COLOUR = "low resolution", "colour"
 class CBProject(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return Schema(
             node_id="CBProject",
             display_name="Keep Colours or Layout of a Picture",
             category=CATEGORY,
+            search_aliases=found_by("colour match", "color match", "low resolution", "keep composition"),
             description="Moves every predicted picture to the nearest one that has the given picture's coarse layout "
             "and colours, or its overall colour, so that the model adds only what is missing.",
             inputs=[

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import zipfile
@@ -54,6 +55,30 @@ def test_a_wrong_comfyui_path_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert str(tmp_path) in done.stderr and "main.py" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_port_that_is_taken_is_refused_in_a_sentence() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        done = dev("serve", "--port", str(other.getsockname()[1]))
+    assert done.returncode == 1
+    assert "is taken" in done.stderr and "--port" in done.stderr
+    assert "Open http" not in done.stdout and "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to send.")
+def test_the_server_ends_with_the_script() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, ROOT / "dev.py", "serve", "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as script:
+        assert any("Open http" in line for line in script.stdout)
+        script.terminate()
+        script.wait(30)
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def test_comfyui_is_the_one_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
