@@ -97,9 +97,11 @@ def _list_benchmarks() -> int:
 
 def train(arguments: list[str]) -> int:
     """The training of the demo model, from nothing or from where it stopped."""
-    script = ROOT / "demo" / "train.py"
+    is_drawn = arguments[:1] == ["drawn"]
+    script = ROOT / "demo" / ("drawn/train.py" if is_drawn else "train.py")
     if not script.exists():
-        raise Failed("There is no demo/train.py in this copy of the repository.")
+        raise Failed(f"There is no {script.relative_to(ROOT)} in this copy of the repository.")
+    arguments = arguments[1:] if is_drawn else arguments
     comfy, env = ready(TRAIN_TOOLS)
     return _run([env.python, ROOT / "devtools" / "run.py", script, *arguments], comfy)
 

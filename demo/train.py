@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from demo import models
 from demo.training.autoencoder import train_autoencoder, train_decoder
 from demo.training.controlnet import train_controlnet
 from demo.training.judge import train_judge
+from demo.training.processes import default_processes, spread
 from demo.training.profiles import measure_geometry, measure_profile
 from demo.training.unet import train_unet
 
@@ -51,20 +50,6 @@ def main(argv: list[str] | None = None) -> None:
     if options.processes > 1 and "RANK" not in os.environ:
         sys.exit(spread(options.processes))
     train(options)
-
-
-def default_processes(device: str) -> int:
-    return 1 if device == "cuda" else os.cpu_count() or 1
-
-
-def spread(processes: int) -> int:
-    """Run this very command once per process, each told its rank; returns the worst exit status."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "OMP_NUM_THREADS": "1"}
-    ranks = ({"RANK": str(rank), "WORLD_SIZE": str(processes)} for rank in range(processes))
-    running = [subprocess.Popen(sys.orig_argv, env=os.environ | meeting | rank) for rank in ranks]
-    return max(abs(process.wait()) for process in running)
 
 
 def train(options: argparse.Namespace) -> None:

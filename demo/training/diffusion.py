@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from demo import models, world
+from demo import nets, world
 
 
 @cache
@@ -61,7 +61,7 @@ def encoded_prompts(text: nn.Module, tokens: Tensor, dtype: torch.dtype) -> tupl
     All pictures are of one size, so its numbers would only teach the UNet that any other is wrong: see `new_unet`.
     """
     context, _, pooled, _ = text(tokens, dtype=dtype)
-    return context, functional.pad(pooled, (0, models.SIZE_WIDTH))
+    return context, functional.pad(pooled, (0, nets.SIZE_WIDTH))
 
 
 SUBJECT_ROLES = [world.SLOTS.index(name) for name in ("body", "detail")]
@@ -88,10 +88,16 @@ def pooled_error(error: Tensor, times: Tensor, size: int, drift: Tensor | float 
 
 
 def plain_attention(func: object, q: Tensor, k: Tensor, v: Tensor, heads: int, *_: object, **__: object) -> Tensor:
-    """Softmax attention by matrix products: on a CPU its backward pass is four times as fast as the fused kernel's."""
+    """Softmax attention; on a CPU by matrix products: their backward pass is four times as fast as a fused one."""
     q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=heads) for x in (q, k, v))
-    shares = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
-    return rearrange(shares @ v, "b h n d -> b n (h d)")
+    return rearrange(attended(q, k, v), "b h n d -> b n (h d)")
+
+
+def attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention of [B, heads, N, D]."""
+    if q.is_cuda:
+        return functional.scaled_dot_product_attention(q, k, v)
+    return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1) @ v
 
 
 def coupled_attention(func: object, q: Tensor, k: Tensor, v: Tensor, heads: int, *_: object, **__: object) -> Tensor:

@@ -82,6 +82,9 @@ class Trainer:
             share_gradients([p.grad for p in self.masters])
         for weight in self.weights:
             weight.grad = None
+        if self.masters[0].is_cuda:  # one bad number in bfloat16 must not cost ten minutes of a GPU
+            for master in self.masters:
+                master.grad.nan_to_num_(0.0, 0.0, 0.0)
         nn.utils.clip_grad_norm_(self.masters, 1.0, foreach=True)
         warmth, decay = min(1.0, (progress + 1e-3) / 0.03), 0.5 + 0.5 * math.cos(math.pi * progress)
         self.adamw.param_groups[0]["lr"] = self.rate * warmth * decay
@@ -93,6 +96,24 @@ class Trainer:
             if self.count < AVERAGE_EVERY or self.count % AVERAGE_EVERY == 0:
                 done = self.count / AVERAGE_EVERY
                 torch._foreach_lerp_(self.averages, self.masters, 1 - min(self.average, done / (done + 10)))
+
+    def state(self) -> dict[str, object]:
+        """All that `restore` needs to go on as if there had been no stop."""
+        kept = {"masters": self.masters, "averages": self.averages, "moments": self.muon.moments}
+        return {**kept, "adamw": self.adamw.state_dict(), "count": self.count}
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, object]) -> None:
+        """Raises ValueError where the state is of other weights."""
+        kept = {"masters": self.masters, "averages": self.averages, "moments": self.muon.moments}
+        for name, mine in kept.items():
+            if [part.shape for part in mine] != [part.shape for part in state[name]]:
+                raise ValueError("A checkpoint is of networks of other shapes: delete it, or train in another folder.")
+            if mine:
+                torch._foreach_copy_(mine, [part.to(mine[0].device) for part in state[name]])
+        self.adamw.load_state_dict(state["adamw"])
+        self.count = state["count"]
+        torch._foreach_copy_(self.weights, self.masters)
 
     @torch.no_grad()
     def use_averages(self) -> None:

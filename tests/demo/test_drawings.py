@@ -127,7 +127,8 @@ def test_an_empty_drawing_is_named_as_such() -> None:
 
 def test_series_show_the_same_subjects_by_each_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"{name}{ending}" for name in ("disc", "block") for _, ending in sets.ICON_FAMILIES["ph"].values()]
-    family = {**ICONS, "icons": {name: ICONS["icons"][name.split("-")[0]] for name in [*names, "alone-thin"]}}
+    icons = {name: ICONS["icons"][name.split("-")[0]] for name in names} | {"alone-thin": {"body": DISC}}
+    family = {**ICONS, "icons": icons}
     monkeypatch.setattr(drawing, "icons_of", lambda _: family)
     assert drawing.icon_subjects("ph") == ["block", "disc"]
     series = drawing.icon_series("ph", ["disc"], 32)

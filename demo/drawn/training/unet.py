@@ -1,0 +1,127 @@
+"""Training of the UNet and its text encoder."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import Upsample
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from demo import nets as text_nets
+from demo.drawn import nets
+from demo.drawn.training.autoencoder import load_autoencoder
+from demo.drawn.training.diffusion import LOSS_SHARES, Batch, SubjectHead, couples, diptychs, subject_weighted
+from demo.drawn.training.pool import Pool, World, drawn_pairs
+from demo.drawn.training.run import Run
+from demo.drawn.training.sampling import painted_sheet
+from demo.drawn.words import Vocabulary
+from demo.training.diffusion import (
+    OutOfPlace,
+    coupled_attention,
+    drawn_times,
+    encoded_prompts,
+    noised,
+    plain_attention,
+    pooled_error,
+)
+from demo.training.loop import Trainer, save
+
+LEAN = 1.2  # a little denser toward the noisy end, where it is decided what is where
+
+
+def train_unet(options: argparse.Namespace, world: World) -> None:
+    """UNet and text encoder together, v-prediction on SD's schedule (arXiv 2202.00512).
+
+    The recipe is the first world's (`demo/training/unet.py`): couples in one style, the second of which has drifted and
+    sees the first by self-attention alone, and with every fourth step diptychs; subjects count three times; a head
+    tells which subject is where.
+    """
+    unet = nets.new_unet(options.device).to(options.dtype, memory_format=torch.channels_last)
+    text = new_text(world.vocabulary, options)
+    pupil = Pupil(unet, text, options)
+    trainer = Trainer(pupil, rate=options.rate, muon_rate=10 * options.rate, average=options.average)
+    run = Run("unet", options, trainer)
+    vae = load_autoencoder(options)
+    pool = Pool(lambda number: drawn_pairs(world, vae, options.renew, number, False), options.pool, options.renew)
+    pool.fill(run.step)
+    for progress, speak in run.steps(options.batch):
+        losses = pupil.diptychs(pool, options.batch) if run.step % 4 == 3 else pupil.couples(pool, options.batch)
+        pool.renew(run.step)
+        trainer.step(sum(share * losses[name] for name, share in LOSS_SHARES.items()), progress)
+        if speak:
+            print(", ".join(f"{name} {loss.item():.4f}" for name, loss in losses.items()), flush=True)
+    trainer.use_averages()
+    if options.rank == 0:
+        save(unet.state_dict(), options.out / "unet.safetensors")
+        packed = text_nets.pack_text_weights(text.state_dict(), world.vocabulary.tokens)
+        save(packed, options.out / "text_encoder.safetensors")
+        painted_sheet(unet_guess(unet, text, options), vae, world, options, "unet")
+
+
+def new_text(vocabulary: Vocabulary, options: argparse.Namespace) -> nn.Module:
+    """An untrained text encoder on the world's own words."""
+    tokens = vocabulary.tokens.to(options.device)
+    return text_nets.with_vocabulary(text_nets.new_text_model(options.device), tokens).to(options.dtype)
+
+
+def load_painters(options: argparse.Namespace, world: World) -> tuple[nn.Module, nn.Module]:
+    """The trained UNet and text encoder, which learn no more."""
+    paths = options.out / "unet.safetensors", options.out / "text_encoder.safetensors"
+    if not all(path.exists() for path in paths):
+        raise SystemExit(f"There is no {paths[0]} with its text encoder: train the part 'unet' first.")
+    unet = nets.new_unet(options.device).to(options.dtype, memory_format=torch.channels_last)
+    unet.load_state_dict(load_file(paths[0]))
+    text = new_text(world.vocabulary, options)
+    text_nets.load_packed_text_weights(text, load_file(paths[1]), world.vocabulary.tokens)
+    return unet.requires_grad_(False), text.requires_grad_(False)
+
+
+def unet_guess(unet: nn.Module, text: nn.Module, options: argparse.Namespace):
+    """v of noisy latents at time indices under captions."""
+
+    def guess(noisy: Tensor, times: Tensor, captions: Tensor) -> Tensor:
+        context, y = encoded_prompts(text, captions, options.dtype)
+        attention = {"optimized_attention_override": plain_attention}
+        return unet(noisy.to(options.dtype), times, context, y=y, transformer_options=attention).float()
+
+    return guess
+
+
+class Pupil(nn.Module):
+    """UNet and text encoder with the head that only training needs."""
+
+    def __init__(self, unet: nn.Module, text: nn.Module, options: argparse.Namespace) -> None:
+        super().__init__()
+        self.unet, self.text, self.dtype = unet, text, options.dtype
+        last_upsample = [module for module in unet.output_blocks.modules() if isinstance(module, Upsample)][-1]
+        last_upsample.register_forward_pre_hook(self.keep)
+        self.head = SubjectHead(last_upsample.channels).to(options.device, options.dtype)
+
+    def keep(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.features = inputs[0]  # [B, C, 16, 16]: the transformers' last word
+
+    def couples(self, pool: Pool, count: int) -> dict[str, Tensor]:
+        batch = couples(pool, count)
+        times = drawn_times(len(batch.latents) // 2, batch.latents.device, LEAN).repeat(2)
+        return self.losses(batch, times, coupled_attention)
+
+    def diptychs(self, pool: Pool, count: int) -> dict[str, Tensor]:
+        batch = diptychs(pool, count)
+        return self.losses(batch, drawn_times(len(batch.latents), batch.latents.device, LEAN), plain_attention)
+
+    def losses(self, batch: Batch, times: Tensor, attention: object) -> dict[str, Tensor]:
+        """How far off the pictures are, at three scales, and what the head tells of their subjects."""
+        noisy, target = noised(batch.latents, times, self.dtype, batch.drift)
+        options = {"optimized_attention_override": attention}
+        with OutOfPlace():
+            context, y = encoded_prompts(self.text, batch.captions, self.dtype)
+            predicted = self.unet(noisy, times, context, y=y, transformer_options=options).float()
+        error = predicted - target
+        return {
+            "pictures": subject_weighted(error.square().mean(1), batch.masks),
+            "patches": pooled_error(error, times, 4, batch.drift),
+            "colours": pooled_error(error, times, nets.CELLS // 2, batch.drift),
+            "subjects": self.head(self.features, batch),
+        }

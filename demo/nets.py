@@ -1,0 +1,120 @@
+"""Networks of the demo worlds on ComfyUI's own classes, and their initial weights.
+
+Imports no more of ComfyUI than those classes need, so that a machine with little more than torch can train them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.ops
+import torch
+from comfy.cldm.cldm import ControlNet
+from comfy.clip_model import CLIPTextModel
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from torch import nn
+
+TEXT_WIDTH = 128
+SIZE_WIDTH = 6 * 256  # what SDXL is told of a picture's size and crop
+
+TEXT_CONFIG = {
+    "hidden_size": TEXT_WIDTH,
+    "intermediate_size": 4 * TEXT_WIDTH,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "hidden_act": "quick_gelu",
+    "max_position_embeddings": 77,
+    "eos_token_id": 49407,
+}
+
+
+def fast_dtype(device: str | torch.device) -> torch.dtype:
+    """bfloat16 where the machine multiplies it; processors that only emulate it take ten times as long as in fp32."""
+    on_gpu = torch.device(device).type == "cuda"
+    has_bfloat16 = on_gpu or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
+def new_unet(config: dict[str, Any], device: str | torch.device, dtype: torch.dtype = torch.float32) -> UNetModel:
+    """An untrained UNet with torch's usual initial weights, but deaf to a picture's size: training shows only one."""
+    unet = UNetModel(**config, dtype=dtype, device=device, operations=comfy.ops.disable_weight_init)
+    initialise(unet)
+    for name, weight in unet.named_parameters():
+        if name.endswith(("out_layers.3.weight", "proj_out.weight", "out.2.weight")):
+            nn.init.zeros_(weight)
+    nn.init.zeros_(unet.label_emb[0][0].weight[:, TEXT_WIDTH:])
+    return unet
+
+
+def new_control_net(
+    config: dict[str, Any],
+    device: str | torch.device,
+    dtype: torch.dtype = torch.float32,
+    unet: UNetModel | None = None,
+) -> ControlNet:
+    """A ControlNet that does nothing yet, its encoder the UNet's own where one is given (arXiv 2302.05543, 3.1).
+
+    The hint's convolutions start at unit gain, and none of them at zero: the outermost zero convolutions are enough to
+    change nothing at first, and edges that arrive at full size are learnt from at once.
+    """
+    net = ControlNet(**config, dtype=dtype, device=device, operations=comfy.ops.disable_weight_init)
+    initialise(net)
+    if unet is not None:
+        shared = net.state_dict().keys() & unet.state_dict().keys()
+        net.load_state_dict({name: unet.state_dict()[name] for name in shared}, strict=False)
+    for weight in net.input_hint_block.parameters():
+        nn.init.kaiming_normal_(weight, nonlinearity="relu") if weight.ndim > 1 else nn.init.zeros_(weight)
+    for module in (net.zero_convs, net.middle_block_out):
+        for weight in module.parameters():
+            nn.init.zeros_(weight)
+    return net
+
+
+def new_text_model(device: str | torch.device, dtype: torch.dtype = torch.float32) -> CLIPTextModel:
+    """An untrained text encoder."""
+    model = CLIPTextModel(TEXT_CONFIG, dtype, device, comfy.ops.disable_weight_init)
+    initialise(model)
+    nn.init.normal_(model.text_model.embeddings.position_embedding.weight, std=0.02)
+    return model
+
+
+def initialise(model: nn.Module) -> None:
+    """ComfyUI's layers leave their weights unset; give them torch's defaults."""
+    for module in model.modules():
+        for kind in (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm):
+            if isinstance(module, kind):
+                kind.reset_parameters(module)
+
+
+WORD_TABLE = "text_model.embeddings.token_embedding.weight"
+
+
+def with_vocabulary(model: CLIPTextModel, words: torch.Tensor) -> CLIPTextModel:
+    """The model on a small vocabulary: token i stands for `words[i]`, and training need not carry the other 49,000."""
+    embeddings = model.text_model.embeddings
+    width = embeddings.token_embedding.weight.shape[1]
+    embeddings.token_embedding = comfy.ops.disable_weight_init.Embedding(len(words), width, device=words.device)
+    nn.init.normal_(embeddings.token_embedding.weight, std=0.02)
+    model.text_model.eos_token_id = int(torch.searchsorted(words, TEXT_CONFIG["eos_token_id"]))
+    return model
+
+
+def pack_text_weights(weights: dict[str, torch.Tensor], words: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A small-vocabulary model's weights with the words they belong to, so that 12 MB of zeros stay out of the file."""
+    rest = {name: weight for name, weight in weights.items() if name != WORD_TABLE}
+    return {**rest, "words": words.int(), "word_embeddings": weights[WORD_TABLE]}
+
+
+def load_packed_text_weights(model: CLIPTextModel, packed: dict[str, torch.Tensor], words: torch.Tensor) -> None:
+    """Into a model of `with_vocabulary(words)`."""
+    weights = unpack_text_weights(packed)
+    model.load_state_dict({**weights, WORD_TABLE: weights[WORD_TABLE][words.cpu()]})
+
+
+def unpack_text_weights(packed: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """For the whole vocabulary; embeddings of words that training never showed are zero."""
+    weights = dict(packed)
+    words, values = weights.pop("words").long(), weights.pop("word_embeddings")
+    table = torch.zeros(49408, values.shape[1], dtype=values.dtype)
+    table[words] = values
+    return {**weights, WORD_TABLE: table}
