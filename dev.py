@@ -5,7 +5,7 @@
     python dev.py test [ARGS]     runs the linter, the type checker and every test; ARGS go to pytest
     python dev.py serve           opens ComfyUI with this pack and the demo nodes
     python dev.py bench [NAME]    runs a benchmark, or lists them
-    python dev.py train [PART]    trains the demo model again
+    python dev.py train [PART]    trains the demo model again; `train drawn` the drawn world's models
     python dev.py pictures [NAME] makes the pictures of README, templates and help pages again, or of one demo workflow
 
 ComfyUI is the one that COMFYUI_PATH names; else the one this pack is installed in; else a pinned release, fetched once

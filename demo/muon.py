@@ -44,6 +44,7 @@ class Muon:
     def __init__(self, weights: list[Tensor], momentum: float = 0.95, decay: float = 0.01) -> None:
         self.weights, self.momentum, self.decay = weights, momentum, decay
         self.moments = [torch.zeros_like(weight) for weight in weights]
+        self.grouped = bool(weights) and weights[0].is_cuda
         together = torch.distributed.is_initialized()
         self.rank, self.ranks = (
             (torch.distributed.get_rank(), torch.distributed.get_world_size()) if together else (0, 1)
@@ -69,7 +70,7 @@ class Muon:
     def mine(self) -> list[list[int]]:
         """This process's weights. On a GPU those of one shape go together, which spares it thousands of tiny steps."""
         numbers = range(self.rank, len(self.weights), self.ranks)
-        if not self.weights or not self.weights[0].is_cuda:
+        if not self.grouped:
             return [[number] for number in numbers]
         shapes: dict[tuple[int, int], list[int]] = {}
         for number in numbers:

@@ -33,3 +33,19 @@ def test_steps_bring_the_loss_down() -> None:
         losses.append(loss.item())
         optimiser.step(0.1)
     assert losses[-1] < 0.2 * losses[0]
+
+
+def test_weights_of_one_shape_may_step_together() -> None:
+    """As they do on a GPU."""
+    dice = torch.Generator().manual_seed(3)
+    shapes = [(8, 4), (4, 8), (8, 4), (8, 2, 1, 2)]
+    alone, together = ([torch.ones(shape) for shape in shapes] for _ in range(2))
+    for one, other in zip(alone, together, strict=True):
+        one.grad = torch.randn(one.shape, generator=dice)
+        other.grad = one.grad.clone()
+    apart, grouped = Muon(alone), Muon(together)
+    grouped.grouped = True
+    assert sorted(map(len, grouped.mine())) == [1, 3]
+    for muon in (apart, grouped):
+        muon.step(0.1)
+    assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(alone, together, strict=True))
