@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 
 from .layers import LayerId
+from .moments import moments_of
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 """attention(q, k, v, bias): bias is None or [1, keys], added to every query's logits."""
@@ -25,9 +26,6 @@ KEEP, SHIFT, UNTWIST = "keep", "shift", "untwist"
 POSITIONS = (AUTO, KEEP, SHIFT, UNTWIST)
 EITHER, BOTH = "q or k", "q and k"
 SHARINGS = (AUTO, EITHER, BOTH)
-
-EPS = 1e-5
-"""Added to the variance under the root, as StyleAligned does."""
 
 
 class LayerStyle(NamedTuple):
@@ -90,23 +88,19 @@ def layer_styles(
     return styles
 
 
-def moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and sqrt(var + EPS) over tokens [..., 1, channels], in fp32; the variance is unbiased, 0 for one token."""
-    variance, mean = torch.var_mean(x, dim=-2, keepdim=True, correction=int(x.shape[-2] > 1))
-    return mean.float(), (variance.float() + EPS).sqrt()
-
-
 def adain(x: torch.Tensor, reference: torch.Tensor, weight: float) -> torch.Tensor:
     """Move the moments of x toward the reference's by `weight` in [0, 1]; both [..., tokens, channels], broadcast.
 
-    Statistics are taken in fp32. Weight 0 returns x itself.
+    All of it is computed in fp32 or better: a channel that hardly varies is scaled beyond what fp16 holds. Weight 0
+    returns x itself.
     """
     if weight == 0:
         return x
-    (mean, deviation), (mean_to, deviation_to) = moments(x), moments(reference)
+    (mean, deviation), (mean_to, deviation_to) = (moments_of(tokens, keepdim=True) for tokens in (x, reference))
     scale = torch.lerp(deviation, deviation_to.expand_as(deviation), weight) / deviation
     shift = torch.lerp(mean, mean_to.expand_as(mean), weight) - mean * scale
-    return torch.addcmul(shift.to(x), x, scale.to(x))
+    precise = x.to(torch.promote_types(x.dtype, scale.dtype))
+    return torch.addcmul(shift.to(precise), precise, scale.to(precise)).to(x)
 
 
 def inject(

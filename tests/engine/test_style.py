@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conditional_balance.engine.layers import LayerId
+from conditional_balance.engine.moments import moments_of as moments
 from conditional_balance.engine.style import (
     LayerStyle,
     Rows,
@@ -18,7 +19,6 @@ from conditional_balance.engine.style import (
     inject,
     inject_through,
     layer_styles,
-    moments,
 )
 
 TOKENS, CHANNELS = 6, 4
