@@ -36,6 +36,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.image_passes = 0
+        self.images: int | None = None  # in the next calls, where it is known
         self._rows: list[Any] = []
         self._found: dict[Key, dict[Any, Moments]] = {}
 
@@ -52,7 +53,13 @@ class Recorder:
         options = kwargs.get("transformer_options") or {}
         self._rows = list(prompts_of(options))
         x = args[0] if args else kwargs["x"]
-        self.image_passes += len(x) if self._rows else 0
+        if self.images is not None and len(x) != len(self._rows) * self.images:
+            raise ValueError(
+                f"Another node calls 'model' with {len(x)} rows for {len(self._rows)} conditionings of {self.images} "
+                "images, as tiling and hidden references do, so that nothing can be measured: connect the model "
+                "without that node."
+            )
+        self.image_passes += len(x)
 
     def after_network(self, module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._rows = []
@@ -137,6 +144,7 @@ class _Measuring:
         order = [cond["uuid"] for side in conds if side is not None for cond in side]
         for batch in noisy.split(_images_a_pass(guider, noisy)):
             comfy.model_management.throw_exception_if_processing_interrupted()
+            self.recorder.images = len(batch)
             comfy.samplers.calc_cond_batch(guider.inner_model, conds, batch, sigma.expand(len(batch)), model_options)
             yield self.recorder.take(order)
             self.on_images(len(batch))
