@@ -1,7 +1,7 @@
 """The interface to one family of models: its attention layers, and how they are recorded and replaced.
 
 Everything else in this pack knows layers by name (`LayerId`) and tokens by their place; only the files of this folder
-know modules. A new family is one file beside this one and a line in `registry`; `qwen.py` is the shortest example.
+know modules. `docs/architecture.md` shows how to add a family.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ class Projected:
 
     Tokens of the picture being painted stand at `image`, those of the prompt at `text` (none in self-attention); the
     picture's tokens are `grid` (frames, rows, columns). `rotation` is what the model has turned q and k by. `attend` is
-    the attention to call. When `whole`, it knows neither a bias nor a part of the rows (another pack's attn1 replace).
+    the attention to call. When `whole`, it knows neither a bias nor a part of the rows: it is `earlier`, another pack's
+    attn1 replace, and `underneath` is the attention that would run without it. `changed` says that another node's patch
+    has put other rows in the place of the call's.
     """
 
     q: torch.Tensor
@@ -58,6 +60,9 @@ class Projected:
     grid: tuple[int, int, int] | None = None
     rotation: Rotation | None = None
     whole: bool = False
+    earlier: Callable[..., torch.Tensor] | None = None
+    underneath: Attend | None = None
+    changed: bool = False
 
     def of_picture(self, feature: str) -> torch.Tensor:
         """q, k or v of the picture's tokens, as they were before the rotation."""
@@ -76,14 +81,7 @@ Operator = Callable[[Projected], torch.Tensor]
 
 
 class Architecture(ABC):
-    """What is known of one family of models. An instance serves one network, a model's `diffusion_model`.
-
-    Attribution, blend and ControlNet still ask `unet_of` and refuse other networks. What they need for transformers:
-    attribution an operator at joint layers that keeps `projected.text`'s columns of the softmax over all keys and gives
-    the picture's rows back (cross-attention of Wan and Cosmos needs their `cross_attn` as further owners), and
-    `comfy.model_management.in_training` during a backward pass where it exists, restored in `finally`; blend
-    latents of five dimensions; ControlNet which slots a family has ("output" of SD3; "input" and "output" of Flux).
-    """
+    """What is known of one family of models. An instance serves one network, a model's `diffusion_model`."""
 
     name: ClassVar[str]
     """The family, as its users call it."""
@@ -144,6 +142,10 @@ class Architecture(ABC):
 
         Layers without an operator run as if nobody were there. Nothing is left when the block ends.
         """
+
+    def replaced(self, options: dict[str, Any]) -> tuple[LayerId, ...]:
+        """The layers whose attention another pack has replaced whole, in a call with these `transformer_options`."""
+        return ()
 
     def cure(self, position: str, projected: Projected) -> Cure:
         """What a way of `position` (KEEP, SHIFT, UNTWIST) does to a reference's rotated keys; KEEP without rotation."""

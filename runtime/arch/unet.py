@@ -11,11 +11,13 @@ import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock, SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
+from einops import rearrange
 from torch import nn
 
 from ...engine.layers import LayerId
+from ..runs.keys import rows_of, with_rows
 from .attention import ReplaceFunction, plain_attention, with_attention_replaced
-from .base import Architecture, Operator, Projected, Receive, parameters_under, removed_afterwards
+from .base import Architecture, Attend, Operator, Projected, Receive, parameters_under, removed_afterwards
 
 
 class UNet(Architecture):
@@ -56,6 +58,10 @@ class UNet(Architecture):
         make = {layer: functools.partial(_replacement, operator) for layer, operator in operators.items()}
         yield with_attention_replaced(options, "attn1", make)
 
+    def replaced(self, options: dict[str, Any]) -> tuple[LayerId, ...]:
+        found = options.get("patches_replace", {}).get("attn1", {})
+        return tuple(layer for layer in self.layers if layer in found or layer[:2] in found)
+
     def _prefix(self, layer: LayerId) -> str:
         return self._prefixes[self.blocks[layer]]
 
@@ -73,16 +79,61 @@ def _giving(receive: Receive, layer: LayerId, feature: str) -> Callable[[nn.Modu
 
 def _replacement(operator: Operator, earlier: ReplaceFunction | None) -> ReplaceFunction:
     def replaced(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra_options: dict[str, Any]) -> torch.Tensor:
-        def attend(
+        def plain(
             q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, rows: Any = None
         ) -> torch.Tensor:
-            if earlier is None:
-                return plain_attention(q, k, v, bias, extra_options)
-            return earlier(q, k, v, extra_options)
+            return plain_attention(q, k, v, bias, extra_options)
 
-        return operator(Projected(q, k, v, attend, whole=earlier is not None))
+        def through(
+            q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, rows: Any = None
+        ) -> torch.Tensor:
+            return earlier(q, k, v, extra_options if rows is None else with_rows(extra_options, len(rows)))
+
+        parts = _parts_of_pictures(q, k)
+        whole = rearrange(q, "(row part) token c -> row (part token) c", part=parts)
+        plain, through = (
+            functools.partial(_by_part, attend, parts) if parts > 1 else attend for attend in (plain, through)
+        )
+        projected = Projected(
+            whole,
+            k,
+            v,
+            plain if earlier is None else through,
+            whole=earlier is not None,
+            earlier=earlier,
+            underneath=plain,
+            changed=not len(whole) == len(k) == rows_of(extra_options),
+        )
+        return rearrange(operator(projected), "row (part token) c -> (row part) token c", part=parts)
 
     return replaced
+
+
+def _parts_of_pictures(q: torch.Tensor, k: torch.Tensor) -> int:
+    """Into how many rows an attn1 patch in front of us has cut each picture's queries; 1 for none.
+
+    HyperTile cuts queries only. ComfyUI's attention then takes as many rows of keys, each a stretch of a picture's.
+    """
+    parts = q.shape[0] // k.shape[0]
+    return parts if parts > 1 and q.shape[1] * parts == k.shape[1] and q.shape[0] == k.shape[0] * parts else 1
+
+
+def _by_part(
+    attend: Attend,
+    parts: int,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    bias: torch.Tensor | None,
+    rows: Any = None,
+) -> torch.Tensor:
+    """Attention of whole pictures, part by part: each sees its own stretch of keys, and the same one of a reference."""
+    sizes = {"part": parts, "share": k.shape[1] // q.shape[1]}
+    q = rearrange(q, "row (part token) c -> (row part) token c", part=parts)
+    k, v = (rearrange(x, "row (share part token) c -> (row part) (share token) c", **sizes) for x in (k, v))
+    if bias is not None:  # the same for every part
+        bias = rearrange(bias, "one (share part token) -> part one (share token)", **sizes)[0]
+    return rearrange(attend(q, k, v, bias, rows), "(row part) token c -> row (part token) c", part=parts)
 
 
 def unet_of(model: ModelPatcher, what: str = "model") -> UNetModel:

@@ -26,6 +26,7 @@ from ..attribution.settings import AttributionSettings
 from ..attribution.subject import Subject
 from ..runs.model_call import KEY, with_wrapper
 from ..runs.notices import Notices, node_here
+from ..runs.samplers import name_of
 from .reference import check_latent, positive_place, positive_prompts
 
 X0, PAPER, MEASURE = "x0", "paper", "only measure"
@@ -144,8 +145,7 @@ def _outside(windows: Sequence[Window], schedule: _Schedule) -> str:
 
 
 def _check_sampler(sampler: Any) -> None:
-    name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
-    if name.startswith("sample_unipc"):
+    if name_of(sampler).startswith("sample_unipc"):
         raise ValueError("'mode' paper stops the sampler between steps, which uni_pc cannot do: choose euler, or x0.")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,8 @@ from einops import rearrange, repeat
 
 from ..arch.base import Architecture
 from ..arch.transformer import TEXT_PADS
+from ..runs.keys import sigmas_of
+from ..runs.layout import Layout
 from ..runs.model_call import ModelCall
 from .text import OTHER_PROMPT, TextFitting
 
@@ -131,7 +133,9 @@ def _without_target(prompt: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in prompt.items() if name not in tied} | {"model_conds": {}}
 
 
-def with_hidden_rows(call: ModelCall, reference: HiddenReference, model: BaseModel, positive: int) -> ModelCall:
+def with_hidden_rows(
+    call: ModelCall, layout: Layout, reference: HiddenReference, model: BaseModel, positive: int
+) -> ModelCall:
     """The call with the reference as one more row at the end of every chunk.
 
     One row per chunk keeps `rows == len(cond_or_uncond) * rows per chunk`, by which other packs find their rows, and
@@ -139,15 +143,14 @@ def with_hidden_rows(call: ModelCall, reference: HiddenReference, model: BaseMod
     `positive` in `cond_or_uncond`) run the reference under its prompt, others under what their own last picture has.
     No ControlNet acts on it.
     """
-    kinds = call.options.get("cond_or_uncond", (positive,))
-    own = [kind == positive for kind in kinds]
-    sigmas = call.options.get("sigmas")
-    extra_options = {} if sigmas is None else {"sigmas": torch.cat((sigmas, sigmas[-1:]))}
-    x = repeat(reference.at(model, call), "1 ... -> chunk 1 ...", chunk=call.chunks)
-    always, prompted = [True] * call.chunks, reference.conds
+    own = [kind == positive for kind in layout.kinds]
+    sigmas = sigmas_of(call.options)
+    extra_options: dict[str, Any] = {"sigmas": torch.cat((sigmas, sigmas[-1:]))}
+    x = repeat(reference.at(model, call), "1 ... -> chunk 1 ...", chunk=layout.chunks)
+    always, prompted = [True] * layout.chunks, reference.conds
     text, own_text, pads = reference.fitting.fit(call.c_crossattn, prompted.get("c_crossattn"))
     if any(pads):
-        rows = [[pads[0]] * call.rows + [pads[1] if mine else pads[0]] for mine in own]
+        rows = [[pads[0]] * layout.rows + [pads[1] if mine else pads[0]] for mine in own]
         extra_options[TEXT_PADS] = tuple(pad for chunk in rows for pad in chunk)
     return replace(
         call,
@@ -155,7 +158,7 @@ def with_hidden_rows(call: ModelCall, reference: HiddenReference, model: BaseMod
         sigma=_extend(call.sigma, call, None, own),
         c_concat=_extend(call.c_concat, call, prompted.get("c_concat"), always),
         c_crossattn=_extend(text, call, own_text, own),
-        control=_without_control(call),
+        control=_each_residual(call, lambda residual: _with_zero_row(residual, call, layout)),
         options={**call.options, **extra_options},
         conds={name: _extend(value, call, prompted.get(name), own) for name, value in call.conds.items()},
     )
@@ -165,20 +168,6 @@ def without_hidden_rows(out: torch.Tensor, chunks: int) -> torch.Tensor:
     """The model's output without the last row of every chunk."""
     kept = rearrange(out, "(chunk row) ... -> chunk row ...", chunk=chunks)[:, :-1]
     return rearrange(kept, "chunk row ... -> (chunk row) ...")
-
-
-def counting_hidden_rows(model: BaseModel, rows: int) -> BaseModel:
-    """A view of the model whose memory estimate counts one more row for every `rows`; the model itself is untouched.
-
-    ComfyUI asks this estimate how many conditionings fit into one call. The view shares all weights and modules.
-    """
-    view = copy.copy(model)
-
-    def memory_required(input_shape: list[int], *args: Any, **kwargs: Any) -> float:
-        return model.memory_required([input_shape[0] + input_shape[0] // rows, *input_shape[1:]], *args, **kwargs)
-
-    view.memory_required = memory_required
-    return view
 
 
 def _middle(x: torch.Tensor, size: torch.Size) -> torch.Tensor:
@@ -198,40 +187,35 @@ def _extend(value: Any, call: ModelCall, made: Any, own: list[bool]) -> Any:
         return [_extend(item, call, None, own) for item in value]
     if not isinstance(value, torch.Tensor) or value.ndim == 0 or value.shape[0] != call.x.shape[0]:
         return value
-    last = rearrange(value, "(chunk row) ... -> chunk row ...", chunk=call.chunks)[:, -1:]
+    last = rearrange(value, "(chunk row) ... -> chunk row ...", chunk=len(own))[:, -1:]
     if isinstance(made, torch.Tensor) and made.shape[1:] == value.shape[1:]:
         made = made[:1].to(value)
         last = torch.stack([made if mine else rows for mine, rows in zip(own, last, strict=True)])
     return _append(value, last)
 
 
-def with_free_first_row(call: ModelCall) -> ModelCall:
+def with_free_first_row(call: ModelCall, layout: Layout) -> ModelCall:
     """The call without control on the first picture of every chunk, the reference, as in the official code."""
-    if call.control is None:
-        return call
-    control = {
-        name: [_with_free_first_row(residual, call) for residual in slots] for name, slots in call.control.items()
-    }
+    control = _each_residual(call, lambda residual: _with_free_first_row(residual, call, layout))
     return replace(call, control=control)
 
 
-def _with_free_first_row(residual: torch.Tensor | None, call: ModelCall) -> torch.Tensor | None:
-    if residual is None:
+def _each_residual(call: ModelCall, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    if call.control is None:
         return None
+    return {
+        name: [None if residual is None else change(residual) for residual in slots]
+        for name, slots in call.control.items()
+    }
+
+
+def _with_free_first_row(residual: torch.Tensor, call: ModelCall, layout: Layout) -> torch.Tensor:
     residual = residual.expand(call.x.shape[0], *residual.shape[1:])
-    chunks = rearrange(residual, "(chunk row) ... -> chunk row ...", chunk=call.chunks)
+    chunks = rearrange(residual, "(chunk row) ... -> chunk row ...", chunk=layout.chunks)
     freed = torch.cat((torch.zeros_like(chunks[:, :1]), chunks[:, 1:]), dim=1)
     return rearrange(freed, "chunk row ... -> (chunk row) ...")
 
 
-def _without_control(call: ModelCall) -> dict[str, list[torch.Tensor | None]] | None:
-    if call.control is None:
-        return None
-    return {name: [_with_zero_row(residual, call) for residual in slots] for name, slots in call.control.items()}
-
-
-def _with_zero_row(residual: torch.Tensor | None, call: ModelCall) -> torch.Tensor | None:
-    if residual is None:
-        return None
+def _with_zero_row(residual: torch.Tensor, call: ModelCall, layout: Layout) -> torch.Tensor:
     residual = residual.expand(call.x.shape[0], *residual.shape[1:])
-    return _append(residual, residual.new_zeros(call.chunks, 1, *residual.shape[1:]))
+    return _append(residual, residual.new_zeros(layout.chunks, 1, *residual.shape[1:]))

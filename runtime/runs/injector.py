@@ -22,9 +22,11 @@ from comfy.patcher_extension import WrappersMP
 from comfy.samplers import CFGGuider
 
 from ...engine.layers import LayerId
+from .keys import schedule_of
 from .layout import LAYOUT, Layout, layout_of
 from .model_call import KEY, ModelCall, with_wrapper
 from .notices import Notices, node_here
+from .samplers import between, stays_on_schedule
 
 Executor = Callable[..., torch.Tensor]
 Around = Callable[[Executor, ModelCall, Layout], torch.Tensor]
@@ -33,12 +35,16 @@ Around = Callable[[Executor, ModelCall, Layout], torch.Tensor]
 
 @dataclass(frozen=True)
 class Sampling:
-    """One run of a sampler: its guider, its noise levels [T + 1] and its noise [B, C, ..., H, W]."""
+    """One run of a sampler: its guider, its noise levels [T + 1] and its noise [B, C, ..., H, W].
+
+    Where another node runs it in parts, `sigmas` are those of the whole.
+    """
 
     guider: CFGGuider
     sigmas: torch.Tensor
     noise: torch.Tensor
     notices: Notices
+    sampler: Any
 
     @property
     def model(self) -> BaseModel:
@@ -55,8 +61,15 @@ class Sampling:
 
     @functools.cached_property
     def levels(self) -> tuple[float, ...]:
-        """The noise levels at which steps begin."""
-        return tuple(self.sigmas[:-1].tolist())
+        """The noise levels at which the model may be called: where steps begin, and inside of them if it can be."""
+        levels = self.sigmas.tolist()
+        inside = () if stays_on_schedule(self.sampler) else between(levels)
+        return (*(levels[:-1] or levels), *inside)
+
+    @functools.cached_property
+    def controlled(self) -> bool:
+        """Whether a ControlNet acts on any prompt of the run."""
+        return any("control" in prompt for prompts in self.guider.conds.values() for prompt in prompts)
 
     def positive(self, conds: list[Any]) -> int:
         """Where the run's positive prompts stand among the conditionings of a call; 0 when they are not among them."""
@@ -134,7 +147,9 @@ def _around_run(
     **kwargs: Any,
 ) -> Any:
     """SAMPLER_SAMPLE: everything a run needs lives from here to its end, in the run's own copy of model_options."""
-    run = injector.start(Sampling(guider, sigmas, noise, Notices(injector.name, node)))
+    schedule = schedule_of(extra_args["model_options"].get("transformer_options", {}))
+    sampling = Sampling(guider, schedule, noise, Notices(injector.name, node), executor.class_obj)
+    run = injector.start(sampling)
     if run is None:
         return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
     around = functools.partial(_around_conds, run, injector.hidden_rows)
@@ -159,13 +174,13 @@ def _around_conds(
     around = run.at(float(sigma[0]), run.sampling.positive(conds))
     if around is None:
         return executor(model, conds, x, sigma, model_options, *args, **kwargs)
-    around_call = functools.partial(_around_call, around, run.sampling.pictures)
+    around_call = functools.partial(_around_call, around, x)
     options = with_wrapper(model_options, WrappersMP.APPLY_MODEL, around_call)
     counting = counting_hidden_rows(model, hidden, x.shape[0]) if hidden else model
     return executor(counting, conds, x, sigma, options, *args, **kwargs)
 
 
-def _around_call(around: Around, pictures: int, executor: Executor, *args: Any, **kwargs: Any) -> torch.Tensor:
+def _around_call(around: Around, pictures: torch.Tensor, executor: Executor, *args: Any, **kwargs: Any) -> torch.Tensor:
     """APPLY_MODEL: one call, with its rows told apart."""
     call = ModelCall.of(*args, **kwargs)
     return around(executor, call, layout_of(call.options, call.x, call.c_crossattn, pictures))
@@ -188,12 +203,19 @@ def counting_hidden_rows(model: BaseModel, hidden: int, rows: int) -> BaseModel:
 
 
 class CalledLayers:
-    """Which layers were open in a run, and which of them were called: the others are named at its end."""
+    """Which layers were open in a run, which of them were called, and what some could not do: named at its end."""
 
     def __init__(self, layers: Sequence[LayerId]) -> None:
         self.layers, self.opened, self.called = tuple(layers), set[LayerId](), set[LayerId]()
+        self.left_out: dict[str, set[LayerId]] = {}
+
+    def leave_out(self, layer: LayerId, why: str) -> None:
+        """Note what a layer could not do: the end of the run names all layers of which that is true."""
+        self.left_out.setdefault(why, set()).add(layer)
 
     def report(self, notices: Notices) -> None:
+        for why, layers in self.left_out.items():
+            notices.say(f"{', '.join(str(layer) for layer in self.layers if layer in layers)} {why}.")
         silent = [str(layer) for layer in self.layers if layer in self.opened - self.called]
         if silent:
             was, it = ("was", "it") if len(silent) == 1 else ("were", "them")

@@ -17,8 +17,8 @@ class MissingKey(ValueError):
 
     def __init__(self, key: str) -> None:
         super().__init__(
-            f"The model was called without '{key}' in its options, so Conditional Balance cannot tell which rows are "
-            f"whose: bypass nodes that call the model by themselves, or, if there are none, update Conditional Balance "
+            f"The model was called without '{key}' in its options, so Conditional Balance cannot tell what the call is "
+            "for: bypass nodes that call the model by themselves, or, if there are none, update Conditional Balance "
             f"for ComfyUI {comfyui_version.__version__}."
         )
         self.key = key
@@ -45,6 +45,21 @@ def grid_of(options: Mapping[str, Any]) -> tuple[int, int]:
 def rows_of(options: Mapping[str, Any]) -> int:
     """Rows with which the layer that is being called was entered, before other nodes' patches."""
     return _read(options, "activations_shape")[0]
+
+
+def with_rows(options: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """The options for so many of the rows of the layer that is being called."""
+    return {**options, "activations_shape": [rows, *_read(options, "activations_shape")[1:]]}
+
+
+def sigmas_of(options: Mapping[str, Any]) -> Any:
+    """The noise level [rows of a chunk] of one model call."""
+    return _read(options, "sigmas")
+
+
+def schedule_of(options: Mapping[str, Any]) -> Any:
+    """All noise levels [T + 1] of the sampler's run, also where another node runs it in parts."""
+    return _read(options, "sample_sigmas")
 
 
 def _read(options: Mapping[str, Any], key: str) -> Any:

@@ -36,8 +36,8 @@ class Layout(NamedTuple):
         return self._replace(hidden=self.hidden + 1)
 
 
-def layout_of(options: Mapping[str, Any], x: torch.Tensor, text: Any, pictures: int) -> Layout:
-    """The layout of a call whose input is x [rows, ...], in a run of `pictures` pictures.
+def layout_of(options: Mapping[str, Any], x: torch.Tensor, text: Any, pictures: torch.Tensor) -> Layout:
+    """The layout of a call whose input is x [rows, ...], made to predict for `pictures` [B, C, ..., H, W].
 
     Nodes that cut the picture into tiles put several into one call, tile by tile, each with all conditionings: the
     layout then has as many chunks as the tiles have together. A call on a part of the batch has fewer pictures.
@@ -45,21 +45,36 @@ def layout_of(options: Mapping[str, Any], x: torch.Tensor, text: Any, pictures: 
     """
     if LAYOUT in options:
         return options[LAYOUT]
-    kinds = tuple(kinds_of(options))
-    if len(x) <= len(kinds) * pictures and len(x) % len(kinds) == 0:
+    kinds, batch = tuple(kinds_of(options)), len(pictures)
+    if len(x) <= len(kinds) * batch and len(x) % len(kinds) == 0:
         return Layout(kinds, len(x) // len(kinds))
-    tiles, rest = divmod(len(x), len(kinds) * pictures)
-    if rest or not tiles or not _tile_by_tile(text, len(x), tiles):
+    tiles, rest = divmod(len(x), len(kinds) * batch)
+    if rest or not tiles or not _tile_by_tile(x, text, tiles, pictures):
         raise ValueError(
-            f"Another node calls the model with {len(x)} rows for {pictures} pictures and {len(kinds)} conditionings, "
+            f"Another node calls the model with {len(x)} rows for {batch} pictures and {len(kinds)} conditionings, "
             "in an order that cannot be told: set that node to one tile at a time, or bypass it."
         )
-    return Layout(kinds * tiles, pictures)
+    return Layout(kinds * tiles, batch)
 
 
-def _tile_by_tile(text: Any, rows: int, tiles: int) -> bool:
-    """Whether the prompts [rows, tokens, width] repeat with every tile, as they do when each tile has all of them."""
+def _tile_by_tile(x: torch.Tensor, text: Any, tiles: int, pictures: torch.Tensor) -> bool:
+    """Whether rows stand tile by tile, each with all conditionings of all pictures, as Tiled Diffusion orders them.
+
+    Then all conditionings of a tile show one part of the same picture, and the prompts repeat with every tile.
+    """
+    parts = x.unflatten(0, (tiles, -1, len(pictures)))  # [tile, conditioning, picture, ...]
+    same_part = bool((parts == parts[:, :1]).all())
+    return same_part and _repeats(text, len(x), tiles) and all(_lie_in(tile[0], pictures) for tile in parts)
+
+
+def _repeats(text: Any, rows: int, tiles: int) -> bool:
     if not isinstance(text, torch.Tensor) or len(text) != rows:
-        return True  # nothing says otherwise: core's own order
+        return True  # a model without text, or one text for all rows
     parts = text.unflatten(0, (tiles, -1))
     return bool((parts == parts[:1]).all())
+
+
+def _lie_in(tile: torch.Tensor, pictures: torch.Tensor) -> bool:
+    """Whether the first place of each row of a tile [B, C, ..., h, w] is found in the picture of that row."""
+    same = (pictures == tile[..., :1, :1].to(pictures)).flatten(1, -3).all(1)
+    return bool(same.flatten(1).any(1).all())

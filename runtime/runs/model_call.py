@@ -15,7 +15,7 @@ KEY = "conditional_balance"
 class ModelCall:
     """The arguments of `BaseModel.apply_model`: x [rows, C, h, w], sigma [rows], conditioning by name, options.
 
-    Rows come in equal chunks, one per conditioning of the call; arguments unknown to us travel in `rest` and `conds`.
+    `Layout` says whose rows they are; arguments unknown to us travel in `rest` and `conds`.
     """
 
     x: torch.Tensor
@@ -36,16 +36,6 @@ class ModelCall:
         return executor(
             self.x, self.sigma, self.c_concat, self.c_crossattn, self.control, self.options, *self.rest, **self.conds
         )
-
-    @property
-    def chunks(self) -> int:
-        """How many conditionings share the rows of this call."""
-        return len(self.options.get("cond_or_uncond", (0,)))
-
-    @property
-    def rows(self) -> int:
-        """Rows of one chunk."""
-        return self.x.shape[0] // self.chunks
 
 
 def with_wrapper(model_options: dict[str, Any], kind: str, wrapper: Callable[..., Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import pytest
 import torch
 
 import tiny
-from conditional_balance.runtime.runs import keys
+from conditional_balance.runtime.runs import keys, samplers
 from conditional_balance.runtime.runs.model_call import ModelCall
 
 WRAPPERS = comfy.patcher_extension.WrappersMP
@@ -88,9 +88,21 @@ def test_an_attention_call_knows_its_grid_its_heads_and_its_rows(seen) -> None:
         assert len(keys.kinds_of(extra)) == len(keys.prompts_of(extra)) == 2
 
 
-@pytest.mark.parametrize("read", [keys.kinds_of, keys.prompts_of, keys.grid_of, keys.rows_of])
+def test_a_call_knows_its_noise_level_and_its_runs_schedule(seen) -> None:
+    """runtime/runs/keys.py: sigmas, sample_sigmas"""
+    sigmas = seen["sampler"][0][-1][0]
+    for place, (_, args, _) in enumerate(seen["apply"]):
+        assert torch.equal(keys.schedule_of(args[5]), sigmas)
+        assert keys.sigmas_of(args[5]).tolist() == [float(sigmas[place])] * 2
+
+
+READERS = (keys.kinds_of, keys.prompts_of, keys.grid_of, keys.rows_of, keys.sigmas_of, keys.schedule_of)
+
+
+@pytest.mark.parametrize("read", READERS)
 def test_a_missing_key_is_an_error_that_names_it(read) -> None:
-    with pytest.raises(keys.MissingKey, match=r"called without '(cond_or_uncond|uuids|activations_shape)'"):
+    names = "cond_or_uncond|uuids|activations_shape|sigmas|sample_sigmas"
+    with pytest.raises(keys.MissingKey, match=rf"called without '({names})'"):
         read({})
 
 
@@ -106,6 +118,23 @@ def test_the_sampler_wrapper_is_handed_guider_sigmas_options_callback_noise(seen
         assert isinstance(guider, comfy.samplers.CFGGuider) and isinstance(model, comfy.model_base.BaseModel)
         assert sigmas.ndim == 1 and noise.shape == (2, 4, 16, 16) and callable(callback)
         assert "transformer_options" in extra_args["model_options"]
+
+
+@pytest.mark.parametrize("name", comfy.samplers.SAMPLER_NAMES)
+def test_samplers_keep_to_the_schedule_or_are_known_not_to(sd15_model, name: str) -> None:
+    """runtime/runs/samplers.py: a gate is looked up at the levels where the model can be called"""
+    model, called, schedules = sd15_model.clone(), [], []
+
+    def apply_model(executor, *args, **kwargs):
+        called.append(float(args[1][0]))
+        schedules.append(keys.schedule_of(args[5]))
+        return executor(*args, **kwargs)
+
+    model.add_wrapper_with_key(WRAPPERS.APPLY_MODEL, "test", apply_model)
+    latent = {"samples": torch.zeros(1, 4, 8, 8)}
+    tiny.sample(model, tiny.cond(model, 1), tiny.cond(model, 2), latent, steps=4, cfg=1.0, sampler=name)
+    if samplers.stays_on_schedule(comfy.samplers.sampler_object(name)):
+        assert set(called) <= set(schedules[0].tolist())
 
 
 def test_a_copy_of_a_model_may_answer_for_its_memory(sd15_model) -> None:
