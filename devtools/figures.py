@@ -102,6 +102,42 @@ def overview(name: str, of: str) -> Callable:
     return note
 
 
+# Jobs
+
+
+@figure("CBStyleFromPicture")
+def style_of_picture(studio: Studio, graph: Graph) -> Image.Image:
+    model = graph.add("CBLoadDemoModel")
+    picture = graph.add("CBDemoPictures", style="stained glass", style_seed=4, count=1, scene_seed=3)
+    prompts = "\n".join(f"a {thing}, stained glass style" for thing in ("house in the hills", "boat by the sea"))
+    taken = {**_checkpoint(model), "image": [picture, 0], "shows": "a picture, stained glass style"}
+    styled = [graph.add("CBStyleFromPicture", **taken, **{"lambda": amount}) for amount in (0.2, 0.43)]
+    painted = [_painted(graph, model, source, prompts) for source in (model, *styled)]
+    (shown, *results) = studio.shoot(graph, [picture, 0], *painted)
+    rows = [("", [first, *row]) for first, *row in zip([shown[0], None], *results, strict=True)]
+    return sheet(rows, ["picture", "without", "amount 0.2", "amount 0.43"], tile=150)
+
+
+def _checkpoint(model: str) -> dict[str, Link]:
+    return {name: [model, slot] for slot, name in enumerate(("model", "clip", "vae"))}
+
+
+def _painted(graph: Graph, model: str, source: str, prompts: str) -> Link:
+    """Decoded pictures of prompts, one on each line, painted by the first output of a node."""
+    lines = prompts.count("\n") + 1
+    positive, negative = graph.add("CBPromptBatch", clip=[model, 1], prompts=prompts), _empty(graph, model)
+    canvas = graph.add("EmptyLatentImage", width=128, height=128, batch_size=lines)
+    sampled = graph.add(
+        "KSampler", model=[source, 0], positive=[positive, 0], negative=negative, latent_image=[canvas, 0], seed=5,
+        steps=12, cfg=2.0,
+    )  # fmt: skip
+    return [graph.add("VAEDecode", samples=[sampled, 0], vae=[model, 2]), 0]
+
+
+def _empty(graph: Graph, model: str) -> Link:
+    return [graph.add("CLIPTextEncode", clip=[model, 1], text=""), 0]
+
+
 # Profiles
 
 

@@ -4,11 +4,12 @@ import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
 import { rememberInputs } from './layer_map/graph.js'
 import { LayerMap } from './layer_map/view.js'
+import { joinPresets } from './presets.js'
 import { MaskStrip } from './mask_strip/view.js'
 import { forgetErrors, restoreResults } from './results.js'
 import { Summary } from './summary.js'
 
-const EDITABLE = new Set(['CBSelectLayers'])
+const EDITABLE = new Set(['CBSelectLayers', 'CBStyleFromPicture', 'CBStyleAndStructure'])
 const READ_ONLY = new Set(['CBProfileSensitivity', 'CBLoadSensitivityProfile'])
 const STRIPS = new Set(['CBAttributionPreview'])
 
@@ -23,6 +24,7 @@ app.registerExtension({
   nodeCreated(node) {
     const kind = node.comfyClass ?? ''
     if (!kind.startsWith('CB')) return
+    joinPresets(node)
     if (STRIPS.has(kind)) new MaskStrip(node)
     if (EDITABLE.has(kind) || READ_ONLY.has(kind)) new LayerMap(node, EDITABLE.has(kind))
     else new Summary(node)

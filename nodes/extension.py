@@ -8,6 +8,7 @@ from . import (
     attribution_preview,
     gate,
     gradsam,
+    jobs,
     lora,
     metadata,
     profile,
@@ -23,6 +24,7 @@ from . import (
 class ConditionalBalance(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         modules = (
+            jobs,
             profile,
             gate,
             style,

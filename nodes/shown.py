@@ -15,7 +15,7 @@ from ..engine.profile import SensitivityProfile
 from ..engine.profile_file import digest
 
 SUMMARY, PROFILE, STRIP = "cb_summary", "cb_profile", "cb_strip"  # keys of the `ui` output that js/ reads
-WARNING, ERROR = "cb_warning", "cb_error"
+WARNING, ERROR, ABOUT = "cb_warning", "cb_error", "cb_about"
 KEPT = 32
 NOTICEABLE = 0.1  # seconds; below, a summary does not mention them
 
@@ -31,6 +31,11 @@ def summary(words: str) -> dict[str, list[str]]:
 def warning(words: str | None) -> dict[str, list[str]]:
     """A `ui` output that puts a warning before the words beneath the node; nothing when there is none."""
     return {WARNING: [words]} if words else {}
+
+
+def about(words: str) -> dict[str, list[str]]:
+    """A `ui` output whose words stay before those of the layer map, whatever its widgets say since."""
+    return {ABOUT: [words]}
 
 
 def layer_map(profile: SensitivityProfile) -> dict[str, list[str]]:

@@ -106,13 +106,13 @@ def tiny_clip(seed: int = 0):
     return clip
 
 
-def tiny_vae(seed: int = 0):
+def tiny_vae(seed: int = 0, channels: int = 4):
     """A VAE of TAESD's architecture: pictures [B, H, W, 3] of a side that eight divides, latents [B, 4, H/8, W/8]."""
     import comfy.sd
     import comfy.taesd.taesd
 
     with torch.inference_mode():
-        model = comfy.taesd.taesd.TAESD()
+        model = comfy.taesd.taesd.TAESD(latent_channels=channels)
         _fill(model.taesd_encoder, seed)
         _fill(model.taesd_decoder, seed + 1)
         return comfy.sd.VAE(sd=model.state_dict())

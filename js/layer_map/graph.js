@@ -4,7 +4,8 @@ import { resultOf } from '../results.js'
 
 // {file} for a profile that a loader upstream names, {shown} for one that a run has measured, else null.
 export function profileOf(node) {
-  const source = node.comfyClass === 'CBSelectLayers' ? originOf(node, 'profile') : node
+  const taken = node.comfyClass !== 'CBLoadSensitivityProfile' && isLinked(node, 'profile')
+  const source = taken ? originOf(node, 'profile') : node
   return fileOf(source) ?? shownBy(source) ?? shownBy(node)
 }
 

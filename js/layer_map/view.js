@@ -145,8 +145,9 @@ export class LayerMap {
 
   // What the values would select now; what the run said where a link brings values that only a run can tell.
   sentence() {
-    if (!this.map) return this.words(this.editable ? 'connect' : 'runOnce')
-    const ran = resultOf(this.node).cb_summary?.[0] ?? '', now = this.selection?.summary ?? ''
+    if (!this.map) return this.words(this.node.comfyClass === 'CBSelectLayers' ? 'connect' : 'runOnce')
+    const { cb_summary: [ran] = [''], cb_about: [about] = [''] } = resultOf(this.node)
+    const now = [about, this.selection?.summary].filter(Boolean).join(' ')
     if (!this.linked.length) return now || ran
     return `${ran || now} ${this.words('linked', { names: this.linked.join(', ') })}`
   }
