@@ -465,6 +465,15 @@ def shared_layers(studio: Studio, graph: Graph) -> Image.Image:
     return _maps({"style LoRA": style, "subject LoRA": others}, profile)
 
 
+# Prompts
+
+
+@figure("CBLayerPrompt")
+def prompted_layers(studio: Studio, graph: Graph) -> Image.Image:
+    profile = _published()
+    return _maps({f"style amount {part:g}": RankedGate(profile, part) for part in (0.15, 0.3, 0.5)}, profile)
+
+
 # Metadata and guidance
 
 

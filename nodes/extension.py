@@ -13,6 +13,7 @@ from . import (
     metadata,
     profile,
     projection,
+    prompts,
     ranking,
     routes,
     structure,
@@ -35,6 +36,7 @@ class ConditionalBalance(ComfyExtension):
             lora,
             metadata,
             projection,
+            prompts,
             ranking,
         )
         return [node for module in modules for node in module.NODES]

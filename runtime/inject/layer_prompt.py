@@ -1,0 +1,118 @@
+"""Another prompt at gated cross-attention layers: one says what is drawn there, the run's own says the rest."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from comfy import utils
+from comfy.model_patcher import ModelPatcher
+
+from ...engine.gates import LayerGate
+from ...engine.layers import LayerId
+from ..arch.registry import architecture_of
+from ..arch.unet import unet_of
+from ..runs import injector
+from ..runs.injector import Around, CalledLayers, Executor, Sampling
+from ..runs.layout import Layout
+from ..runs.model_call import ModelCall
+
+Text = torch.Tensor
+"""An encoded prompt [rows, tokens, width]."""
+
+
+@dataclass(frozen=True)
+class LayerPrompt(injector.Injector):
+    """The text that the layers of a gate get instead of the run's positive prompt."""
+
+    name: ClassVar[str] = "Layer prompt"
+
+    gate: LayerGate
+    text: Text
+    layers: tuple[LayerId, ...] = ()
+
+    def start(self, sampling: Sampling) -> _Run:
+        return _Run(self, sampling)
+
+
+def prompt_layers(model: ModelPatcher, prompt: LayerPrompt) -> ModelPatcher:
+    """A clone of the model whose gated layers run another prompt; an empty gate samples the same bits.
+
+    Raises ValueError when the model is no UNet, has other layers than the gate, or takes text of another width.
+    """
+    unet, layers = unet_of(model), architecture_of(model).layers
+    sampling = model.get_model_object("model_sampling")
+    prompt.gate.weights(float(sampling.sigma_max), layers, sampling.percent_to_sigma)
+    width = next(module.to_k.in_features for name, module in unet.named_modules() if name.endswith("attn2"))
+    if prompt.text.shape[-1] != width:
+        raise ValueError(
+            f"'conditioning' holds text of width {prompt.text.shape[-1]}, but this model reads {width}: encode it with "
+            "the CLIP that came with this model."
+        )
+    return injector.inject(model, replace(prompt, layers=layers))
+
+
+class _Run(injector.Run):
+    def __init__(self, prompt: LayerPrompt, sampling: Sampling) -> None:
+        super().__init__(sampling)
+        self.prompt, self.called = prompt, CalledLayers(prompt.layers)
+
+    def at(self, sigma: float, positive: int) -> Around | None:
+        weights = self.prompt.gate.weights(sigma, self.prompt.layers, self.sampling.to_sigma).amax(0).tolist()
+        opened = {layer: weight for layer, weight in zip(self.prompt.layers, weights, strict=True) if weight > 0}
+        self.called.opened.update(opened)
+        return functools.partial(self._around_call, opened, positive) if opened else None
+
+    def finish(self, samples: torch.Tensor) -> torch.Tensor:
+        self.called.report(self.sampling.notices)
+        return samples
+
+    def _around_call(
+        self, opened: Mapping[LayerId, float], positive: int, executor: Executor, call: ModelCall, layout: Layout
+    ) -> torch.Tensor:
+        if positive not in layout.kinds or call.c_crossattn is None:
+            return call.run(executor)
+        own, other = _texts(call.c_crossattn, self.prompt.text, layout, positive)
+        patches = call.options.get("patches", {})
+        patch = functools.partial(_patch, opened, own, other, self.called)
+        patches = {**patches, "attn2_patch": [patch, *patches.get("attn2_patch", ())]}
+        return replace(call, options={**call.options, "patches": patches}).run(executor)
+
+
+def _texts(own: Text, other: Text, layout: Layout, positive: int) -> tuple[Text, Text]:
+    """The call's text and the same with `other` in the positive rows' place, both [rows, tokens, width].
+
+    Texts of different length are repeated to a common one, as ComfyUI does: cross-attention gives the same for it.
+    """
+    tokens = math.lcm(own.shape[1], other.shape[1])
+    own, other = (text.repeat(1, tokens // text.shape[1], 1) for text in (own, other.to(own)))
+    pictures = utils.repeat_to_batch_size(other, layout.pictures)
+    chunks = own.unflatten(0, (layout.chunks, layout.rows)).clone()
+    for chunk, kind in enumerate(layout.kinds):
+        if kind == positive:
+            chunks[chunk, : layout.pictures] = pictures
+    return own, chunks.flatten(0, 1)
+
+
+def _patch(
+    opened: Mapping[LayerId, float],
+    own: Text,
+    other: Text,
+    called: CalledLayers,
+    n: torch.Tensor,
+    context: Text,
+    value: Text,
+    extra: dict[str, Any],
+) -> tuple[torch.Tensor, Text, Text]:
+    """ComfyUI's attn2 patch, before the projections: an open layer reads the other text, or a mixture of both."""
+    layer = LayerId(*extra["block"], extra["block_index"])
+    weight = opened.get(layer, 0.0)
+    if not weight:
+        return n, context, value
+    called.called.add(layer)
+    text = (other if weight == 1 else torch.lerp(own, other, weight)).to(context)
+    return n, text, text
