@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from scipy.stats import kendalltau
@@ -58,7 +59,8 @@ def kendall(one: torch.Tensor, other: torch.Tensor) -> float:
     """Kendall's tau-b of two sets of scores [L]: agreeing pairs minus disagreeing ones; 0 where one does not rank."""
     if len(one) < 2 or float(one.std()) == 0 or float(other.std()) == 0:
         return 0.0
-    return float(kendalltau(one.numpy(), other.numpy()).statistic)
+    correlation: Any = kendalltau(one.numpy(), other.numpy())
+    return float(correlation.statistic)
 
 
 def overlap(one: torch.Tensor, other: torch.Tensor, count: int) -> float:

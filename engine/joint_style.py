@@ -29,6 +29,7 @@ class RowsAttend(Protocol):
         rows: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """The output for q, rows first."""
+        ...
 
 
 class Turn(Protocol):
@@ -36,9 +37,11 @@ class Turn(Protocol):
 
     def undo(self, x: torch.Tensor) -> torch.Tensor:
         """x as it was before."""
+        ...
 
     def redo(self, x: torch.Tensor) -> torch.Tensor:
         """x turned to its positions."""
+        ...
 
 
 class Unturned:
@@ -75,17 +78,19 @@ def inject_joint(
         for x, weight, each in zip((q, k, v), style[:3], (turn, turn, Unturned()), strict=True)
     ]
     if style.share == 0:
-        return attend(*(_put_back(x, styled, rows) for x, styled in zip((q, k, v), own, strict=True)), None)
+        q, k, v = (_put_back(x, styled, rows) for x, styled in zip((q, k, v), own, strict=True))
+        return attend(q, k, v, None)
     row_numbers = torch.arange(q.shape[0] * q.shape[1]).view(q.shape[:2])
     plain_rows, styled_rows = _without(row_numbers, rows), row_numbers[:, rows.start : rows.stop]
-    plain = attend(*(_without(x, rows).flatten(0, 1) for x in (q, k, v)), None, plain_rows.flatten().tolist())
+    plain_q, plain_k, plain_v = (_without(x, rows).flatten(0, 1) for x in (q, k, v))
+    plain = attend(plain_q, plain_k, plain_v, None, plain_rows.flatten().tolist())
     brought = cure(_reference(k, rows, image)), _reference(v, rows, image)
-    shared = [
+    shared_k, shared_v = (
         torch.cat((x, more.expand(-1, x.shape[1], -1, -1, -1)), -2).flatten(0, 1)
         for x, more in zip(own[1:], brought, strict=True)
-    ]
-    bias = _share_bias(shared[0], brought[0].shape[-2], style.share)
-    out = attend(own[0].flatten(0, 1), *shared, bias, styled_rows.flatten().tolist())
+    )
+    bias = _share_bias(shared_k, brought[0].shape[-2], style.share)
+    out = attend(own[0].flatten(0, 1), shared_k, shared_v, bias, styled_rows.flatten().tolist())
     return _joined(plain, out, rows)
 
 

@@ -32,8 +32,3 @@ def moments_of(tokens: torch.Tensor, keepdim: bool = False) -> Moments:
 def join_channels(parts: Sequence[Moments]) -> Moments:
     """One vector from several of the same image, such as its conditional and its unconditional one."""
     return Moments(torch.cat([part.mean for part in parts], -1), torch.cat([part.std for part in parts], -1))
-
-
-def stack_images(parts: Sequence[Moments]) -> Moments:
-    """Moments [images, channels] from those of single images [channels]."""
-    return Moments(torch.stack([part.mean for part in parts]), torch.stack([part.std for part in parts]))

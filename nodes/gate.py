@@ -170,7 +170,7 @@ def problem_with(values: Mapping[str, Any]) -> str | None:
     A lambda above 1 is a number of layers, as in 0.1.0: links may still bring one.
     """
     amount = values.get("lambda")
-    within = values | ({"lambda": 1.0} if isinstance(amount, float) and 1 < amount <= MOST_LAYERS else {})
+    within = {**values} | ({"lambda": 1.0} if isinstance(amount, float) and 1 < amount <= MOST_LAYERS else {})
     if problem := out_of_range(CBSelectLayers.define_schema().inputs, within):
         return problem
     problems = {name: _problem(values.get(name)) for name in ("pin", "exclude")}

@@ -343,7 +343,7 @@ def _subjects() -> list[io.Input]:
     return [
         io.Model.Input(
             "model",
-            tooltip="The UNet model to measure (SD1.5, SDXL or a finetune), with the LoRAs that you will use.",
+            tooltip="The model to measure, UNet (SD1.5, SDXL) or transformer (SD3.5, Flux, Qwen-Image), with LoRAs.",
         ),
         ImageClusters.Input(
             "clusters",

@@ -10,7 +10,7 @@ from comfy.sd import CLIP
 from comfy_api.latest import io
 
 from ..engine.gates import LayerGate
-from ..engine.style import StyleSettings
+from ..engine.style import AUTO, POSITIONS, SHARINGS, StyleSettings
 from ..engine.texts import bounded
 from ..runtime.inject.prompts import encode_rows
 from ..runtime.inject.reference import FIRST_ROW, Conditioning, StyleReference
@@ -160,6 +160,33 @@ def _strength_inputs() -> list[io.Input]:
     ]
 
 
+def _transformer_inputs() -> list[io.Input]:
+    """What differs between families of models; each family brings its own default."""
+    return [
+        advanced(
+            io.Combo.Input(
+                "position",
+                options=list(POSITIONS),
+                default=AUTO,
+                optional=True,
+                tooltip="How the reference's tokens stand to the picture's own in models with rotary positions (Flux, "
+                "Qwen-Image, Z-Image). auto is right: shift sets the reference beside the picture, so that its layout "
+                "is not copied. keep leaves it on the same places. untwist weighs frequencies. Other models ignore it.",
+            )
+        ),
+        advanced(
+            io.Combo.Input(
+                "sharing",
+                options=list(SHARINGS),
+                default=AUTO,
+                optional=True,
+                tooltip="In which layers attention is shared: where queries or keys are selected, or where both are. "
+                "auto is the published rule: q or k; for SD3.5 q and k, with adain_v. Change it only to compare.",
+            )
+        ),
+    ]
+
+
 class CBStyleInjection(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -183,7 +210,11 @@ class CBStyleInjection(io.ComfyNode):
             description="Pictures take the style of a reference through the chosen attention layers only, so that "
             "the prompt keeps the others. Works with any sampler, ControlNet and LoRA.",
             inputs=[
-                io.Model.Input("model", tooltip="A UNet model: SD1.5, SDXL or a finetune of either."),
+                io.Model.Input(
+                    "model",
+                    tooltip="SD1.5, SDXL or a finetune of either. Experimental on transformers: SD3.5, Flux, Chroma, "
+                    "Qwen-Image, Z-Image, Lumina2, AuraFlow, Wan, HunyuanVideo, Cosmos.",
+                ),
                 Gate.Input(
                     "gate", tooltip="The layers that take style, from Select Layers by Sensitivity or Layer Gate."
                 ),
@@ -194,6 +225,7 @@ class CBStyleInjection(io.ComfyNode):
                     optional=True,
                     tooltip="What style is taken from. Without one it is the first picture of the batch.",
                 ),
+                *_transformer_inputs(),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="Connect to the sampler. The input model stays as it is.")

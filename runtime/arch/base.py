@@ -1,7 +1,7 @@
 """The interface to one family of models: its attention layers, and how they are recorded and replaced.
 
 Everything else in this pack knows layers by name (`LayerId`) and tokens by their place; only the files of this folder
-know modules. `docs/architecture.md` shows how to add a family.
+know modules. A new family is one file beside this one and a line in `registry`; `qwen.py` is the shortest example.
 """
 
 from __future__ import annotations
@@ -81,7 +81,14 @@ Operator = Callable[[Projected], torch.Tensor]
 
 
 class Architecture(ABC):
-    """What is known of one family of models. An instance serves one network, a model's `diffusion_model`."""
+    """What is known of one family of models. An instance serves one network, a model's `diffusion_model`.
+
+    Attribution, blend and ControlNet still ask `unet_of` and refuse other networks. What they need for transformers:
+    attribution an operator at joint layers that keeps `projected.text`'s columns of the softmax over all keys and gives
+    the picture's rows back (cross-attention of Wan and Cosmos needs their `cross_attn` as further owners), and
+    `comfy.model_management.in_training` during a backward pass where it exists, restored in `finally`; blend
+    latents of five dimensions; ControlNet which slots a family has ("output" of SD3; "input" and "output" of Flux).
+    """
 
     name: ClassVar[str]
     """The family, as its users call it."""

@@ -12,7 +12,7 @@ from conditional_balance.engine.gates.policies import POLICIES, Policy, lowest
 from conditional_balance.engine.gates.policies.base import parameter
 from conditional_balance.engine.layers import LayerId
 from conditional_balance.engine.profile import SensitivityProfile
-from conditional_balance.nodes.gate import CBSelectLayers, chosen_layers
+from conditional_balance.nodes.gate import CBSelectLayers, chosen_layers, problem_with
 
 
 @dataclass(frozen=True)
@@ -59,4 +59,4 @@ def test_the_gate_takes_the_widgets_value_or_the_default(shifted: None, given: d
 
 
 def test_values_beyond_a_parameters_range_are_refused_by_name(shifted: None) -> None:
-    assert CBSelectLayers.validate_inputs(left_out=10) == "'left_out' is 10: enter a number from 0 to 9."
+    assert problem_with({"left_out": 10}) == "'left_out' is 10: enter a number from 0 to 9."
