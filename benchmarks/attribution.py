@@ -27,6 +27,7 @@ from benchmarks import harness
 from benchmarks.harness import BATCH, CFG, Demo, interval
 from conditional_balance.engine.masks import MaskSettings, mask_of
 from conditional_balance.engine.subject import Phrase
+from conditional_balance.runtime.arch.registry import architecture_of
 from conditional_balance.runtime.attribution.attribute import Result, attribute
 from conditional_balance.runtime.attribution.find import ProbeSettings, find_subject
 from conditional_balance.runtime.attribution.layers import Layers, chosen_layers
@@ -306,7 +307,9 @@ def prediction_of(demo: Demo, x: Tensor, prompts: dict[str, Tensor], known: Tens
         return base.apply_model(2 * x, sigma, transformer_options=options, **prompts)
 
     tokens = prompts["c_crossattn"].shape[1]
-    return Prediction(predict, options, known, 2 * x, sigma, {"it": tokens}, base.get_dtype())
+    return Prediction(
+        predict, options, known, 2 * x, sigma, {"it": tokens}, base.get_dtype(), architecture_of(demo.model)
+    )
 
 
 def naive(demo: Demo, prediction: Prediction, subject: Subject, times: dict[str, float]) -> dict[str, Any]:

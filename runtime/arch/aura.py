@@ -12,8 +12,8 @@ class AuraFlow(Transformer):
     position = KEEP
     classes = ("comfy.ldm.aura.mmdit.MMDiT",)
     blocks = (
-        Blocks("joint", "double_layers", "attn.w2{feature}", owner="attn"),
-        Blocks("single", "single_layers", "attn.w1{feature}", owner="attn"),
+        Blocks("joint", "double_layers", "attn.w2{feature}", owner="attn", out="attn.w2o"),
+        Blocks("single", "single_layers", "attn.w1{feature}", owner="attn", out="attn.w1o"),
     )
 
     def place(self, layer: LayerId, given: Given, seen: Seen) -> Place | None:

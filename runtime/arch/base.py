@@ -81,14 +81,7 @@ Operator = Callable[[Projected], torch.Tensor]
 
 
 class Architecture(ABC):
-    """What is known of one family of models. An instance serves one network, a model's `diffusion_model`.
-
-    Attribution, blend and ControlNet still ask `unet_of` and refuse other networks. What they need for transformers:
-    attribution an operator at joint layers that keeps `projected.text`'s columns of the softmax over all keys and gives
-    the picture's rows back (cross-attention of Wan and Cosmos needs their `cross_attn` as further owners), and
-    `comfy.model_management.in_training` during a backward pass where it exists, restored in `finally`; blend
-    latents of five dimensions; ControlNet which slots a family has ("output" of SD3; "input" and "output" of Flux).
-    """
+    """What is known of one family of models. An instance serves one network, a model's `diffusion_model`."""
 
     name: ClassVar[str]
     """The family, as its users call it."""
@@ -129,6 +122,22 @@ class Architecture(ABC):
     @abstractmethod
     def parameters(self, layer: LayerId) -> tuple[str, ...]:
         """The names inside the network of all weights of the block that a layer stands in, for gates of LoRA."""
+
+    @property
+    def text_layers(self) -> tuple[LayerId, ...]:
+        """The layers whose block attends to the prompt's text, there or in cross-attention, in forward order."""
+        return self.layers
+
+    @abstractmethod
+    def subject_layers(self, levels: int) -> tuple[LayerId, ...]:
+        """Those of `text_layers` in which subjects are looked for unless the user names others.
+
+        `levels` is how many of the finest resolutions are taken, in families that have several.
+        """
+
+    @abstractmethod
+    def writing(self, layer: LayerId) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The projection by which attention to text [rows, tokens, heads * channels] enters the picture's stream."""
 
     def width(self, layer: LayerId) -> int:
         """Channels of the layer's queries, all heads."""

@@ -12,7 +12,8 @@ class CosmosPredict2(Transformer):
     name = "Cosmos-Predict2 and Anima"
     text_joined = False
     classes = ("comfy.ldm.cosmos.predict2.MiniTrainDIT", "comfy.ldm.anima.model.Anima")
-    blocks = (Blocks("block", "blocks", "self_attn.{feature}_proj", owner="self_attn"),)
+    blocks = (Blocks("block", "blocks", "self_attn.{feature}_proj", owner="self_attn", out="cross_attn.output_proj"),)
+    cross = "cross_attn"
     halves = True
 
     @property

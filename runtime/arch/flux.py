@@ -9,7 +9,10 @@ from .transformer import Blocks, Given, Place, Seen, Transformer
 class Flux(Transformer):
     name = "Flux"
     classes = ("comfy.ldm.flux.model.Flux", "comfy.ldm.chroma.model.Chroma")
-    blocks = (Blocks("joint", "double_blocks", "img_attn.qkv"), Blocks("single", "single_blocks", "linear1"))
+    blocks = (
+        Blocks("joint", "double_blocks", "img_attn.qkv", out="img_attn.proj"),
+        Blocks("single", "single_blocks", "linear1", out="linear2"),
+    )
 
     def place(self, layer: LayerId, given: Given, seen: Seen) -> Place | None:
         if layer.block == "joint":

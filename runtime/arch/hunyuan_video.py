@@ -9,7 +9,10 @@ from .transformer import Blocks, Given, Place, Seen, Transformer
 class HunyuanVideo(Transformer):
     name = "HunyuanVideo"
     classes = ("comfy.ldm.hunyuan_video.model.HunyuanVideo",)
-    blocks = (Blocks("joint", "double_blocks", "img_attn.qkv"), Blocks("single", "single_blocks", "linear1"))
+    blocks = (
+        Blocks("joint", "double_blocks", "img_attn.qkv", out="img_attn.proj"),
+        Blocks("single", "single_blocks", "linear1", out="linear2"),
+    )
     text_refined = True
 
     def place(self, layer: LayerId, given: Given, seen: Seen) -> Place | None:

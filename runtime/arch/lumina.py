@@ -11,7 +11,7 @@ class NextDiT(Transformer):
     classes = ("comfy.ldm.lumina.model.NextDiT",)
     blocks = (
         Blocks("refiner", "noise_refiner", "attention.qkv", owner="attention"),
-        Blocks("joint", "layers", "attention.qkv", owner="attention"),
+        Blocks("joint", "layers", "attention.qkv", owner="attention", out="attention.out"),
     )
     text_refined = True
 

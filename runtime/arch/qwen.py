@@ -9,7 +9,7 @@ from .transformer import Blocks, Given, Place, Seen, Transformer
 class QwenImage(Transformer):
     name = "Qwen-Image"
     classes = ("comfy.ldm.qwen_image.model.QwenImageTransformer2DModel",)
-    blocks = (Blocks("joint", "transformer_blocks", "attn.to_{feature}", owner="attn"),)
+    blocks = (Blocks("joint", "transformer_blocks", "attn.to_{feature}", owner="attn", out="attn.to_out.0"),)
 
     def place(self, layer: LayerId, given: Given, seen: Seen) -> Place | None:
         text = given("encoder_hidden_states", 1).shape[1]

@@ -17,7 +17,7 @@ class SD3(Transformer):
         "comfy.ldm.modules.diffusionmodules.mmdit.OpenAISignatureMMDITWrapper",
     )
     blocks = (
-        Blocks("joint", "joint_blocks", "x_block.attn.qkv"),
+        Blocks("joint", "joint_blocks", "x_block.attn.qkv", out="x_block.attn.proj"),
         Blocks("second", "joint_blocks", "x_block.attn2.qkv"),
     )
 

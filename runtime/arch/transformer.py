@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from ...engine.joint_style import Cure
 from ...engine.layers import LayerId, in_forward_order
@@ -38,13 +39,15 @@ class Blocks:
     """One kind of layers in a network: blocks `path`.0, `path`.1, ...
 
     `projection` is the Linear inside a block that makes q, k and v of the picture (`{feature}` where each has its own);
-    a block without it has no such layer. `owner` is the module inside a block whose forward calls attention.
+    a block without it has no such layer. `owner` is the module inside a block whose forward calls attention, `out` the
+    Linear that takes what it attends to in text; a single-stream block's takes more behind it. No `out`: no text there.
     """
 
     kind: str
     path: str
     projection: str
     owner: str = ""
+    out: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ class Transformer(Architecture):
     blocks: ClassVar[tuple[Blocks, ...]]
     position = SHIFT
     text_joined = True
+    cross: ClassVar[str] = ""
+    """The module inside a block that attends to text, where text does not stand beside the picture."""
     halves: ClassVar[bool] = False
     """Whether a rotation turns channels of both halves instead of neighbours."""
 
@@ -173,10 +178,53 @@ class Transformer(Architecture):
             found.setdefault(uncompiled(self.network.get_submodule(path)), []).append(layer)
         return found
 
+    @functools.cached_property
+    def text_layers(self) -> tuple[LayerId, ...]:
+        return tuple(layer for layer in self.layers if self._blocks_of(layer).out)
+
+    def subject_layers(self, levels: int) -> tuple[LayerId, ...]:
+        """The second quarter of the blocks in which text meets the picture first: a guess, measured on no model yet.
+
+        Text and picture mix from block to block, so that a word's tokens mean less of it in late ones.
+        """
+        first = [layer for layer in self.text_layers if layer.block == self.text_layers[0].block]
+        return tuple(first[len(first) // 4 : len(first) // 2 + 1])
+
+    def writing(self, layer: LayerId) -> Callable[[torch.Tensor], torch.Tensor]:
+        blocks = self._blocks_of(layer)
+        module = self.network.get_submodule(f"{blocks.path}.{layer.number}.{blocks.out}")
+        return lambda x: module(functional.pad(x, (0, module.in_features - x.shape[-1])))
+
+    @functools.cached_property
+    def text_owners(self) -> dict[nn.Module, list[LayerId]]:
+        """The modules that call attention to text, each with the layers of its calls in their order."""
+        if not self.cross:
+            return self.owners
+        paths = {layer: f"{self._blocks_of(layer).path}.{layer.number}.{self.cross}" for layer in self.text_layers}
+        return {uncompiled(self.network.get_submodule(path)): [layer] for layer, path in paths.items()}
+
+    def text_place(self, layer: LayerId, given: Given, seen: Seen) -> Place | None:
+        """Where tokens stand in the attention to text of a layer's block: queries the picture's, keys the text's."""
+        if not self.cross:
+            return self.place(layer, given, seen)
+        if given("context_img_len", 2):
+            return None  # a picture's own tokens have a call before the text's
+        return Place(given("x", 0).shape[1] - seen.tokens, slice(0, given("context", 1).shape[1]))
+
+    @contextmanager
+    def seen(self, operators: Mapping[LayerId, Operator], of_text: bool) -> Iterator[None]:
+        """Inside the block every call of the network lets `operators` read and answer for layers' attention.
+
+        `of_text` takes attention to text. Operators go round those of `intercepted`, to whom a call comes as it is.
+        """
+        owners, place = (self.text_owners, self.text_place) if of_text else (self.owners, self.place)
+        with _Watch(self, operators, owners, place, padded=False).hooked(), uncompiled_calls():
+            yield
+
     @contextmanager
     def recording(self, features: Sequence[str], receive: Receive) -> Iterator[None]:
         operators = {layer: functools.partial(_record, features, receive, layer) for layer in self.layers}
-        with _Watch(self, operators).hooked(), uncompiled_calls():
+        with _Watch(self, operators, self.owners, self.place).hooked(), uncompiled_calls():
             yield
 
     @contextmanager
@@ -186,7 +234,7 @@ class Transformer(Architecture):
         if not operators:
             yield options
             return
-        with _Watch(self, operators).hooked(), uncompiled_calls():
+        with _Watch(self, operators, self.owners, self.place).hooked(), uncompiled_calls():
             yield options
 
     def _blocks_of(self, layer: LayerId) -> Blocks:
@@ -204,10 +252,20 @@ class Transformer(Architecture):
 
 
 class _Watch:
-    """The hooks of one or more calls of a network, and the override that uses what they have seen."""
+    """The hooks of one or more calls of a network, and the override that uses what they have seen.
 
-    def __init__(self, family: Transformer, operators: Mapping[LayerId, Operator]) -> None:
-        self.family, self.operators = family, operators
+    `padded` tells whether padding of text is left out here; among several watches one does that.
+    """
+
+    def __init__(
+        self,
+        family: Transformer,
+        operators: Mapping[LayerId, Operator],
+        owners: Mapping[nn.Module, list[LayerId]],
+        place: Callable[[LayerId, Given, Seen], Place | None],
+        padded: bool = True,
+    ) -> None:
+        self.family, self.operators, self.owners, self.place, self.padded = family, operators, owners, place, padded
         self.seen = Seen()
         self.next: list[tuple[LayerId, Place | None]] = []
 
@@ -215,7 +273,7 @@ class _Watch:
     def hooked(self) -> Iterator[None]:
         network = self.family.network
         with removed_afterwards([network.register_forward_pre_hook(self._before_network, with_kwargs=True)]) as handles:
-            for owner, layers in self.family.owners.items():
+            for owner, layers in self.owners.items():
                 before = functools.partial(self._before_owner, layers)
                 handles.append(owner.register_forward_pre_hook(before, with_kwargs=True))
                 handles.append(owner.register_forward_hook(self._after_owner, always_call=True))
@@ -224,14 +282,16 @@ class _Watch:
     def _before_network(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.seen = Seen(self.family.grid(Given(args, kwargs)("x", 0).shape))
         options = kwargs.get("transformer_options") or {}
-        override = functools.partial(self._attention, options.get(OVERRIDE), options.get(TEXT_PADS))
+        override = functools.partial(
+            self._attention, options.get(OVERRIDE), options.get(TEXT_PADS) if self.padded else None
+        )
         return args, {**kwargs, "transformer_options": {**options, OVERRIDE: override}}
 
     def _before_owner(
         self, layers: list[LayerId], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         given = Given(args, kwargs)
-        self.next = [(layer, self.family.place(layer, given, self.seen)) for layer in layers]
+        self.next = [(layer, self.place(layer, given, self.seen)) for layer in layers]
 
     def _after_owner(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.next = []

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock, SpatialTransformer
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel, Upsample
 from comfy.model_patcher import ModelPatcher
 from einops import rearrange
 from torch import nn
@@ -43,6 +43,22 @@ class UNet(Architecture):
 
     def parameters(self, layer: LayerId) -> tuple[str, ...]:
         return parameters_under(self.network, self._prefix(layer))
+
+    def subject_layers(self, levels: int) -> tuple[LayerId, ...]:
+        """Layers of the way up at its `levels` finest resolutions that have attention: where subjects are drawn.
+
+        One level is SD1.5's o9-11 and SDXL's o3-5, as Grad-SAM's paper takes the last layers only.
+        """
+        doublings, level = {}, 0
+        for number, modules in enumerate(self.network.output_blocks):
+            doublings[number] = level
+            level += any(isinstance(module, Upsample) for module in modules)
+        outputs = [layer for layer in self.layers if layer.block == "output"] or list(self.layers)
+        found = sorted({doublings.get(layer.number, 0) for layer in outputs})[-levels:]
+        return tuple(layer for layer in outputs if doublings.get(layer.number, 0) in found)
+
+    def writing(self, layer: LayerId) -> Callable[[torch.Tensor], torch.Tensor]:
+        return self.blocks[layer].attn2.to_out
 
     @contextmanager
     def recording(self, features: Sequence[str], receive: Receive) -> Iterator[None]:

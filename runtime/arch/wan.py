@@ -10,7 +10,8 @@ class Wan(Transformer):
     name = "Wan"
     text_joined = False
     classes = ("comfy.ldm.wan.model.WanModel",)
-    blocks = (Blocks("block", "blocks", "self_attn.{feature}", owner="self_attn"),)
+    blocks = (Blocks("block", "blocks", "self_attn.{feature}", owner="self_attn", out="cross_attn.o"),)
+    cross = "cross_attn"
 
     def place(self, layer: LayerId, given: Given, seen: Seen) -> Place | None:
         before = given("x", 0).shape[1] - seen.tokens if self.network.ref_conv is not None else 0

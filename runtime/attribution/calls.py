@@ -1,30 +1,38 @@
-"""Reads target layers' cross-attention while a prediction is made: whose rows a call holds, and where tokens are."""
+"""Reads target layers' attention to text while a prediction is made: whose rows a call holds, and where tokens are."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from comfy.patcher_extension import WrappersMP
 
 from ...engine.attribution import columns
 from ...engine.layers import LayerId
 from ...engine.subject import Phrase
 from ..arch.attention import ReplaceFunction, plain_attention, with_attention_replaced
+from ..arch.base import Projected
+from ..arch.transformer import Transformer
 from ..runs.keys import grid_of, prompts_of
 from ..runs.keys import rows_of as rows_entering
+from ..runs.model_call import ModelCall, with_wrapper
 from .prediction import Prediction
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The pictures of one prompt inside a layer's call, and where a phrase's tokens stand in its keys."""
+    """The pictures of one prompt inside a layer's call, and where a phrase's tokens stand in its keys.
+
+    The text's `tokens` begin at `first`; what stands in as many `keys` may be repeats of it.
+    """
 
     rows: slice
     keys: int
     tokens: int
+    first: int = 0
 
     def positions(self, phrase: Phrase) -> list[int]:
         """ComfyUI repeats a short prompt when it runs beside a long one; the tokens then stand there several times.
@@ -32,12 +40,15 @@ class Rows:
         Keys behind the last whole repeat are other nodes' own.
         """
         starts = range(0, self.keys - self.keys % self.tokens, self.tokens)
-        return [start + position for start in starts for position in phrase.positions]
+        return [self.first + start + position for start in starts for position in phrase.positions]
 
 
 @dataclass(frozen=True)
 class LayerCall:
-    """One call of a target layer's cross-attention: q, k, v and output before to_out, all [rows, tokens, channels]."""
+    """One call of a target layer's attention: q, k, v and output before its projection, [rows, tokens, channels].
+
+    Queries and output are the picture's. Keys are the text's, in transformers the picture's and others' beside them.
+    """
 
     layer: LayerId
     q: torch.Tensor
@@ -68,6 +79,9 @@ def with_calls_read(prediction: Prediction, layers: Iterable[LayerId], respond: 
 
     Which layers were called with the subject, and which other nodes had changed, is noted in `prediction.calls`.
     """
+    if isinstance(prediction.architecture, Transformer):
+        read = {layer: functools.partial(_answered, prediction, respond, layer) for layer in layers}
+        return with_calls_seen(prediction, read, of_text=True)
     make = {layer: functools.partial(_reading, prediction, respond, layer) for layer in layers}
     return with_attention_replaced(prediction.options, "attn2", make)
 
@@ -90,13 +104,64 @@ def _reading(
     return replaced
 
 
+Reader = Callable[[Mapping[str, Any], Projected], torch.Tensor]
+"""(transformer_options of the model call, what a layer has projected) -> the layer's output."""
+
+
+def with_calls_seen(prediction: Prediction, readers: Mapping[LayerId, Reader], of_text: bool) -> dict[str, Any]:
+    """The prediction's options under which a transformer's layers go through `readers`, at their attention to text."""
+
+    def around_call(executor: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
+        call = ModelCall.of(*args, **kwargs)
+        operators = {layer: functools.partial(reader, call.options) for layer, reader in readers.items()}
+        with prediction.architecture.on(executor.class_obj.diffusion_model).seen(operators, of_text):
+            return call.run(executor)
+
+    options = {"transformer_options": prediction.options}
+    return with_wrapper(options, WrappersMP.APPLY_MODEL, around_call)["transformer_options"]
+
+
+def _answered(
+    prediction: Prediction, respond: Respond, layer: LayerId, options: Mapping[str, Any], projected: Projected
+) -> torch.Tensor:
+    """A transformer's attention with the picture's part of its output from `respond`."""
+    out = projected.plain()
+    parts = tuple(parts_of(prediction, projected, options))
+    if not parts:
+        prediction.calls.other.add(layer)
+        return out
+    prediction.calls.subject.add(layer)
+    image, heads = projected.image, projected.q.shape[1]
+    q, k, v = (tokens_first(x, heads) for x in (projected.q, projected.k, projected.v))
+    tokens = out if out.ndim == 3 else tokens_first(out, heads)
+    own = respond(LayerCall(layer, q[:, image], k, v, tokens[:, image], heads, projected.grid[1:], parts))
+    tokens = torch.cat((tokens[:, : image.start], own, tokens[:, image.stop :]), 1)
+    return tokens if out.ndim == 3 else tokens.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def tokens_first(x: torch.Tensor, heads: int) -> torch.Tensor:
+    """[rows, heads, tokens, channels] to [rows, tokens, heads * channels]; heads that serve several are repeated."""
+    return x.repeat_interleave(heads // x.shape[1], 1).transpose(1, 2).flatten(2)
+
+
+def parts_of(prediction: Prediction, projected: Projected, options: Mapping[str, Any]) -> Iterator[Rows]:
+    """The chunks of a transformer's call that run the subject's text, which no transformer is given repeated."""
+    for rows, tokens in _chunks(prediction, len(projected.q), options):
+        yield Rows(rows, tokens, tokens, projected.text.start)
+
+
 def rows_of(prediction: Prediction, q: torch.Tensor, k: torch.Tensor, options: dict[str, Any]) -> Iterator[Rows]:
     """The chunks of a call that run the subject's text; rows behind the pictures are other nodes' own."""
+    for rows, tokens in _chunks(prediction, len(q), options):
+        yield Rows(rows, k.shape[1], tokens)
+
+
+def _chunks(prediction: Prediction, rows: int, options: Mapping[str, Any]) -> Iterator[tuple[slice, int]]:
     ids = prompts_of(options)
     for place, name in enumerate(ids):
         if name in prediction.texts:
-            start = place * (q.shape[0] // len(ids))
-            yield Rows(slice(start, start + prediction.x.shape[0]), k.shape[1], prediction.texts[name])
+            start = place * (rows // len(ids))
+            yield slice(start, start + prediction.x.shape[0]), prediction.texts[name]
 
 
 def as_the_model_made_it(q: torch.Tensor, options: dict[str, Any]) -> bool:

@@ -14,10 +14,10 @@ from comfy.samplers import CFGGuider, calc_cond_batch
 
 from ...engine.attribution import normalised
 from ...engine.texts import bounded, quoted
-from ..inject.reference import check_latent
+from ..inject.reference import check_latent, framed
 from ..runs.probe import look_at
 from .attribute import Result, attribute
-from .layers import chosen_layers
+from .layers import Layers, chosen_layers
 from .prediction import Prediction, precision_of
 from .prompts import subject_prompts
 from .settings import AttributionSettings
@@ -47,13 +47,14 @@ def find_subject(
     settings: AttributionSettings,
     positive: Conditioning | None = None,
 ) -> Result:
-    """Maps [subjects, B, h, w] of a latent [B, C, h, w], averaged over the noise levels.
+    """Maps [subjects, B, h, w] of a latent [B, C, (1,) h, w], averaged over the noise levels.
 
     `positive` is the subject's prompt with what other nodes tied to it, such as a ControlNet.
     Raises ValueError on input that does not fit.
     """
     layers = chosen_layers(model, settings)
     check_latent(model, latent, "latent")
+    latent = framed(model, latent, "latent")
     if probe.noised and len(probe.percents) > 1:
         raise ValueError("'noise_levels' names several, but a noisy latent has one: write its own level alone.")
     sampling = model.get_model_object("model_sampling")
@@ -72,7 +73,7 @@ def find_subject(
             x = picture
             if not probe.noised:
                 x = guider.inner_model.model_sampling.noise_scaling(sigma[None], noise, picture)
-            prediction = _prediction(guider, x, sigma.expand(len(x)), model_options, prompts.texts)
+            prediction = _prediction(guider, x, sigma.expand(len(x)), model_options, prompts.texts, layers)
             results.append(attribute(prediction, subject, layers, settings))
             bar.update(1)
 
@@ -84,7 +85,12 @@ def find_subject(
 
 
 def _prediction(
-    guider: CFGGuider, x: torch.Tensor, sigma: torch.Tensor, model_options: dict[str, Any], texts: dict[Any, int]
+    guider: CFGGuider,
+    x: torch.Tensor,
+    sigma: torch.Tensor,
+    model_options: dict[str, Any],
+    texts: dict[Any, int],
+    layers: Layers,
 ) -> Prediction:
     base, prompts = guider.inner_model, [guider.conds["positive"]]
 
@@ -92,7 +98,7 @@ def _prediction(
         return calc_cond_batch(base, prompts, x, sigma, {**model_options, "transformer_options": options})[0]
 
     options = model_options.get("transformer_options", {})
-    return Prediction(predict, options, None, x, sigma, texts, precision_of(base))
+    return Prediction(predict, options, None, x, sigma, texts, precision_of(base), layers.architecture)
 
 
 def percents_in(text: str) -> tuple[float, ...]:

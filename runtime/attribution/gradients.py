@@ -1,4 +1,4 @@
-"""Gradients through the UNet under ComfyUI's inference mode, without touching the model or loading it again."""
+"""Gradients through a network under ComfyUI's inference mode, without touching the model or loading it again."""
 
 from __future__ import annotations
 
@@ -22,8 +22,22 @@ class NoGradient(RuntimeError):
 @contextmanager
 def gradients() -> Iterator[None]:
     """Autograd works inside, also over weights and inputs made in inference mode; afterwards all is as before."""
-    with torch.inference_mode(False), torch.enable_grad(), _OverInferenceTensors():
+    with torch.inference_mode(False), torch.enable_grad(), _OverInferenceTensors(), _in_training():
         yield
+
+
+@contextmanager
+def _in_training() -> Iterator[None]:
+    """Newer ComfyUI takes kernels that have a backward pass while its flag for training is set."""
+    if not hasattr(model_management, "in_training"):
+        yield
+        return
+    before = model_management.in_training
+    model_management.in_training = True
+    try:
+        yield
+    finally:
+        model_management.in_training = before
 
 
 class _OverInferenceTensors(TorchFunctionMode):

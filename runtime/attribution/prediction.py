@@ -11,6 +11,7 @@ import torch
 from comfy.model_base import BaseModel
 
 from ...engine.layers import LayerId
+from ..arch.base import Architecture
 
 
 @dataclass
@@ -29,8 +30,8 @@ class Calls:
 class Prediction:
     """The conditional prediction of a run at one noise level, which can be made again with other options.
 
-    `predict` takes transformer_options and returns x0 [B, C, h, w]; `known` is what it returned under `options`, where
-    the run has already asked. `texts` gives the number of tokens of each prompt that holds the subject's text, by
+    `predict` takes transformer_options and returns x0 [B, C, (1,) h, w]; `known` is what it returned under `options`,
+    where the run has already asked. `texts` gives the number of tokens of each prompt that holds the subject's text, by
     ComfyUI's id for it. `calls` collects what the target layers' calls turned out to hold.
     """
 
@@ -41,6 +42,7 @@ class Prediction:
     sigma: torch.Tensor
     texts: Mapping[Any, int]
     precision: torch.dtype
+    architecture: Architecture
     calls: Calls = field(default_factory=Calls)
 
     @functools.cached_property
@@ -49,10 +51,15 @@ class Prediction:
         return self.predict(self.options) if self.known is None else self.known
 
     def noise(self, denoised: torch.Tensor) -> torch.Tensor:
-        """The predicted noise, whatever the model predicts: (x - x0) / sigma."""
-        return (self.x - denoised) / self.sigma.reshape(-1, 1, 1, 1)
+        """The predicted noise [B, C, h, w], whatever the model predicts: (x - x0) / sigma; a flow model's velocity."""
+        return of_one_frame((self.x - denoised) / self.sigma.reshape(-1, *[1] * (self.x.ndim - 1)))
+
+
+def of_one_frame(x: torch.Tensor) -> torch.Tensor:
+    """A latent [B, C, h, w] whether it has an axis of one frame or not."""
+    return x.flatten(1, -3)
 
 
 def precision_of(model: BaseModel) -> torch.dtype:
-    """What the UNet computes in."""
+    """What the network computes in."""
     return model.manual_cast_dtype or model.get_dtype()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,8 +12,10 @@ import torch
 from ...engine.attribution import propagated
 from ...engine.layers import LayerId
 from ..arch.attention import ReplaceFunction, with_attention_replaced
+from ..arch.base import Projected
+from ..arch.transformer import Transformer
 from ..runs.keys import grid_of
-from .calls import as_the_model_made_it, attend, rows_of
+from .calls import as_the_model_made_it, attend, parts_of, rows_of, tokens_first, with_calls_seen
 from .layers import Layers
 from .prediction import Prediction
 
@@ -25,8 +29,13 @@ class Propagation:
         self.changed: set[LayerId] = set()
 
     def recording(self, options: dict[str, Any]) -> dict[str, Any]:
+        if not self.times:
+            return options
+        if isinstance(self.prediction.architecture, Transformer):
+            see = {layer: functools.partial(self._see, layer) for layer in self.layers.propagating}
+            return with_calls_seen(replace(self.prediction, options=options), see, of_text=False)
         make = {layer: functools.partial(self._record, layer) for layer in self.layers.propagating}
-        return with_attention_replaced(options, "attn1", make) if self.times else options
+        return with_attention_replaced(options, "attn1", make)
 
     def over(self, maps: torch.Tensor) -> torch.Tensor:
         """Maps [subjects, B, h, w] after `times` steps, each the mean over the layers recorded."""
@@ -48,6 +57,14 @@ class Propagation:
                 "tokens of self-attention there."
             )
         return f"Propagation was left out at {names}: self-attention never ran there."
+
+    def _see(self, layer: LayerId, options: Mapping[str, Any], projected: Projected) -> torch.Tensor:
+        """A transformer's picture among itself, text left out."""
+        heads = projected.q.shape[1]
+        q, k = (tokens_first(x[..., projected.image, :], heads).detach() for x in (projected.q, projected.k))
+        for part in parts_of(self.prediction, projected, options):
+            self.recorded[layer] = q[part.rows], k[part.rows], heads, projected.grid[1:]
+        return projected.plain()
 
     def _record(self, layer: LayerId, earlier: ReplaceFunction | None) -> ReplaceFunction:
         def replaced(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: dict[str, Any]) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from ..attribution.subject import Subject
 from ..runs.model_call import KEY, with_wrapper
 from ..runs.notices import Notices, node_here
 from ..runs.samplers import name_of
-from .reference import check_latent, positive_place, positive_prompts
+from .reference import check_latent, framed, positive_place, positive_prompts
 
 X0, PAPER, MEASURE = "x0", "paper", "only measure"
 MODES = (X0, PAPER, MEASURE)
@@ -36,7 +36,7 @@ NOISE_SEED = 0x5A11  # for runs that bring no noise of their own
 
 @dataclass(frozen=True)
 class Blend:
-    """The subject is kept where it is found; the rest comes from the reference [R, C, h, w].
+    """The subject is kept where it is found; the rest comes from the reference [R, C, (1,) h, w].
 
     `x0`: inside a window every predicted picture is blended. `paper` (arXiv 2408.16232): after a window's first step
     the noisy latent itself is replaced outside the subject by the reference under the run's own noise. `smoothing` is
@@ -56,10 +56,11 @@ class Blend:
 def blend_reference(model: ModelPatcher, blend: Blend) -> tuple[ModelPatcher, Attribution]:
     """A clone of the model that blends while it samples, and where its measurements will be found.
 
-    Raises ValueError when the model is no UNet, a layer does not exist, or the reference is no latent of this model.
+    Raises ValueError when the model's layers are unknown, a layer does not exist, or the reference is no latent of it.
     """
     layers = chosen_layers(model, blend.attribution)
     check_latent(model, blend.reference)
+    blend = replace(blend, reference=framed(model, blend.reference))
     patched, attribution = model.clone(), Attribution()
     patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, _around_run(blend, layers, attribution, node_here()))
     return patched, attribution
@@ -155,10 +156,12 @@ def _post_cfg(options: dict[str, Any]) -> Sequence[Callable[..., torch.Tensor]]:
 
 def _fitted(blend: Blend, model: BaseModel, noise: torch.Tensor) -> torch.Tensor:
     """The reference in the model's own scale, at the run's size, one for each picture."""
-    reference, size = blend.reference.to(noise), tuple(noise.shape[2:])
-    if tuple(reference.shape[2:]) != size:
+    reference, size = blend.reference.to(noise), tuple(noise.shape[-2:])
+    if reference.shape[2:-2] != noise.shape[2:-2]:
+        raise ValueError("The sampler works on several frames: set the length of its latent to 1, for a picture.")
+    if tuple(reference.shape[-2:]) != size:
         if not blend.resize:
-            here, there = (" x ".join(map(str, each)) for each in (size, reference.shape[2:]))
+            here, there = (" x ".join(map(str, each)) for each in (size, reference.shape[-2:]))
             raise ValueError(
                 f"'reference' is a latent of {there}, but the sampler works on {here}: use the node's LATENT output, "
                 "or set 'size' to resize."
@@ -220,16 +223,15 @@ class _Run:
                 return executor(model, alone, x, sigma, again, *args, **kwargs)[place]
 
             options = model_options.get("transformer_options", {})
-            self.measure(
-                span, Prediction(predict, options, out[place], x, sigma, self.prompts.texts, precision_of(model))
-            )
+            known, precision, family = out[place], precision_of(model), self.layers.architecture
+            self.measure(span, Prediction(predict, options, known, x, sigma, self.prompts.texts, precision, family))
         return out
 
     def measure(self, span: Span, prediction: Prediction) -> None:
         found = attribute(prediction, self.blend.subject, self.layers, self.blend.attribution)
         self.maps = smoothed(normalised(found.maps), self.maps, self.blend.smoothing)
         mask = mask_of(self.maps, self.blend.mask)
-        self.masks[span] = mask[:, None].to(self.reference)
+        self.masks[span] = mask.reshape(-1, *[1] * (self.reference.ndim - 3), *mask.shape[-2:]).to(self.reference)
         sigma = float(prediction.sigma[0])
         self.measured.append(Measured(span.window, sigma, self.maps.cpu(), mask.cpu(), found.method, found.note))
         for warning in filter(None, (found.note, caveat(mask))):
@@ -242,12 +244,15 @@ class _Run:
         return denoised if mask is None else torch.lerp(self.reference.to(denoised), denoised, mask.to(denoised))
 
     def replaced(self, x: torch.Tensor, span: Span, sigma: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """The noisy latent at `sigma` with the reference, under the run's own noise, around the subject."""
+        """A latent that a sampler which stopped at `sigma` hands on, with the reference around the subject.
+
+        The reference lies under the run's own noise.
+        """
         mask = self.masks.get(span)
         if mask is None:
             return x
         sampling = self.guider.inner_model.model_sampling
-        noisy = sampling.noise_scaling(sigma, noise, self.reference)
+        noisy = sampling.inverse_noise_scaling(sigma, sampling.noise_scaling(sigma, noise, self.reference))
         return torch.lerp(noisy.to(x), x, mask.to(x))
 
     def finished(self, samples: torch.Tensor, at_end: Span | None, denoise_mask: torch.Tensor | None) -> torch.Tensor:
@@ -316,7 +321,9 @@ class _Schedule:
         """Noise and latent from which the sampler starts at exactly x; a noise mask needs the latent as it was."""
         if self.denoise_mask is None:
             return torch.zeros_like(x), x
-        return (x - latent_image) / sigma, latent_image
+        scaling, nothing = self.guider.inner_model.model_sampling.noise_scaling, torch.zeros_like(x)
+        of_noise = scaling(sigma, nothing, x) - scaling(sigma, nothing, latent_image)
+        return of_noise / scaling(sigma, torch.ones_like(x), nothing), latent_image
 
     def _sample(
         self,

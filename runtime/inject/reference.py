@@ -110,6 +110,18 @@ def check_latent(model: ModelPatcher, latent: torch.Tensor, what: str = "referen
         raise ValueError(f"'{what}' holds NaN or infinite values: check the picture and the VAE that it comes from.")
 
 
+def framed(model: ModelPatcher, latent: torch.Tensor, what: str = "reference") -> torch.Tensor:
+    """A latent with the axis of frames that this model works on, if it does.
+
+    Raises ValueError, naming the input `what`, for one of several frames: a subject is looked for in pictures.
+    """
+    if latent.ndim == 4 and model.get_model_object("latent_format").latent_dimensions == 3:
+        return latent.unsqueeze(2)
+    if latent.ndim == 5 and latent.shape[2] != 1:
+        raise ValueError(f"'{what}' holds {latent.shape[2]} frames: set the length of the latent to 1, for a picture.")
+    return latent
+
+
 def _conds(reference: StyleReference, guider: CFGGuider, latent: torch.Tensor) -> dict[str, Any]:
     """The model's own reading of the prompt: text, SDXL's pooled text and sizes, an inpainting model's empty mask."""
     if reference.prompt is not None:

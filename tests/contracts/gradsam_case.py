@@ -13,6 +13,7 @@ from conditional_balance.engine.layers import LayerId
 from conditional_balance.engine.masks import MaskSettings
 from conditional_balance.engine.subject import Phrase
 from conditional_balance.engine.windows import parse_windows
+from conditional_balance.runtime.arch.registry import architecture_of
 from conditional_balance.runtime.attribution.layers import chosen_layers
 from conditional_balance.runtime.attribution.measured import Attribution, Measured
 from conditional_balance.runtime.attribution.prediction import Prediction
@@ -94,7 +95,7 @@ def prediction_of(of: Any, context: torch.Tensor, x: torch.Tensor, sigma: float,
     def predict(options: dict[str, Any]) -> torch.Tensor:
         return of.model.apply_model(x, sigmas, c_crossattn=context, transformer_options=options)
 
-    return Prediction(predict, options, None, x, sigmas, {"it": context.shape[1]}, torch.float32)
+    return Prediction(predict, options, None, x, sigmas, {"it": context.shape[1]}, torch.float32, architecture_of(of))
 
 
 def question_of(of: Any, prediction: Prediction, settings: AttributionSettings, *phrases: Phrase) -> Question:

@@ -58,7 +58,7 @@ class ValueNorm(Attention):
 
         The layer itself projects, so that LoRA, casts and offloaded weights count.
         """
-        project, heads = question.layers.blocks[call.layer].attn2.to_out, call.heads
+        project, heads = question.layers.architecture.writing(call.layer), call.heads
         values = split_heads(call.v[part.rows], heads)[:, :, part.positions(phrase)]
         alone = torch.eye(heads, dtype=values.dtype, device=values.device)[:, None, :, None] * rearrange(
             values, "rows heads tokens channels -> rows 1 tokens heads channels"

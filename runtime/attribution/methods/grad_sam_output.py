@@ -10,6 +10,7 @@ import torch
 
 from ....engine.attribution import gradients_of, nearest, output_groups, strength
 from ....engine.subject import Phrase
+from ...arch.transformer import Transformer
 from ..calls import LayerCall
 from ..gradients import backward, gradients
 from ..question import Question
@@ -43,6 +44,11 @@ class GradSAMOutput(Method):
 
     def over(self, question: Question, apart: int) -> torch.Tensor:
         """The maps with outputs `apart` cells of the coarsest target layer from each other; exact when that is all."""
+        if isinstance(question.prediction.architecture, Transformer):
+            raise ValueError(
+                "'method' grad_sam_output needs a UNet: in a transformer every place reaches every output, so outputs "
+                "cannot share backward passes. Choose grad_sam or jvp."
+            )
         traced: list[LayerCall] = []
         with gradients():
             noise = question.prediction.noise(question.predict(tracing(traced), differentiable=True))
