@@ -110,7 +110,7 @@ def test_a_prompt_for_every_picture(clip: Any) -> None:
     ("node_id", "inputs", "says"),
     [
         ("CBLayerGate", {"layers": "o1.4-9, z"}, r"'layers': Expected a layer at character 9;.*\n.*\n {8}\^"),
-        ("CBSelectLayers", {"pin": "o", "exclude": "m0:3"}, r"'exclude': A weight is at most 1 at character 3;"),
+        ("CBSelectLayers", {"pin": "m0:3"}, r"'pin': A weight is at most 1 at character 3;"),
     ],
 )
 def test_the_prompt_is_refused_before_it_runs(node_id: str, inputs: dict[str, str], says: str) -> None:
@@ -119,7 +119,7 @@ def test_the_prompt_is_refused_before_it_runs(node_id: str, inputs: dict[str, st
 
 def test_linked_texts_are_checked_when_they_arrive() -> None:
     assert BY_ID["CBLayerGate"].validate_inputs(layers=None) is True
-    assert BY_ID["CBSelectLayers"].validate_inputs(pin="o1", exclude=None) is True
+    assert BY_ID["CBSelectLayers"].validate_inputs(pin=None) is True
     with pytest.raises(ValueError, match="at character 1"):
         call("CBLayerGate", layers="?")
 
