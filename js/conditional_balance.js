@@ -1,12 +1,11 @@
 // Joins the pack's nodes to the front end: a layer map on nodes that have a profile, a strip of masks on the one that
 // shows an attribution, a slider on the one that compares pictures, two lines of words beneath every other.
-import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
 import { rememberInputs } from './layer_map/graph.js'
 import { LayerMap } from './layer_map/view.js'
 import { joinPresets } from './presets.js'
 import { MaskStrip } from './mask_strip/view.js'
-import { forgetErrors, restoreResults } from './results.js'
+import { listen, restoreResults } from './results.js'
 import { Summary } from './summary.js'
 
 const EDITABLE = new Set(['CBSelectLayers', 'CBStyleFromPicture', 'CBStyleAndStructure'])
@@ -19,7 +18,7 @@ app.registerExtension({
     if (EDITABLE.has(nodeData.name)) rememberInputs(nodeData)
   },
   setup() {
-    api.addEventListener('execution_start', forgetErrors)
+    listen()
   },
   nodeCreated(node) {
     const kind = node.comfyClass ?? ''

@@ -1,6 +1,6 @@
 // Two lines beneath a node: what its last run says in plain words, what it warns of, or why it failed. The lines are
 // always there, so that a run changes nothing that undo could take back.
-import { errorOf, resultOf } from './results.js'
+import { errorOf, resultOf, warningOf } from './results.js'
 import { addStyle } from './style.js'
 import { watch } from './watch.js'
 
@@ -28,7 +28,7 @@ export class Summary {
 
 // Writes into an element what is to be said of a node: its error or what else is wrong, else its warning and the words.
 export function say(element, node, words = resultOf(node).cb_summary?.[0] ?? '', wrong = '') {
-  const error = errorOf(node) || wrong, warning = resultOf(node).cb_warning?.join(' ') ?? ''
+  const error = errorOf(node) || wrong, warning = warningOf(node)
   const text = error || [warning, words].filter(Boolean).join(' ')
   element.classList.toggle('cb-error', Boolean(error))
   element.classList.toggle('cb-warning', Boolean(warning && !error))

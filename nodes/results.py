@@ -6,29 +6,49 @@ A reloaded page asks for it: core keeps what nodes show in the page's memory onl
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from .shown import ERROR
+from ..runtime.runs.notices import Told, told_in
+from .shown import ERROR, TOLD
 
 RECENT = 64  # entries of the history that are looked through
 OURS = "CB"  # how the ids of our nodes begin
 
 
 class _Run(NamedTuple):
-    """What a run of a workflow left: by node id its type and what it showed."""
+    """What a run of a workflow left: by node id its type and what it showed, and what samplers told."""
 
     workflow: str | None
     results: dict[str, dict[str, Any]]
+    told: tuple[Told, ...]
 
 
 def show_results(asked: Mapping[str, Any]) -> dict[str, Any]:
     """`results` by node id, each {"type", "output"}, of the workflow {"workflow": id}; later runs win."""
     results: dict[str, Any] = {}
+    told: dict[tuple[str, str], dict[str, Any]] = {}
     for run in _recent():
         if run.workflow is not None and run.workflow == asked.get("workflow"):
             results |= run.results
-    return {"results": results}
+            told = _after(told, run.told)
+    return {"results": {node: _with_told(node, result, told) for node, result in results.items()}}
+
+
+def _after(told: dict[tuple[str, str], dict[str, Any]], run: Iterable[Told]) -> dict[tuple[str, str], dict[str, Any]]:
+    """What stands under nodes after one more run, by node and sampler: an error lasts until the next run only."""
+    told = {key: {**said, "error": None} for key, said in told.items()}
+    for each in run:
+        if each.by is None:
+            told = {key: said for key, said in told.items() if key[0] != each.node}
+        else:
+            told[each.node, each.by] = {"by": each.by, "texts": each.texts, "error": each.error}
+    return told
+
+
+def _with_told(node: str, result: dict[str, Any], told: Mapping[tuple[str, str], dict[str, Any]]) -> dict[str, Any]:
+    said = [words for (where, _), words in told.items() if where == node]
+    return {**result, "output": {**result["output"], TOLD: said}} if said else result
 
 
 def _recent() -> list[_Run]:
@@ -40,12 +60,12 @@ def _recent() -> list[_Run]:
 
 
 def _run_of(entry: Mapping[str, Any]) -> _Run:
-    _, _, prompt, extra, *_ = entry["prompt"]
+    _, number, prompt, extra, *_ = entry["prompt"]
     workflow = (extra.get("extra_pnginfo") or {}).get("workflow") or {}
     outputs = dict(entry["outputs"]) | _failure(entry.get("status") or {})
     kinds = {node: prompt[node]["class_type"] for node in outputs if node in prompt}
     shown = {node: {"type": kind, "output": outputs[node]} for node, kind in kinds.items() if kind.startswith(OURS)}
-    return _Run(workflow.get("id"), shown)
+    return _Run(workflow.get("id"), shown, told_in(number))
 
 
 def _failure(status: Mapping[str, Any]) -> dict[str, Any]:

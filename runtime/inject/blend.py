@@ -25,7 +25,7 @@ from ..attribution.prompts import SubjectPrompts, subject_prompts
 from ..attribution.settings import AttributionSettings
 from ..attribution.subject import Subject
 from ..runs.model_call import KEY, with_wrapper
-from ..runs.notices import Notices, node_here
+from ..runs.notices import Notices, fresh_node
 from ..runs.samplers import name_of
 from .reference import check_latent, framed, positive_place, positive_prompts
 
@@ -62,7 +62,7 @@ def blend_reference(model: ModelPatcher, blend: Blend) -> tuple[ModelPatcher, At
     check_latent(model, blend.reference)
     blend = replace(blend, reference=framed(model, blend.reference))
     patched, attribution = model.clone(), Attribution()
-    patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, _around_run(blend, layers, attribution, node_here()))
+    patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, _around_run(blend, layers, attribution, fresh_node()))
     return patched, attribution
 
 
@@ -83,13 +83,14 @@ def _around_run(blend: Blend, layers: Layers, attribution: Attribution, node: st
     ) -> torch.Tensor:
         if not blend.windows:
             return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
-        if blend.mode == PAPER:
-            _check_sampler(executor.class_obj)
         last, notices = _LastPrediction(callback), Notices("Grad-SAM Blend", node)
+        with notices.own_errors():
+            _check_sampler(executor.class_obj, blend.mode)
         schedule = _Schedule(executor, guider, sigmas, last, denoise_mask, args, kwargs)
         found = spans(blend.windows, sigmas, guider.inner_model.model_sampling.percent_to_sigma)
         if found:
-            run = _opened(blend, layers, schedule, found, noise, notices)
+            with notices.own_errors():
+                run = _opened(blend, layers, schedule, found, noise, notices)
             samples = run.sample(schedule, extra_args, noise, latent_image)
             measured = RunMeasured(tuple(run.measured), tuple(run.warnings(schedule)))
         else:
@@ -145,8 +146,8 @@ def _outside(windows: Sequence[Window], schedule: _Schedule) -> str:
     )
 
 
-def _check_sampler(sampler: Any) -> None:
-    if name_of(sampler).startswith("sample_unipc"):
+def _check_sampler(sampler: Any, mode: str) -> None:
+    if mode == PAPER and name_of(sampler).startswith("sample_unipc"):
         raise ValueError("'mode' paper stops the sampler between steps, which uni_pc cannot do: choose euler, or x0.")
 
 
@@ -228,7 +229,8 @@ class _Run:
         return out
 
     def measure(self, span: Span, prediction: Prediction) -> None:
-        found = attribute(prediction, self.blend.subject, self.layers, self.blend.attribution)
+        with self.notices.own_errors():
+            found = attribute(prediction, self.blend.subject, self.layers, self.blend.attribution)
         self.maps = smoothed(normalised(found.maps), self.maps, self.blend.smoothing)
         mask = mask_of(self.maps, self.blend.mask)
         self.masks[span] = mask.reshape(-1, *[1] * (self.reference.ndim - 3), *mask.shape[-2:]).to(self.reference)

@@ -25,7 +25,7 @@ from ...engine.layers import LayerId
 from .keys import schedule_of
 from .layout import LAYOUT, Layout, layout_of
 from .model_call import KEY, ModelCall, with_wrapper
-from .notices import Notices, node_here
+from .notices import Notices, fresh_node
 from .samplers import between, stays_on_schedule
 
 Executor = Callable[..., torch.Tensor]
@@ -114,7 +114,7 @@ class Injector(ABC):
 def inject(model: ModelPatcher, injector: Injector) -> ModelPatcher:
     """A clone of the model under a condition; the model itself is untouched, and nothing outlives a run."""
     patched = model.clone()
-    around = functools.partial(_around_run, injector, node_here())
+    around = functools.partial(_around_run, injector, fresh_node())
     patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, around)
     if injector.hidden_rows:
         counted = functools.partial(_around_preparation, injector.hidden_rows)
@@ -148,8 +148,9 @@ def _around_run(
 ) -> Any:
     """SAMPLER_SAMPLE: everything a run needs lives from here to its end, in the run's own copy of model_options."""
     schedule = schedule_of(extra_args["model_options"].get("transformer_options", {}))
-    sampling = Sampling(guider, schedule, noise, Notices(injector.name, node), executor.class_obj)
-    run = injector.start(sampling)
+    notices = Notices(injector.name, node)
+    with notices.own_errors():
+        run = injector.start(Sampling(guider, schedule, noise, notices, executor.class_obj))
     if run is None:
         return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
     around = functools.partial(_around_conds, run, injector.hidden_rows)
@@ -171,19 +172,24 @@ def _around_conds(
     **kwargs: Any,
 ) -> Any:
     """CALC_COND_BATCH: where the condition does not act, the call goes on as if it were not there."""
-    around = run.at(float(sigma[0]), run.sampling.positive(conds))
+    notices = run.sampling.notices
+    with notices.own_errors():
+        around = run.at(float(sigma[0]), run.sampling.positive(conds))
     if around is None:
         return executor(model, conds, x, sigma, model_options, *args, **kwargs)
-    around_call = functools.partial(_around_call, around, x)
+    around_call = functools.partial(_around_call, around, x, notices)
     options = with_wrapper(model_options, WrappersMP.APPLY_MODEL, around_call)
     counting = counting_hidden_rows(model, hidden, x.shape[0]) if hidden else model
     return executor(counting, conds, x, sigma, options, *args, **kwargs)
 
 
-def _around_call(around: Around, pictures: torch.Tensor, executor: Executor, *args: Any, **kwargs: Any) -> torch.Tensor:
+def _around_call(
+    around: Around, pictures: torch.Tensor, notices: Notices, executor: Executor, *args: Any, **kwargs: Any
+) -> torch.Tensor:
     """APPLY_MODEL: one call, with its rows told apart."""
     call = ModelCall.of(*args, **kwargs)
-    return around(executor, call, layout_of(call.options, call.x, call.c_crossattn, pictures))
+    with notices.own_errors():
+        return around(executor, call, layout_of(call.options, call.x, call.c_crossattn, pictures))
 
 
 def counting_hidden_rows(model: BaseModel, hidden: int, rows: int) -> BaseModel:

@@ -1,21 +1,61 @@
-"""What was asked for and did not happen, said once a run: in the log, and under the node that it concerns."""
+"""What was asked for and did not happen, said once a run: in the log, and under the node that it concerns.
+
+The page hears it while the sampler runs; the server remembers it by prompt, for pages that are opened later.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
-from dataclasses import dataclass, field
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from threading import Lock
 
 from comfy_execution.utils import get_executing_context
 
-EVENT = "conditional_balance.warning"
-"""What `js/` listens to: {"node": execution id, "text": a sentence, "first": whether it is the first of the run}."""
+EVENT = "conditional_balance.told"
+"""What `js/` listens to; it brings a `Told`."""
+PROMPTS = 64
+"""How many prompts' sentences are remembered: as many as nodes/results.py looks through."""
+MOST = 8
+"""Sentences under a node from one sampler; all of them are in the log."""
+
+_PACK = __name__.partition(".runtime.")[0]
+_told: OrderedDict[str, list[Told]] = OrderedDict()
+_lock = Lock()
 
 
-def node_here() -> str | None:
-    """The id of the node that is being executed; None in a script or a test that calls a node by itself."""
+@dataclass(frozen=True)
+class Told:
+    """What the runs of a sampler node `by` in one prompt say under `node`; it replaces what they said before.
+
+    `by` None forgets everything under the node. `error` is the sentence of a run that failed.
+    """
+
+    node: str
+    by: str | None = None
+    texts: tuple[str, ...] = ()
+    error: str | None = None
+
+
+def fresh_node() -> str | None:
+    """The id of the node that is being executed, under which nothing old stands any more.
+
+    None in a script or a test that calls a node by itself.
+    """
     context = get_executing_context()
-    return None if context is None else context.node_id
+    if context is None:
+        return None
+    _tell(context.prompt_id, Told(context.node_id))
+    return context.node_id
+
+
+def told_in(prompt: str) -> tuple[Told, ...]:
+    """What was told in a prompt's execution, in order; nothing when it was too long ago."""
+    with _lock:
+        return tuple(_told.get(prompt, ()))
 
 
 @dataclass
@@ -26,17 +66,57 @@ class Notices:
     node: str | None
     said: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self._tell()  # that nothing is wrong so far: what an earlier run said is gone
+
     def say(self, sentence: str) -> None:
         """Say a sentence, unless this run has said it before."""
         if sentence in self.said:
             return
         logging.warning("%s: %s", self.name, sentence)
-        _tell_page(self.node, sentence, first=not self.said)
         self.said.append(sentence)
+        self._tell()
+
+    @contextmanager
+    def own_errors(self) -> Iterator[None]:
+        """A ValueError that the pack raises in here stands under the node too: core shows it at the sampler only."""
+        try:
+            yield
+        except ValueError as problem:
+            if not getattr(problem, "told", False) and _is_ours(problem):
+                problem.told = True  # by the innermost of several conditions
+                self._tell(str(problem))
+            raise
+
+    def _tell(self, error: str | None = None) -> None:
+        context = get_executing_context()  # the sampler's, not the node's
+        if self.node is None or context is None:
+            return
+        earlier = (told for told in told_in(context.prompt_id) if (told.node, told.by) == (self.node, context.node_id))
+        texts = dict.fromkeys((*next((told.texts for told in earlier), ()), *self.said))
+        _tell(context.prompt_id, Told(self.node, context.node_id, tuple(texts)[:MOST], error))
 
 
-def _tell_page(node: str | None, sentence: str, first: bool) -> None:
+def _is_ours(problem: ValueError) -> bool:
+    """Whether the pack's own code raised it: other packs' and core's errors are not our node's."""
+    trace = problem.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith(f"{_PACK}.")
+
+
+def _tell(prompt: str, told: Told) -> None:
+    """Remember it, and tell the page, where there is one."""
+    with _lock:
+        before = _told.pop(prompt, [])
+        _told[prompt] = [*(each for each in before if not _replaces(told, each)), told]
+        while len(_told) > PROMPTS:
+            _told.popitem(last=False)
     server = sys.modules.get("server")  # main.py has imported it; a script has no page to tell
     instance = getattr(getattr(server, "PromptServer", None), "instance", None)
-    if node is not None and instance is not None:
-        instance.send_sync(EVENT, {"node": node, "text": sentence, "first": first})
+    if instance is not None:
+        instance.send_sync(EVENT, asdict(told))
+
+
+def _replaces(new: Told, old: Told) -> bool:
+    return new.node == old.node and new.by in (None, old.by)

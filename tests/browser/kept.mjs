@@ -2,8 +2,8 @@
 // Reads its orders as JSON from the first argument {playwright, browser, url, prompt, broken, pictures} and prints, by
 // renderer, what the nodes said; screenshots go to `pictures`.
 import { chooseRenderer, RENDERERS, runLoaded, withPage } from '../../devtools/page.mjs'
+import { afterReload, afterTabs, afterUndo, free, open } from './stay.mjs'
 
-const WAIT = { timeout: 60_000 }
 const orders = JSON.parse(process.argv[2])
 
 await withPage(orders, async (page, complaints) => {
@@ -22,8 +22,7 @@ await withPage(orders, async (page, complaints) => {
 })
 
 async function visit(page, name, seen) {
-  const body = JSON.stringify({ unload_models: true, free_memory: true })
-  await fetch(`${orders.url}/free`, { method: 'POST', headers: { 'Content-Type': 'application/json' }, body }) // runs anew
+  await free(orders.url)
   await open(page, orders.prompt, `kept ${name}`)
   seen.empty = await said(page)
   const before = await record(page)
@@ -33,16 +32,20 @@ async function visit(page, name, seen) {
   const after = await record(page)
   Object.assign(seen, { steps: after.steps - before.steps, moved: before.boxes !== after.boxes, boxes: [before.boxes, after.boxes] })
   await page.screenshot({ path: `${orders.pictures}/${name}_ran.png` })
-  seen.undone = await afterUndo(page)
-  seen.tabbed = await afterTabs(page)
-  seen.reloaded = await afterReload(page)
+  await afterUndo(page)
+  seen.undone = await said(page)
+  await afterTabs(page, 'kept')
+  seen.tabbed = await said(page)
+  await afterReload(page)
+  seen.reloaded = await said(page)
   await page.screenshot({ path: `${orders.pictures}/${name}_reloaded.png` })
   await change(page, '5', 'name', ' ')
   seen.failedEnd = await runLoaded(page)
   seen.failed = await said(page)
   await closeDialogs(page)
   await page.screenshot({ path: `${orders.pictures}/${name}_failed.png` })
-  seen.failedReloaded = await afterReload(page)
+  await afterReload(page)
+  seen.failedReloaded = await said(page)
   await change(page, '5', 'name', 'b')
   seen.mendedEnd = await runLoaded(page)
   seen.mended = await said(page)
@@ -51,17 +54,6 @@ async function visit(page, name, seen) {
   seen.refused = await said(page)
   await closeDialogs(page)
   await page.screenshot({ path: `${orders.pictures}/${name}_refused.png` })
-}
-
-async function open(page, prompt, name) {
-  await page.evaluate(async ([prompt, name]) => {
-    await window.app.loadApiJson(prompt, name)
-    const saved = JSON.parse(JSON.stringify(window.app.graph.serialize()))
-    saved.id = crypto.randomUUID() // as a saved workflow has
-    for (const node of saved.nodes) if (node.type === 'KSampler') node.widgets_values[1] = 'fixed' // later runs need not sample
-    await window.app.loadGraphData(saved, true, true, name)
-  }, [prompt, name])
-  await page.waitForTimeout(1000)
 }
 
 // What stands beneath the nodes, by their type and number; of a layer map also whether it is drawn.
@@ -89,35 +81,6 @@ async function record(page) {
     const boxes = window.app.graph._nodes.map(node => [node.type, ...node.pos, ...node.size].join(' '))
     return { steps: tracker.undoQueue.length, boxes: JSON.stringify(boxes.sort()) }
   })
-}
-
-async function afterUndo(page) {
-  await page.evaluate(async () => {
-    const tracker = window.app.extensionManager.workflow.activeWorkflow.changeTracker
-    window.app.graph._nodes[0].pos = [-900, -900]
-    tracker.checkState()
-    await tracker.undo()
-  })
-  await page.waitForTimeout(1000)
-  return said(page)
-}
-
-async function afterTabs(page) {
-  await page.evaluate(() => window.app.extensionManager.command.execute('Comfy.NewBlankWorkflow'))
-  await page.waitForFunction(() => !window.app.graph._nodes.length, null, WAIT)
-  await page.evaluate(() => window.app.extensionManager.command.execute('Workspace.PreviousOpenedWorkflow')).catch(() => {})
-  await page.waitForTimeout(500)
-  if (!(await page.evaluate(() => window.app.graph._nodes.length))) await page.locator('.workflow-tabs >> text=kept').last().click()
-  await page.waitForFunction(() => window.app.graph._nodes.length, null, WAIT)
-  return said(page)
-}
-
-async function afterReload(page) {
-  await page.waitForTimeout(1500) // until the front end has kept its draft
-  await page.reload()
-  await page.waitForFunction(() => window.app?.extensionManager && window.app?.graph?._nodes?.length, null, WAIT)
-  await page.waitForTimeout(2500)
-  return said(page)
 }
 
 async function change(page, id, name, value) {

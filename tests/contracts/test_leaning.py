@@ -218,11 +218,11 @@ def test_the_executing_node_is_known() -> None:
     """runtime/runs/notices.py"""
     from comfy_execution.utils import CurrentNodeContext
 
-    from conditional_balance.runtime.runs.notices import node_here
+    from conditional_balance.runtime.runs.notices import fresh_node
 
-    assert node_here() is None
+    assert fresh_node() is None
     with CurrentNodeContext("prompt", "12:5"):
-        assert node_here() == "12:5"
+        assert fresh_node() == "12:5"
 
 
 def without(key: str):
