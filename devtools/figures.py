@@ -319,6 +319,15 @@ def injected(studio: Studio, graph: Graph) -> Image.Image:
     return sheet(rows, ["reference", "without", "with"])
 
 
+@figure("CBBeforeAfter", of="style_balanced_demo")
+def set_side_by_side(studio: Studio, graph: Graph) -> Image.Image:
+    plain = graph.first("VAEDecode", without="CBStyleInjection")
+    styled = graph.first("VAEDecode", upstream="CBSelectLayers")
+    shown = graph.add("CBBeforeAfter", before=[plain, 0], after=[styled, 0], reference=_reference(graph))
+    ((strip, *_),) = studio.shoot(graph, [shown, 0])
+    return sheet([("", [strip])], ["reference, before, after"], tile=strip.width)
+
+
 @figure("CBStyleReference", of="style_balanced_demo")
 def referred(studio: Studio, graph: Graph) -> Image.Image:
     styled = graph.first("VAEDecode", upstream="CBSelectLayers")

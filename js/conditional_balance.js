@@ -2,6 +2,7 @@
 // shows an attribution, a slider on the one that compares pictures, two lines of words beneath every other.
 import { app } from '../../scripts/app.js'
 import { rememberInputs } from './layer_map/graph.js'
+import { Compare } from './compare.js'
 import { LayerMap } from './layer_map/view.js'
 import { joinPresets } from './presets.js'
 import { MaskStrip } from './mask_strip/view.js'
@@ -11,6 +12,7 @@ import { Summary } from './summary.js'
 const EDITABLE = new Set(['CBSelectLayers', 'CBStyleFromPicture', 'CBStyleAndStructure'])
 const READ_ONLY = new Set(['CBProfileSensitivity', 'CBLoadSensitivityProfile'])
 const STRIPS = new Set(['CBAttributionPreview'])
+const COMPARISONS = new Set(['CBBeforeAfter'])
 
 app.registerExtension({
   name: 'ConditionalBalance.Face',
@@ -25,6 +27,7 @@ app.registerExtension({
     if (!kind.startsWith('CB')) return
     joinPresets(node)
     if (STRIPS.has(kind)) new MaskStrip(node)
+    if (COMPARISONS.has(kind)) new Compare(node)
     if (EDITABLE.has(kind) || READ_ONLY.has(kind)) new LayerMap(node, EDITABLE.has(kind))
     else new Summary(node)
   },

@@ -11,14 +11,11 @@ from comfy_api.latest import io, ui
 from ..render.coverage import coverage
 from ..render.overlay import heat
 from ..runtime.attribution.measured import Attribution, Measured
-from .findings import enlarged, enlarged_mask, report, with_mask
+from .findings import enlarged, enlarged_mask, report, small, with_mask
 from .gradsam import Attributed
 from .schema import Schema, found_by
 from .shown import STRIP, summary, timed
 from .subject import CATEGORY
-
-TILE = 512
-"""The longer side of the strip's pictures, in pixels at most: enough on a node, quickly saved and sent."""
 
 
 class CBAttributionPreview(io.ComfyNode):
@@ -83,17 +80,8 @@ def _drawn(window: Measured, image: torch.Tensor | None) -> dict[str, torch.Tens
 
 def _tile(window: Measured, drawn: dict[str, torch.Tensor], node: type[io.ComfyNode]) -> dict[str, Any]:
     """A window's part of the strip: what to write at it, and by view the files of its pictures."""
-    files = {view: ui.PreviewImage(_small(pictures), cls=node).values for view, pictures in drawn.items()}
+    files = {view: ui.PreviewImage(small(pictures), cls=node).values for view, pictures in drawn.items()}
     return {"window": _in_percent(window), "words": _in_words(window), **files}
-
-
-def _small(pictures: torch.Tensor) -> torch.Tensor:
-    """[B, H, W, 3] within TILE pixels; smaller pictures stay as they are."""
-    scale = TILE / max(pictures.shape[1:3])
-    if scale >= 1:
-        return pictures
-    size = [max(round(scale * side), 1) for side in pictures.shape[1:3]]
-    return torch.nn.functional.interpolate(pictures.movedim(-1, 1), size=size, mode="area").movedim(1, -1)
 
 
 def _in_percent(found: Measured) -> str:

@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import (
     attribution_preview,
+    before_after,
     gate,
     gradsam,
     jobs,
@@ -33,6 +34,7 @@ class ConditionalBalance(ComfyExtension):
             subject,
             gradsam,
             attribution_preview,
+            before_after,
             lora,
             metadata,
             projection,

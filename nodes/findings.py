@@ -9,6 +9,8 @@ from ..render.coverage import caveat, coverage
 from ..render.overlay import heat, overlay
 
 PIXELS = 8  # per cell of the latent, as in every UNet's VAE
+TILE = 512
+"""The longer side of pictures on a node, in pixels at most: enough on a node, quickly saved and sent."""
 
 
 def report(method: str, note: str, mask: torch.Tensor) -> str:
@@ -38,3 +40,12 @@ def _resized(maps: torch.Tensor, image: torch.Tensor | None, how: str) -> torch.
     """[N, B, h, w] at an image's size, or 8 pixels to a cell."""
     size = [PIXELS * side for side in maps.shape[-2:]] if image is None else list(image.shape[1:3])
     return torch.nn.functional.interpolate(maps.float(), size=size, mode=how)
+
+
+def small(pictures: torch.Tensor) -> torch.Tensor:
+    """[B, H, W, 3] within TILE pixels; smaller pictures stay as they are."""
+    scale = TILE / max(pictures.shape[1:3])
+    if scale >= 1:
+        return pictures
+    size = [max(round(scale * side), 1) for side in pictures.shape[1:3]]
+    return torch.nn.functional.interpolate(pictures.movedim(-1, 1), size=size, mode="area").movedim(1, -1)

@@ -26,6 +26,7 @@ from ..attribution.settings import AttributionSettings
 from ..attribution.subject import Subject
 from ..runs.model_call import KEY, with_wrapper
 from ..runs.notices import Notices, fresh_node
+from ..runs.rows import misfit
 from ..runs.samplers import name_of
 from .reference import check_latent, framed, positive_place, positive_prompts
 
@@ -281,10 +282,7 @@ class _Run:
         pictures = len(self.reference)
         prompts = max(prompt["cross_attn"].shape[0] for prompt in self.prompts.prompts)
         for what, count in (("'reference' holds", len(self.blend.reference)), ("The prompt has", prompts)):
-            if count not in (1, pictures):
-                done = "the last are left out" if count > pictures else "they are repeated in turn"
-                room = f"{pictures} picture{'' if pictures == 1 else 's'}"
-                yield f"{what} {count} rows for {room}, so {done}: give one for all, or one for each."
+            yield from misfit(what, count, pictures)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from ..runs import injector
 from ..runs.injector import Around, CalledLayers, Executor, Sampling, with_layout
 from ..runs.layout import Layout
 from ..runs.model_call import ModelCall
+from ..runs.rows import misfits_of_prompts
 from .reference import (
     FIRST_ROW,
     StyleReference,
@@ -82,6 +83,8 @@ class _Run(injector.Run):
         self.hidden = prepare(injection.reference, sampling.guider, sampling.noise, self.architecture)
         self.layers = CalledLayers(self.architecture.layers)
         self.without_sharing: list[Callable[..., torch.Tensor]] = []
+        for sentence in misfits_of_prompts(sampling.guider.conds, sampling.pictures):
+            sampling.notices.say(sentence)
 
     def at(self, sigma: float, positive: int) -> Around | None:
         styles = self.styles(sigma)

@@ -114,7 +114,7 @@ def _tell(prompt: str, told: Told) -> None:
             _told.popitem(last=False)
     server = sys.modules.get("server")  # main.py has imported it; a script has no page to tell
     instance = getattr(getattr(server, "PromptServer", None), "instance", None)
-    if instance is not None:
+    if instance is not None and not instance.loop.is_closed():  # a server that has ended may still be in memory
         instance.send_sync(EVENT, asdict(told))
 
 

@@ -16,6 +16,7 @@ from conditional_balance.nodes.attribution_preview import CBAttributionPreview
 from conditional_balance.nodes.gradsam import CBGradSAMBlend
 from conditional_balance.runtime.attribution.measured import KEPT, Attribution, RunMeasured
 from conditional_balance.runtime.inject.blend import MODES
+from conditional_balance.runtime.runs.notices import EVENT
 from tiny import cond, latent
 
 Graph = dict[str, dict[str, Any]]
@@ -136,8 +137,10 @@ def test_what_did_not_happen_is_told_under_the_blend(
     short["blend"]["inputs"]["windows"] = "0.1-0.2, 0.5-0.9"
     short["s"]["inputs"]["denoise"] = 0.5
     execute(short)
-    (told,) = (data for name, data in events if name == "conditional_balance.warning")
-    assert told["node"] == "blend" and told["text"].startswith("Nothing was done in 0.1-0.2: the run's steps begin at")
+    fresh, begun, told = (data for name, data in events if name == EVENT)
+    assert (fresh["by"], fresh["texts"]) == (None, ()) and (begun["by"], begun["texts"]) == ("s", ())
+    assert told["node"] == "blend" and told["by"] == "s"
+    assert told["texts"][0].startswith("Nothing was done in 0.1-0.2: the run's steps begin at")
 
 
 @pytest.mark.parametrize("mode", MODES)

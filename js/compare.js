@@ -1,0 +1,96 @@
+// Pictures before and after on a node, one over the other, and one slider that says how much of each is seen.
+import { api } from '../../scripts/api.js'
+import { resultOf } from './results.js'
+import { addStyle } from './style.js'
+import { watch } from './watch.js'
+import { loadWords } from './words.js'
+
+const NAME = 'cb_compare'
+const HEIGHT = 320, TALLEST = 4000 // the same before a run and after it, so that a run moves no node
+
+export class Compare {
+  constructor(node) {
+    Object.assign(this, { node, words: null, shown: null })
+    addStyle()
+    this.build()
+    this.addWidget()
+    loadWords().then(words => {
+      this.words = words
+    })
+    watch(this, node)
+  }
+
+  build() {
+    this.element = make('div', 'cb-compare')
+    this.pairs = make('div', 'cb-compare-pairs')
+    this.slider = Object.assign(make('input', ''), { type: 'range', min: 0, max: 100, step: 1, value: 50 })
+    this.note = make('div', 'cb-compare-note')
+    this.note.setAttribute('role', 'status')
+    this.element.append(this.pairs, this.slider, this.note)
+    this.slider.addEventListener('input', () => this.moveTo(this.slider.value))
+    // The slider belongs to the node: a press must not drag the node, arrows must not reach the canvas.
+    for (const name of ['pointerdown', 'pointermove', 'mousedown', 'dblclick', 'keydown']) {
+      this.slider.addEventListener(name, event => event.stopPropagation())
+    }
+    this.moveTo(50)
+  }
+
+  addWidget() {
+    const options = { serialize: false, hideOnZoom: false, getMinHeight: () => HEIGHT, getMaxHeight: () => TALLEST }
+    const widget = this.node.addDOMWidget(NAME, NAME, this.element, options)
+    widget.serialize = false // it is no input: neither the workflow nor the prompt keeps it
+  }
+
+  // Draws what has changed since the last look.
+  look() {
+    const [files = { before: [], after: [] }] = resultOf(this.node).cb_compared ?? []
+    const wanted = JSON.stringify(files)
+    if (!this.words || wanted === this.shown) return
+    this.shown = wanted
+    this.show(files)
+  }
+
+  show({ before, after }) {
+    const count = Math.max(before.length, after.length)
+    this.element.toggleAttribute('data-empty', !count)
+    this.slider.setAttribute('aria-label', this.words('compareLabel'))
+    this.slider.title = this.words('compareLabel')
+    this.note.textContent = count ? '' : this.words('compareEmpty')
+    this.pairs.style.setProperty('--cb-compare-columns', Math.max(Math.ceil(Math.sqrt(count)), 1))
+    const pairs = Array.from({ length: count }, (_, place) => [before[place] ?? before[0], after[place] ?? after[0]])
+    this.pairs.replaceChildren(...pairs.map(pair => this.pair(...pair)))
+  }
+
+  pair(before, after) {
+    const pair = make('div', 'cb-compare-pair')
+    pair.append(this.picture(before, 'before'), this.picture(after, 'after'), make('i', ''))
+    for (const side of ['before', 'after']) pair.append(make('span', `cb-compare-${side}`, this.words(side)))
+    const drag = event => {
+      if (!(event.buttons & 1)) return
+      event.stopPropagation()
+      const box = pair.getBoundingClientRect()
+      this.moveTo(Math.round((100 * (event.clientX - box.left)) / box.width))
+    }
+    pair.addEventListener('pointerdown', drag)
+    pair.addEventListener('pointermove', drag)
+    for (const name of ['mousedown', 'dblclick']) pair.addEventListener(name, event => event.stopPropagation())
+    return pair
+  }
+
+  picture(file, side) {
+    const src = api.apiURL(`/view?${new URLSearchParams(file)}`)
+    const picture = Object.assign(make('img', `cb-compare-${side}`), { alt: this.words(side), draggable: false, src })
+    picture.addEventListener('error', () => { this.note.textContent = this.words('stripGone') })
+    return picture
+  }
+
+  // Left of the place, in percent of the picture's width, is what was before.
+  moveTo(place) {
+    this.slider.value = place
+    this.element.style.setProperty('--cb-compare-at', `${this.slider.value}%`)
+  }
+}
+
+function make(tag, className, text = '') {
+  return Object.assign(document.createElement(tag), { className, textContent: text })
+}

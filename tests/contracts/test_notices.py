@@ -1,0 +1,79 @@
+"""What a run says of a node: told by sampler, kept by prompt, replaced by the next run, and an error of ours too."""
+
+from __future__ import annotations
+
+import pytest
+from comfy_execution.utils import CurrentNodeContext
+from style_case import styled
+
+from conditional_balance.engine.grammar import parse
+from conditional_balance.runtime.runs.notices import PROMPTS, Notices, fresh_node, told_in
+from tiny import cond, latent, sample
+
+
+def said(prompt: str) -> list[tuple]:
+    return [(told.node, told.by, told.texts, told.error) for told in told_in(prompt)]
+
+
+def test_a_run_replaces_what_the_same_sampler_said_in_another_prompt() -> None:
+    with CurrentNodeContext("replaced", "11"):
+        notices = Notices("Style injection", "9")
+        for sentence in ("One.", "One.", "Two."):
+            notices.say(sentence)
+        assert said("replaced") == [("9", "11", ("One.", "Two."), None)]
+        Notices("Style injection", "9").say("Three.")  # the sampler's second run in this prompt
+        assert said("replaced") == [("9", "11", ("One.", "Two.", "Three."), None)]
+    with CurrentNodeContext("replaced again", "11"):
+        Notices("Style injection", "9")
+        assert said("replaced again") == [("9", "11", (), None)]
+    with CurrentNodeContext("replaced again", "9"):
+        fresh_node()
+    assert said("replaced again") == [("9", None, (), None)]
+
+
+def test_only_so_many_prompts_are_remembered() -> None:
+    for number in range(PROMPTS + 1):
+        with CurrentNodeContext(f"many {number}", "11"):
+            Notices("Style injection", "9")
+    assert said("many 0") == [] and said("many 1") != []
+
+
+def test_an_error_of_ours_is_told_and_another_is_not() -> None:
+    with CurrentNodeContext("failed", "11"):
+        notices = Notices("Style injection", "9")
+        with pytest.raises(ValueError), notices.own_errors():
+            raise ValueError("core's")
+        assert said("failed")[0][3] is None
+        with pytest.raises(ValueError), notices.own_errors():
+            parse("o1.8.9.9")
+        assert "o1.8.9.9" in said("failed")[0][3]
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "says"),
+    [
+        (3, 2, "The positive prompt has 3 rows for 2 pictures, so the last are left out: give one for all"),
+        (2, 3, "The positive prompt has 2 rows for 3 pictures, so they are repeated in turn: give one for all"),
+        (3, 3, None),
+        (1, 3, None),
+    ],
+)
+def test_prompts_that_do_not_go_with_the_pictures(sd15_model, rows: int, batch: int, says: str | None) -> None:
+    injected = _injected(sd15_model)
+    with CurrentNodeContext(f"rows {rows} {batch}", "11"):
+        sample(injected, cond(sd15_model, 1, rows), cond(sd15_model, 2), latent(3, batch), steps=1)
+    ((node, by, texts, error),) = said(f"rows {rows} {batch}")
+    assert (node, by, error) == ("9", "11", None)
+    assert texts == () if says is None else texts[0].startswith(says)
+
+
+def test_a_batch_of_one_is_told_under_the_injection_too(sd15_model) -> None:
+    injected = _injected(sd15_model)
+    with CurrentNodeContext("one", "11"), pytest.raises(ValueError, match="has only one"):
+        sample(injected, cond(sd15_model, 1, 3), cond(sd15_model, 2), latent(3, 1), steps=1)
+    assert "has only one" in said("one")[0][3]
+
+
+def _injected(model):
+    with CurrentNodeContext("patched", "9"):
+        return styled(model, "o9-11")
