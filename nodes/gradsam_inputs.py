@@ -18,7 +18,11 @@ from .widgets import advanced
 
 
 def model_input() -> io.Input:
-    return io.Model.Input("model", tooltip="A UNet model: SD1.5, SDXL or a finetune of either.")
+    return io.Model.Input(
+        "model",
+        tooltip="SD1.5, SDXL or a finetune of either; or a diffusion transformer such as SD3.5, Flux, Qwen-Image or "
+        "Z-Image, where masks are experimental.",
+    )
 
 
 def subject_input(tooltip: str) -> io.Input:
@@ -77,8 +81,9 @@ def _layers() -> io.Input:
     return io.String.Input(
         "layers",
         default=DEFAULT,
-        tooltip="Cross-attention layers to read. auto takes the UNet's finest ones. By hand: o9-11 for SD1.5, "
-        "o3-5 for SDXL; -m0 takes layers away, o9:0.5 counts a layer half.",
+        tooltip="Layers to read, where the picture attends to words. auto takes a UNet's finest ones; of a transformer "
+        "early to middle joint ones, which is a guess. By hand: o9-11 for SD1.5, o3-5 for SDXL, j4-9 for Flux; -m0 "
+        "takes layers away, o9:0.5 counts a layer half.",
     )
 
 

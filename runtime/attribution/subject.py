@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from comfy.sd import CLIP
 
-from ...engine.subject import Phrase, Token, phrases_in, positions_of, spelled, words_of
+from ...engine.subject import Phrase, phrases_in
 from ...engine.texts import bounded, quoted
+from .reading import PromptReading, read_prompt
 
 Conditioning = list[list[Any]]
 
@@ -47,39 +48,21 @@ def read_subject(clip: CLIP, prompt: str, phrases: str, surroundings: str = "") 
     names = phrases_in(phrases)
     if not names:
         raise ValueError("'phrase' is empty: write the words of the prompt that name the subject, such as 'red fox'.")
-    readers = _readers(clip)
-    tokens = clip.tokenize(prompt, return_word_ids=True)
-    read = {key: words_of(tokens[key], spelling) for key, spelling in readers.items()}
+    conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+    reading = read_prompt(clip, prompt, conditioning[0][0].shape[1])
     found, around = (
-        tuple(Phrase(name, _positions(clip, name, readers, read, field)) for name in given)
+        tuple(Phrase(name, _positions(reading, name, field)) for name in given)
         for field, given in (("phrase", names), ("surroundings", phrases_in(surroundings)))
     )
-    return Subject(clip.encode_from_tokens_scheduled(clip.tokenize(prompt)), found, around)
+    return Subject(conditioning, found, around)
 
 
-def _readers(clip: CLIP) -> dict[str, Callable[[int], str]]:
-    """How each text encoder (SDXL has two) spells its tokens."""
-    encoders = {key: getattr(clip.tokenizer, f"clip_{key}", None) for key in ("l", "g", "h")}
-    readers = {key: encoder.inv_vocab.__getitem__ for key, encoder in encoders.items() if encoder is not None}
-    if not readers:
-        raise ValueError("'clip' is not a CLIP text encoder: connect the CLIP of an SD1.5, SD2 or SDXL checkpoint.")
-    return readers
-
-
-def _positions(
-    clip: CLIP,
-    name: str,
-    readers: dict[str, Callable[[int], str]],
-    prompt: dict[str, list[Token]],
-    field: str = "phrase",
-) -> tuple[int, ...]:
-    """Places of a phrase in the encoded prompt: all encoders' share one row of tokens."""
-    phrase = clip.tokenize(name, return_word_ids=True)
-    found = {key: positions_of(words_of(phrase[key], spelling), prompt[key]) for key, spelling in readers.items()}
-    if not any(found.values()):
-        words = spelled(next(iter(prompt.values()))) or "none"
+def _positions(reading: PromptReading, name: str, field: str) -> tuple[int, ...]:
+    found = reading.positions(name)
+    if not found:
+        words = reading.words or "none"
         raise ValueError(f"'{field}': {quoted(name)} is not in the prompt, whose words are: {words}.")
-    return tuple(sorted({position for places in found.values() for position in places}))
+    return found
 
 
 def described(subject: Subject) -> str:

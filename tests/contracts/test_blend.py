@@ -325,5 +325,5 @@ def test_bad_input_is_one_sentence() -> None:
     dit = of.clone()
     dit.model = torch.nn.Module()
     dit.model.diffusion_model = torch.nn.Linear(1, 1)
-    with pytest.raises(ValueError, match="'model' is a Linear, not a UNet"):
+    with pytest.raises(ValueError, match="'model' cannot be used here: its network Linear"):
         blend_reference(dit, Blend(REFERENCE, subject_of(of), ()))

@@ -181,13 +181,11 @@ def test_embeddings_take_as_many_places_as_they_have_vectors(clip: Any, tmp_path
 
 def read_positions(clip: Any, prompt: str, phrases: str) -> list[tuple[int, ...]]:
     """Positions alone: the small text encoder has no room for embeddings of SD1.5's width."""
-    from conditional_balance.engine.subject import phrases_in, words_of
-    from conditional_balance.runtime.attribution import subject
+    from conditional_balance.engine.subject import phrases_in
+    from conditional_balance.runtime.attribution.reading import read_prompt
 
-    readers = subject._readers(clip)
-    tokens = clip.tokenize(prompt, return_word_ids=True)
-    read = {key: words_of(tokens[key], spelling) for key, spelling in readers.items()}
-    return [subject._positions(clip, name, readers, read) for name in phrases_in(phrases)]
+    reading = read_prompt(clip, prompt, len(clip.tokenize(prompt)["l"][0]))
+    return [reading.positions(name) for name in phrases_in(phrases)]
 
 
 def test_a_phrase_that_is_not_there_shows_the_words(clip: Any) -> None:
