@@ -118,17 +118,44 @@ def style_of_picture(studio: Studio, graph: Graph) -> Image.Image:
     return sheet(rows, ["picture", "without", "amount 0.2", "amount 0.43"], tile=150)
 
 
+@figure("CBKeepSubject")
+def subject_in_surroundings(studio: Studio, graph: Graph) -> Image.Image:
+    model, prompt = graph.add("CBLoadDemoModel"), "a cat in the hills, comic style"
+    picture = graph.add("CBDemoPictures", style="comic", style_seed=4, count=1, scene_seed=3)
+    kept = graph.add(
+        "CBKeepSubject", **_checkpoint(model), image=[picture, 0], prompt=prompt, phrase="", surroundings="hills"
+    )
+    painted = _painted(graph, model, kept, prompt, positive=[kept, 2])
+    shown = studio.shoot(graph, [picture, 0], _painted(graph, model, model, prompt), painted)
+    return sheet([("", [first for first, *_ in shown])], ["picture", "without", "with"])
+
+
+@figure("CBStyleAndStructure")
+def style_over_structure(studio: Studio, graph: Graph) -> Image.Image:
+    model, control = graph.add("CBLoadDemoModel"), graph.add("CBLoadDemoControlNet")
+    picture = graph.add("CBDemoPictures", style="stained glass", style_seed=4, count=1, scene_seed=3)
+    scene = graph.add("CBDemoPictures", style="stained glass", style_seed=9, count=1, scene_seed=11)
+    common = {**_checkpoint(model), "control_net": [control, 0], "style_image": [picture, 0]}
+    common |= {"structure_image": [scene, 3], "prompt": [scene, 2], "shows": [picture, 2]}
+    amounts = {"ControlNet alone": {"lambda": 0.0, "kept": 1.0}, "with style": {"lambda": 0.57, "kept": 0.15}}
+    nodes = [graph.add("CBStyleAndStructure", **common, **amount) for amount in amounts.values()]
+    painted = [_painted(graph, model, node, "", positive=[node, 1]) for node in nodes]
+    shown = studio.shoot(graph, [picture, 0], [scene, 3], *painted)
+    return sheet([("", [first for first, *_ in shown])], ["style", "structure", *amounts])
+
+
 def _checkpoint(model: str) -> dict[str, Link]:
     return {name: [model, slot] for slot, name in enumerate(("model", "clip", "vae"))}
 
 
-def _painted(graph: Graph, model: str, source: str, prompts: str) -> Link:
+def _painted(graph: Graph, model: str, source: str, prompts: str, positive: Link | None = None) -> Link:
     """Decoded pictures of prompts, one on each line, painted by the first output of a node."""
     lines = prompts.count("\n") + 1
-    positive, negative = graph.add("CBPromptBatch", clip=[model, 1], prompts=prompts), _empty(graph, model)
+    positive = positive or [graph.add("CBPromptBatch", clip=[model, 1], prompts=prompts), 0]
+    negative = _empty(graph, model)
     canvas = graph.add("EmptyLatentImage", width=128, height=128, batch_size=lines)
     sampled = graph.add(
-        "KSampler", model=[source, 0], positive=[positive, 0], negative=negative, latent_image=[canvas, 0], seed=5,
+        "KSampler", model=[source, 0], positive=positive, negative=negative, latent_image=[canvas, 0], seed=5,
         steps=12, cfg=2.0,
     )  # fmt: skip
     return [graph.add("VAEDecode", samples=[sampled, 0], vae=[model, 2]), 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,23 @@ from comfy_api.latest import io
 from ..engine.gates import LayerGate
 from ..engine.profile import SensitivityProfile
 from ..engine.style import StyleSettings
-from ..engine.texts import bounded
+from ..engine.texts import bounded, shortened
+from ..runtime.attribution.subject import read_subject
 from ..runtime.disk import files_below
-from ..runtime.inject.picture import encoded, latent_of
+from ..runtime.inject.picture import check_clip, encoded, latent_of, under_control
 from ..runtime.inject.reference import StyleReference
 from ..runtime.inject.style import StyleInjection, inject_style
 from ..runtime.profile.choosing import Choice, choose_profile
+from .findings import PIXELS
 from .gate import CBSelectLayers, chosen_layers, in_words, problem_with
+from .gradsam import Attributed, CBGradSAMBlend
+from .gradsam_inputs import problem_in
 from .profile import FOLDER, PUBLISHED, SUFFIX, Profile
 from .schema import Schema, found_by
 from .shown import about, layer_map, summary, timed
+from .structure import CBGateControlNet
 from .style import LONGEST_PROMPTS
+from .subject import CBSubject
 from .widgets import advanced, out_of_range
 
 CATEGORY = "conditional balance"
@@ -36,24 +43,35 @@ RANKINGS = ("demo.style.safetensors", PUBLISHED, "sd3.5-large.style.published.sa
 BY_AMOUNT = "as style amount says"
 PRESETS = {BY_AMOUNT: None, "hint 0.2": 0.2, "balanced 0.43": 0.43, "with ControlNet 0.57": 0.57, "strong 0.75": 0.75}
 """Names that end in their amount: js/presets.js moves the slider by it."""
+STRUCTURE = "structure_image"
 SELECTING = ("policy", "start_percent", "end_percent", "pin", "exclude")
 """Widgets that are those of Select Layers, under the same names, so that the layer map reads and writes them."""
 
 
 @functools.cache
-def _selecting() -> dict[str, io.WidgetInput]:
-    """The widgets of Select Layers by name."""
-    return {each.id: each for each in CBSelectLayers.define_schema().inputs if isinstance(each, io.WidgetInput)}
+def _widgets_of(node: type[io.ComfyNode]) -> dict[str, io.WidgetInput]:
+    """The widgets of a node that a job stands for, by name."""
+    return {each.id: each for each in node.define_schema().inputs if isinstance(each, io.WidgetInput)}
 
 
-def _loaded(picture: str) -> list[io.Input]:
-    """What every job begins with: a checkpoint's three outputs and a picture."""
+def _settled(node: type[io.ComfyNode], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a node's widgets: those of the job where it has them too, else the defaults."""
+    return {name: values.get(name, widget.default) for name, widget in _widgets_of(node).items()}
+
+
+def _checkpoint(families: str) -> list[io.Input]:
+    """What every job begins with: a checkpoint's three outputs."""
     return [
-        io.Model.Input("model", tooltip="The checkpoint's model: SD1.5, SDXL, SD3.5, Flux or another known family."),
+        io.Model.Input("model", tooltip=f"The checkpoint's model: {families}."),
         io.Clip.Input("clip", tooltip="The checkpoint's CLIP."),
         io.Vae.Input("vae", tooltip="The checkpoint's VAE."),
-        io.Image.Input("image", tooltip=picture),
     ]
+
+
+def _prompt(tooltip: str) -> io.Input:
+    return io.String.Input(
+        "prompt", default="a red fox in the snow", multiline=True, dynamic_prompts=True, tooltip=tooltip
+    )
 
 
 def _shows() -> io.Input:
@@ -117,7 +135,12 @@ def _rarely_changed() -> list[io.Input]:
         tooltip="A ranking of your own choice. Leave it open: the node finds the best that there is for your "
         "checkpoint, and says beneath itself which.",
     )
-    return [*(advanced(_selecting()[name]) for name in SELECTING), advanced(strength), advanced(share), profile]
+    return [
+        *(advanced(_widgets_of(CBSelectLayers)[name]) for name in SELECTING),
+        advanced(strength),
+        advanced(share),
+        profile,
+    ]
 
 
 class CBStyleFromPicture(io.ComfyNode):
@@ -147,7 +170,8 @@ class CBStyleFromPicture(io.ComfyNode):
             ),
             description="Paints your prompt in the style of a picture. Put it between the checkpoint and the sampler.",
             inputs=[
-                *_loaded("The picture whose style you want."),
+                *_checkpoint("SD1.5, SDXL, SD3.5, Flux or another known family"),
+                io.Image.Input("image", tooltip="The picture whose style you want."),
                 _shows(),
                 _amount(0.43),
                 _preset(),
@@ -177,33 +201,252 @@ class CBStyleFromPicture(io.ComfyNode):
         **values: Any,
     ) -> io.NodeOutput:
         reference = _reference(model, clip, vae, image, shows)
-        chosen = Choice(profile, "Layers by your profile.") if profile is not None else _chosen(model)
-        gate, words = _gate(chosen, values)
+        chosen, preset = _choice(model, profile), _preset_amount(values)
+        gate, words = _gate(chosen, values if preset is None else values | {"lambda": preset})
         return io.NodeOutput(_styled(model, gate, reference, values), ui=_shown(chosen, words))
 
 
-def _reference(model: ModelPatcher, clip: CLIP, vae: Any, image: torch.Tensor, shows: str) -> StyleReference:
+class CBKeepSubject(io.ComfyNode):
+    """Subject of the Prompt and Grad-SAM Blend in one."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        deeper = _widgets_of(CBGradSAMBlend)
+        return Schema(
+            node_id="CBKeepSubject",
+            display_name="Keep My Subject (background from picture)",
+            category=CATEGORY,
+            search_aliases=found_by(
+                "keep subject",
+                "keep character",
+                "replace background",
+                "change background",
+                "background from image",
+                "new background",
+                "composite",
+                "inpaint background",
+                "保留主体",
+                "换背景",
+                "背景を変える",
+            ),
+            description="Paints the subject of your prompt into the surroundings of a picture; no mask to paint.",
+            inputs=[
+                *_checkpoint("SD1.5, SDXL, SD3.5, Flux or another known family"),
+                io.Image.Input("image", tooltip="The picture that gives the surroundings; yours gets its shape."),
+                _prompt("What to paint: the subject, and the surroundings as the picture shows them."),
+                _phrase(),
+                _widgets_of(CBSubject)["surroundings"],
+                *(advanced(deeper[name]) for name in ("mode", "windows", "method", "amount", "dilate", "feather")),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="Connect to the sampler."),
+                io.Latent.Output(
+                    display_name="latent",
+                    tooltip="An empty latent of the picture's size: connect to the sampler, with denoise 1.",
+                ),
+                io.Conditioning.Output(display_name="positive", tooltip="Connect to the sampler's positive input."),
+                Attributed.Output(
+                    display_name="attribution", tooltip="What was found: for Attribution Preview, if you want to look."
+                ),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, windows: str | None) -> bool | str:
+        return problem_in({"windows": windows})
+
+    @classmethod
+    @timed
+    def execute(
+        cls,
+        model: ModelPatcher,
+        clip: CLIP,
+        vae: Any,
+        image: torch.Tensor,
+        prompt: str,
+        phrase: str,
+        surroundings: str = "",
+        **values: Any,
+    ) -> io.NodeOutput:
+        check_clip(clip, "prompt")
+        kept = phrase.strip() or subject_in(bounded(prompt, "prompt", LONGEST_PROMPTS))
+        subject = read_subject(clip, prompt, kept, surroundings)
+        reference = {"samples": latent_of(vae, image, model)}
+        settings = _settled(CBGradSAMBlend, values)
+        blended = CBGradSAMBlend.execute(model=model, reference=reference, subject=subject, **settings)
+        patched, latent, attribution = blended.args
+        height, width = (PIXELS * side for side in latent["samples"].shape[-2:])
+        words = f"Keeps '{shortened(kept)}' in {width} x {height} pixels; all else comes from the picture."
+        return io.NodeOutput(patched, latent, subject.conditioning, attribution, ui=summary(words))
+
+
+def _phrase() -> io.Input:
+    return io.String.Input(
+        "phrase",
+        display_name="subject",
+        default="",
+        tooltip="What is kept, in the prompt's own words: 'fox' or 'red fox'; several between commas. Empty: the "
+        "prompt's first words, as far as the first comma or a word such as 'in' or 'on'. The node says what it took.",
+    )
+
+
+MEDIA = r"(?:an? |the )?(?:photo|photograph|picture|image|painting|drawing|illustration|portrait|sketch) of "
+PLACES = "in|on|at|by|near|under|over|above|behind|before|beside|inside|with|within|among|against|during|from|through"
+FIRST_WORDS = re.compile(
+    rf"\s*(?:{MEDIA})?(?:an? |the )?(.+?)(?=\s+(?:{PLACES})\b|[,.;:\n]|\s*$)", re.IGNORECASE | re.DOTALL
+)
+
+
+def subject_in(prompt: str) -> str:
+    """The words of a prompt that likely name its subject: its first ones; empty for an empty prompt."""
+    found = FIRST_WORDS.match(re.sub(r"[()\[\]{}]|:[\d.]+", "", prompt))
+    return found[1].strip() if found else ""
+
+
+class CBStyleAndStructure(io.ComfyNode):
+    """Style from Picture, Gate ControlNet and Apply ControlNet in one."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return Schema(
+            node_id="CBStyleAndStructure",
+            display_name="Style and Structure (with ControlNet)",
+            category=CATEGORY,
+            search_aliases=found_by(
+                "style and composition",
+                "controlnet style",
+                "style with controlnet",
+                "keep composition",
+                "keep structure",
+                "pose and style",
+                "ipadapter style composition",
+                "风格与构图",
+                "スタイルと構図",
+            ),
+            description="Paints your prompt with the layout of one picture, through a ControlNet, and in the style of "
+            "another, so that neither drowns the other.",
+            inputs=[
+                *_checkpoint("SD1.5, SDXL or a finetune of either"),
+                *_structure_sockets(),
+                _prompt("What to paint. End it with the style's words, such as 'watercolour painting'."),
+                _shows(),
+                _amount(0.57),
+                _structure_amount(),
+                advanced(_control_strength()),
+                *_rarely_changed(),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="Connect to the sampler."),
+                io.Conditioning.Output(
+                    display_name="positive",
+                    tooltip="Connect to the sampler's positive input. The ControlNet acts on the negative prompt too, "
+                    "whose node stays as it is.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, pin: str | None) -> bool | str:
+        return CBSelectLayers.validate_inputs(pin)
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> str:
+        return _files_changed()
+
+    @classmethod
+    @timed
+    def execute(
+        cls,
+        model: ModelPatcher,
+        clip: CLIP,
+        vae: Any,
+        control_net: Any,
+        style_image: torch.Tensor,
+        structure_image: torch.Tensor,
+        prompt: str,
+        shows: str,
+        control_strength: float,
+        profile: SensitivityProfile | None = None,
+        **values: Any,
+    ) -> io.NodeOutput:
+        positive = encoded(clip, bounded(prompt, "prompt", LONGEST_PROMPTS))
+        if control_net is None:
+            raise ValueError("'control_net' is empty: load a ControlNet of the model's family.")
+        reference = _reference(model, clip, vae, style_image, shows, "style_image")
+        chosen = _choice(model, profile)
+        gate, words = _gate(chosen, values)
+        structure = CBGateControlNet.execute(
+            control_net=control_net, **_settled(CBGateControlNet, {"kept": values["kept"]})
+        )
+        positive = under_control(positive, structure.args[0], structure_image, control_strength, vae, STRUCTURE)
+        words = f"{words} Structure: {structure.args[1]}"
+        return io.NodeOutput(_styled(model, gate, reference, values), positive, ui=_shown(chosen, words))
+
+
+def _structure_sockets() -> list[io.Input]:
+    return [
+        io.ControlNet.Input("control_net", tooltip="A ControlNet of the model's family, from Load ControlNet Model."),
+        io.Image.Input("style_image", display_name="style picture", tooltip="The picture whose style you want."),
+        io.Image.Input(
+            STRUCTURE,
+            display_name="structure picture",
+            tooltip="The picture that gives the layout, as the ControlNet wants it: edges for canny, a depth map, a "
+            "pose. For edges of a photo put core's node Canny before it.",
+        ),
+    ]
+
+
+def _structure_amount() -> io.Input:
+    return io.Float.Input(
+        "kept",
+        display_name="structure amount",
+        default=0.15,
+        min=0.0,
+        max=1.0,
+        step=0.01,
+        display_mode=io.NumberDisplay.slider,
+        tooltip="How much of the structure is kept: the first share of the schedule in which the whole ControlNet "
+        "acts; after it only the layout is held. 0.15 lets the style draw the lines, 1 is the ordinary ControlNet.",
+    )
+
+
+def _control_strength() -> io.Input:
+    return io.Float.Input(
+        "control_strength",
+        default=0.8,
+        min=0.0,
+        max=2.0,
+        step=0.05,
+        tooltip="Strength of the ControlNet while it acts. 0.8 is right for most; turn structure amount first. 0 is "
+        "off.",
+    )
+
+
+def _reference(
+    model: ModelPatcher, clip: CLIP, vae: Any, image: torch.Tensor, shows: str, what: str = "image"
+) -> StyleReference:
     text = bounded(shows, "shows", LONGEST_PROMPTS).strip()
     prompt = encoded(clip, text, "what it shows") if text else None
-    return StyleReference(latent_of(vae, image, model), prompt)
+    return StyleReference(latent_of(vae, image, model, what), prompt)
+
+
+def _preset_amount(values: Mapping[str, Any]) -> float | None:
+    """The amount of the chosen preset. Raises ValueError for another text, which a link may bring."""
+    if problem := out_of_range([_preset()], values):
+        raise ValueError(problem)
+    return PRESETS[values["preset"]]
 
 
 def _gate(chosen: Choice, values: Mapping[str, Any]) -> tuple[LayerGate, str]:
     """The layers that an amount keeps of a ranking, and their words. Raises ValueError when a value is wrong."""
-    if problem := out_of_range([_preset(), _amount(0.43)], values):  # a link may bring anything
-        raise ValueError(problem)
-    preset = PRESETS[values["preset"]]
-    amount = values["lambda"] if preset is None else preset
-    selecting = {name: values.get(name, widget.default) for name, widget in _selecting().items()} | {"lambda": amount}
-    if problem := problem_with(selecting):
+    selecting = _settled(CBSelectLayers, values)
+    if problem := out_of_range([_amount(0.43)], values) or problem_with(selecting):
         raise ValueError(problem)
     gate, everywhere = chosen_layers(chosen.profile, selecting)
-    return gate, f"Style amount {amount:g}: {in_words(gate, everywhere, chosen.profile)}"
+    return gate, f"Style amount {values['lambda']:g}: {in_words(gate, everywhere, chosen.profile)}"
 
 
-def _styled(
-    model: ModelPatcher, gate: LayerGate, reference: StyleReference, values: Mapping[str, Any]
-) -> ModelPatcher:
+def _styled(model: ModelPatcher, gate: LayerGate, reference: StyleReference, values: Mapping[str, Any]) -> ModelPatcher:
     settings = StyleSettings(values["strength"], share=values["share"])
     return inject_style(model, StyleInjection(gate, reference, settings))
 
@@ -211,6 +454,10 @@ def _styled(
 def _shown(chosen: Choice, words: str) -> dict[str, Any]:
     """Which ranking, which layers, and the layer map of them."""
     return summary(f"{chosen.words} {words}") | about(chosen.words) | layer_map(chosen.profile)
+
+
+def _choice(model: ModelPatcher, connected: SensitivityProfile | None) -> Choice:
+    return _chosen(model) if connected is None else Choice(connected, "Layers by your profile.")
 
 
 def _chosen(model: ModelPatcher) -> Choice:
@@ -229,4 +476,4 @@ def _files_changed() -> str:
     return " ".join(f"{path}@{path.stat().st_mtime_ns}" for path in _own_files())
 
 
-NODES = [CBStyleFromPicture]
+NODES = [CBStyleFromPicture, CBKeepSubject, CBStyleAndStructure]

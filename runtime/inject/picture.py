@@ -9,7 +9,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ..profile.clusters import native_side
-from ..profile.pictures import held
+from ..profile.pictures import HeldPicture, held
 from .reference import Conditioning
 
 CELL = 8  # pixels: sides are multiples of it
@@ -22,10 +22,7 @@ def latent_of(vae: Any, image: torch.Tensor, model: ModelPatcher, what: str = "i
     """
     if vae is None:
         raise ValueError("'vae' is empty, because the checkpoint holds none: load a VAE of the model's family.")
-    try:
-        picture = held(image[0])
-    except ValueError as problem:
-        raise ValueError(f"'{what}' {problem}: connect a picture.") from problem
+    picture = _held(image, what)
     width, height = _within(*picture.pixels.shape[1::-1], native_side(model))
     latent = vae.encode(picture.fitted(width, height)[None])
     channels = model.get_model_object("latent_format").latent_channels
@@ -37,6 +34,13 @@ def latent_of(vae: Any, image: torch.Tensor, model: ModelPatcher, what: str = "i
     return latent
 
 
+def _held(image: torch.Tensor, what: str) -> HeldPicture:
+    try:
+        return held(image[0])
+    except ValueError as problem:
+        raise ValueError(f"'{what}' {problem}: connect a picture.") from problem
+
+
 def _within(width: int, height: int, side: int) -> tuple[int, int]:
     """Width and height with an area of side * side at most, in whole cells."""
     scale = min(1.0, side / math.sqrt(width * height))
@@ -45,6 +49,27 @@ def _within(width: int, height: int, side: int) -> tuple[int, int]:
 
 def encoded(clip: Any, text: str, what: str = "prompt") -> Conditioning:
     """A text as CLIP Text Encode encodes it. Raises ValueError, naming the input, where there is no text encoder."""
+    check_clip(clip, what)
+    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+
+def check_clip(clip: Any, what: str) -> None:
+    """Raises ValueError where there is no text encoder for the input `what`."""
     if clip is None:
         raise ValueError(f"'clip' is empty, and '{what}' needs it: load a text encoder of the model's family.")
-    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+
+def under_control(
+    positive: Conditioning, control_net: Any, hint: torch.Tensor, strength: float, vae: Any, what: str
+) -> Conditioning:
+    """The prompt under a ControlNet that follows `hint` [B, H, W, 3], and that acts on the run's negative prompts too.
+
+    ComfyUI's Apply ControlNet for two prompts sets it on both; one on the positive prompt alone is taken over by the
+    negative ones of the same area, which leaves their node as it is.
+    """
+    for picture in hint:
+        _held(picture[None], what)
+    if strength == 0:
+        return positive
+    control = control_net.copy().set_cond_hint(hint[..., :3].movedim(-1, 1), strength, (0.0, 1.0), vae=vae)
+    return [[text, {**others, "control": control, "control_apply_to_uncond": True}] for text, others in positive]

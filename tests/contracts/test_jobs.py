@@ -11,7 +11,7 @@ from typing import Any
 import folder_paths
 import pytest
 import torch
-from style_case import HEIGHT, WIDTH, differ, empty, model, run, styled
+from style_case import HEIGHT, WIDTH, differ, empty, model, run, styled, tiny_controlnet
 from test_transformers import run as run_transformer
 from tiny_transformers import KINDS, tiny_transformer
 
@@ -19,12 +19,16 @@ from conditional_balance.engine.layers import LayerId
 from conditional_balance.engine.profile import SensitivityProfile
 from conditional_balance.engine.profile_file import save
 from conditional_balance.nodes import jobs
+from conditional_balance.nodes.gate import CBSelectLayers
+from conditional_balance.nodes.gradsam import CBGradSAMBlend
+from conditional_balance.nodes.structure import CBGateControlNet
 from conditional_balance.runtime.arch.fingerprint import fingerprint_of
 from conditional_balance.runtime.arch.registry import architecture_of
+from conditional_balance.runtime.attribution.subject import read_subject
 from conditional_balance.runtime.inject.picture import encoded, latent_of
 from conditional_balance.runtime.inject.reference import StyleReference
 from conditional_balance.runtime.profile.choosing import choose_profile, guessed_order
-from tiny import tiny_vae
+from tiny import cond, tiny_vae
 
 BY_ID = {node.define_schema().node_id: node for node in jobs.NODES}
 
@@ -160,9 +164,7 @@ def test_a_preset_stands_for_its_amount(own: Path) -> None:
 
 def test_a_connected_profile_wins(own: Path) -> None:
     of = model("sd15")
-    made = output(
-        "CBStyleFromPicture", model=of, clip=None, vae=tiny_vae(), image=picture(), profile=profile_for(of)
-    )
+    made = output("CBStyleFromPicture", model=of, clip=None, vae=tiny_vae(), image=picture(), profile=profile_for(of))
     assert made.ui["cb_about"] == ["Layers by your profile."]
 
 
@@ -203,3 +205,114 @@ def test_an_empty_latent_takes_the_style_at_its_own_size(own: Path) -> None:
     of = model("sd15")
     made = output("CBStyleFromPicture", model=of, clip=None, vae=tiny_vae(), image=picture(height=200, width=120)).args
     assert run(made[0], latent=empty(1, 16, 8), batch=1).shape[2:] == (16, 8)
+
+
+# Keep My Subject
+
+
+def test_it_keeps_the_subject_as_the_nodes_that_it_stands_for(clip: Any) -> None:
+    of = model("sd15")
+    common = {"model": of, "clip": clip, "vae": tiny_vae(), "image": picture()}
+    texts = {"prompt": "a red fox in the snow", "phrase": "red fox", "surroundings": "snow"}
+    made, latent, positive, _ = output("CBKeepSubject", **common, **texts).args
+    subject = read_subject(clip, *texts.values())
+    defaults = jobs._settled(CBGradSAMBlend, {})
+    reference = {"samples": encoded_picture(of)}
+    blended, canvas, _ = CBGradSAMBlend.execute(model=of, reference=reference, subject=subject, **defaults).args
+    assert torch.equal(latent["samples"], canvas["samples"]) and not latent["samples"].any()
+    options = {"positive": positive, "latent": latent, "steps": 4, "batch": 1}
+    kept = run(made, **options)
+    assert torch.equal(kept, run(blended, **options))
+    assert differ(kept, run(of, **options))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject"),
+    [
+        ("a red fox in the snow", "red fox"),
+        ("(red fox:1.2), snow, photo", "red fox"),
+        ("Photo of a woman with a hat", "woman"),
+        ("an old inn", "old inn"),
+        ("cat", "cat"),
+        ("the cat on a mat", "cat"),
+        ("  ", ""),
+    ],
+)
+def test_without_a_subject_the_first_words_name_it(prompt: str, subject: str) -> None:
+    assert jobs.subject_in(prompt) == subject
+
+
+def test_it_says_what_it_keeps(clip: Any) -> None:
+    made = output("CBKeepSubject", model=model("sd15"), clip=clip, vae=tiny_vae(), image=picture())
+    assert made.ui["cb_summary"][0].startswith("Keeps 'red fox' in 128 x 64 pixels")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"clip": None}, "'clip' is empty, and 'prompt' needs it"),
+        ({"vae": None}, "'vae' is empty"),
+        ({"prompt": ""}, "'phrase' is empty: write the words of the prompt"),
+        ({"phrase": "bear"}, "'phrase': 'bear' is not in the prompt"),
+        ({"surroundings": "sea"}, "'surroundings': 'sea' is not in the prompt"),
+        ({"image": torch.full((1, 64, 64, 3), float("inf"))}, "'image' holds NaN or infinite values"),
+    ],
+)
+def test_what_cannot_be_kept_gets_one_sentence(wrong: dict[str, Any], words: str, clip: Any) -> None:
+    inputs = {"model": model("sd15"), "clip": clip, "vae": tiny_vae(), "image": picture(), **wrong}
+    with pytest.raises(ValueError, match=re.escape(words)):
+        output("CBKeepSubject", **inputs)
+
+
+def test_windows_are_read_before_the_run() -> None:
+    assert "'windows'" in str(BY_ID["CBKeepSubject"].validate_inputs(windows="0.9-0.1"))
+    assert BY_ID["CBKeepSubject"].validate_inputs(windows=None) is True
+
+
+# Style and Structure
+
+
+def test_style_and_structure_are_the_chain_that_they_stand_for(own: Path, clip: Any) -> None:
+    """The control set on the positive prompt alone acts on the negative one too, as Apply ControlNet sets both."""
+    from nodes import ControlNetApplyAdvanced
+
+    of, hint = model("sd15"), picture(8)
+    common = {"model": of, "clip": clip, "vae": tiny_vae(), "control_net": tiny_controlnet("sd15")}
+    made, positive = output(
+        "CBStyleAndStructure", **common, style_image=picture(), structure_image=hint, prompt="a fox", shows="ink"
+    ).args
+    gate, _ = jobs._gate(jobs._chosen(of), jobs._settled(CBSelectLayers, {"lambda": 0.57}))
+    reference = StyleReference(encoded_picture(of), encoded(clip, "ink"))
+    settings = jobs._settled(CBGateControlNet, {})
+    gated = CBGateControlNet.execute(control_net=tiny_controlnet("sd15"), **settings).args[0]
+    both = ControlNetApplyAdvanced().apply_controlnet(encoded(clip, "a fox"), cond(of, 2), gated, hint, 0.8, 0.0, 1.0)
+    expected = run(styled(of, gate, reference), batch=1, positive=both[0], negative=both[1], steps=3)
+    found = run(made, batch=1, positive=positive, steps=3)
+    assert torch.equal(found, expected)
+    plain = run(made, batch=1, positive=encoded(clip, "a fox"), steps=3)
+    assert differ(found, plain)
+
+
+def test_without_strength_no_control_acts(own: Path, clip: Any) -> None:
+    common = {"model": model("sd15"), "clip": clip, "vae": tiny_vae(), "control_net": tiny_controlnet("sd15")}
+    pictures = {"style_image": picture(), "structure_image": picture(8)}
+    _, positive = output("CBStyleAndStructure", **common, **pictures, control_strength=0.0).args
+    assert all("control" not in extra for _, extra in positive)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"clip": None}, "'clip' is empty, and 'prompt' needs it"),
+        ({"style_image": torch.full((1, 64, 64, 3), float("nan"))}, "'style_image' holds NaN"),
+        ({"lambda": -1.0}, "'lambda' is -1"),
+        ({"pin": "z9"}, "'pin': "),
+        ({"control_net": None}, "'control_net' is empty"),
+        ({"structure_image": torch.zeros(1, 64, 64, 7)}, "'structure_image' is a tensor of shape"),
+    ],
+)
+def test_what_has_no_structure_gets_one_sentence(wrong: dict[str, Any], words: str, own: Path, clip: Any) -> None:
+    inputs = {"model": model("sd15"), "clip": clip, "vae": tiny_vae(), "control_net": tiny_controlnet("sd15")}
+    inputs |= {"style_image": picture(), "structure_image": picture(8), **wrong}
+    with pytest.raises(ValueError, match=re.escape(words)):
+        output("CBStyleAndStructure", **inputs)
