@@ -6,6 +6,7 @@
     python dev.py serve           opens ComfyUI with this pack and the demo nodes
     python dev.py bench [NAME]    runs a benchmark, or lists them
     python dev.py train [PART]    trains the demo model again; `train drawn` the drawn world's models
+    python dev.py profile ...     measures a checkpoint on folders of pictures, on one machine or on many (--help)
     python dev.py pictures [NAME] makes the pictures of README, templates and help pages again, or of one demo workflow
 
 ComfyUI is the one that COMFYUI_PATH names; else the one this pack is installed in; else a pinned release, fetched once
@@ -30,6 +31,7 @@ if sys.version_info < (3, 10):  # noqa: UP036 - for those who have another
     sys.exit("dev.py needs Python 3.10 or newer; this is " + sys.version.split()[0] + ".")
 
 from devtools import browser, comfyui, environment, server, workflow
+from devtools import profile as profile_command
 from devtools.steps import Failed
 
 ROOT = Path(__file__).resolve().parent
@@ -42,7 +44,8 @@ PORT = 8190  # ComfyUI's own is 8188, and often in use
 
 def main(arguments: list[str]) -> int:
     """Run one command; returns the exit status."""
-    commands = {"demo": demo, "test": test, "serve": serve, "bench": bench, "train": train, "pictures": pictures}
+    commands = {"demo": demo, "test": test, "serve": serve, "bench": bench, "train": train, "profile": profile}
+    commands["pictures"] = pictures
     if not arguments or arguments[0] not in commands:
         print(__doc__)
         return 0 if arguments in ([], ["-h"], ["--help"]) else 2
@@ -67,6 +70,8 @@ def ready(tools: list[str]) -> tuple[comfyui.ComfyUI, environment.Environment]:
 def test(arguments: list[str]) -> int:
     """The linter, the type checker, then every test; fails when one of them does."""
     comfy, env = ready(TEST_TOOLS)
+    if "CONDITIONAL_BALANCE_RAY" in os.environ:
+        env = environment.with_ray(env)
     browser.prepare()
     lint = _run([env.python, "-m", "ruff", "check", ROOT], comfy)
     types = _run([env.python, "-m", "pyright", "--pythonpath", env.python], comfy, PYTHONPATH=str(comfy.path))
@@ -104,6 +109,15 @@ def train(arguments: list[str]) -> int:
     arguments = arguments[1:] if is_drawn else arguments
     comfy, env = ready(TRAIN_TOOLS)
     return _run([env.python, ROOT / "devtools" / "run.py", script, *arguments], comfy)
+
+
+def profile(arguments: list[str]) -> int:
+    """A checkpoint measured without a graph; Ray is installed only when it is asked for."""
+    options = profile_command.parser().parse_args(arguments)
+    comfy, env = ready([])
+    if options.ray is not None:
+        env = environment.with_ray(env)
+    return _run([env.python, ROOT / "devtools" / "run.py", ROOT / "devtools" / "profile.py", *arguments], comfy)
 
 
 def pictures(arguments: list[str]) -> int:

@@ -147,7 +147,7 @@ class Case:
         def captured() -> None:
             measure(
                 self.model, latents, self.prompt(1), None, sigmas, ("q", "k"), "jensen_shannon", 0,
-                lambda count: None, lambda level, distances: None,
+                lambda count: None, lambda *tile: None,
             )  # fmt: skip
 
         times = in_turns({"profile": captured}, self.clock, self.options.rounds)

@@ -13,10 +13,11 @@ from typing import NamedTuple
 import torch
 
 from conditional_balance.engine.agreement import spearman
-from conditional_balance.engine.crossed import CrossedScores, CrossedSums, Series, Shuffled, separation
+from conditional_balance.engine.crossed import CrossedScores, CrossedSums, Shuffled, separation
 from conditional_balance.engine.divergence import pairwise
 from conditional_balance.engine.moments import Moments
-from conditional_balance.engine.scoring import scores_of, separation_of
+from conditional_balance.engine.plain import scores_of, separation_of
+from conditional_balance.engine.series import Series
 
 CHANNELS = 64
 LAYERS = 70

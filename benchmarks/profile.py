@@ -16,7 +16,7 @@ from comfy.model_patcher import ModelPatcher
 from benchmarks._command import command_line, keep
 from conditional_balance.engine.divergence import DISTANCES, pairwise
 from conditional_balance.engine.moments import Moments
-from conditional_balance.engine.scoring import scores_of, separation_of
+from conditional_balance.engine.plain import scores_of, separation_of
 from conditional_balance.runtime.profile.capture import Recorder, recording
 
 ROUNDS = 9

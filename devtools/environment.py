@@ -22,6 +22,7 @@ from .comfyui import CACHE, ROOT, WHEEL_ONLY, ComfyUI
 from .steps import Failed, step
 
 LOCK = ROOT / "devtools" / "locks" / "python.txt"
+RAY_LOCK = ROOT / "devtools" / "locks" / "ray.txt"
 TORCHES = ("torch", "torchvision", "torchaudio")  # come from wherever the user has them
 VENV = ROOT / ".venv"
 VENV_PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
@@ -65,6 +66,15 @@ def prepare(comfy: ComfyUI, tools: Sequence[str]) -> Environment:
     CACHE.mkdir(exist_ok=True)
     stamp.write_text(json.dumps(ready))
     return Environment(python, ready["cpu"])
+
+
+def with_ray(env: Environment) -> Environment:
+    """The same Python if it has Ray, else `.venv` with it; only `dev.py profile --ray` and its tests need Ray."""
+    if _imports(env.python, "ray") is None:
+        return env
+    _make_venv(env.python, _look(env.python, []))
+    _pip("installing Ray", "--require-hashes", WHEEL_ONLY, "--requirement", RAY_LOCK)
+    return Environment(VENV_PYTHON, env.cpu)
 
 
 def _key(comfy: ComfyUI, needs: Sequence[str]) -> str:

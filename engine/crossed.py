@@ -11,6 +11,7 @@ Everything is a sum over pairs, gathered from tiles of distances: what is held d
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from itertools import combinations, islice
 from typing import NamedTuple
@@ -19,35 +20,10 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import t as student
 
-from .scoring import INTERVAL, PERMUTATIONS, Scores, Separation
-
-STYLE, CONTENT, BASE = range(3)  # same style and other subject; same subject and other style; neither the same
-MASK_ELEMENTS = 1 << 22  # of pair masks at once, so that shuffles of many pictures stay small
-
-
-class Series(NamedTuple):
-    """Each picture's style and subject [images], both counted from 0 upward."""
-
-    styles: torch.Tensor
-    subjects: torch.Tensor
-
-    @classmethod
-    def of(cls, styles: Sequence[int], subjects: Sequence[str | None]) -> Series:
-        """A picture without a subject has one of its own, which meets no other picture of itself."""
-        names = [(name, 0) if name else (None, place) for place, name in enumerate(subjects)]
-        known = {name: number for number, name in enumerate(dict.fromkeys(names))}
-        return cls(torch.as_tensor(styles), torch.tensor([known[name] for name in names]))
-
-    @property
-    def counts(self) -> tuple[int, int]:
-        """Styles and subjects."""
-        return int(self.styles.max()) + 1, int(self.subjects.max()) + 1
-
-    def kinds(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        """Which pairs are of each kind, [3, rows, columns]; a picture and itself, or its twin, are of none."""
-        style = self.styles[rows, None] == self.styles[columns]
-        subject = self.subjects[rows, None] == self.subjects[columns]
-        return torch.stack([style & ~subject, subject & ~style, ~style & ~subject])
+from .plain import separation as plain_separation
+from .sampling import PartSums, group_numbers, widened
+from .scoring import INTERVAL, MASK_ELEMENTS, PERMUTATIONS, Scores, Separation, shuffled_inside
+from .series import BASE, CONTENT, STYLE, Series
 
 
 class CrossedScores(NamedTuple):
@@ -96,14 +72,15 @@ def _partners(block: torch.Tensor) -> dict[int, int]:
     return dict(zip(*(side.tolist() for side in linear_sum_assignment(block.numpy())), strict=True))
 
 
-def is_crossed(series: Series) -> bool:
-    """Whether there are pairs of every kind: at least two subjects, and one of them in two styles."""
-    images = torch.arange(len(series.styles))
-    return all(any(bool(strip[kind].any()) for strip in _strips(series, images)) for kind in (STYLE, CONTENT, BASE))
+def is_crossed(series: Series, groups: Sequence[torch.Tensor] | None = None) -> bool:
+    """Whether there are pairs of every kind, inside `groups` if given: two subjects, and one of them in two styles."""
+    groups = [torch.arange(len(series.styles))] if groups is None else groups
+    kinds = (STYLE, CONTENT, BASE)
+    return all(any(bool(strip[kind].any()) for strip in _strips(series, groups)) for kind in kinds)
 
 
-def _strips(series: Series, images: torch.Tensor) -> Iterator[torch.Tensor]:
-    return (series.kinds(rows, images) for rows in images.split(256))
+def _strips(series: Series, groups: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+    return (series.kinds(rows, group) for group in groups for rows in group.split(256))
 
 
 class CrossedSums:
@@ -112,20 +89,38 @@ class CrossedSums:
     Held for each group: three sums a cell (style, subject), one a style and subject that meet, and two a shuffle.
     """
 
-    def __init__(self, series: Series, groups: Sequence[int], seed: int) -> None:
+    def __init__(self, series: Series, groups: Sequence[int], seed: int, sampled: Sequence[torch.Tensor] = ()) -> None:
+        """`sampled` are the groups of pictures inside which pairs come, where not all pairs do (`engine.sampling`)."""
         self.series = series
+        self._group = group_numbers(sampled or [torch.arange(len(series.styles))])
         self._labels = [
-            _shuffled_inside(series.styles, series.subjects, seed),
-            _shuffled_inside(series.subjects, series.styles, seed),
+            _shuffled_labels(series.styles, series.subjects, self._group, seed),
+            _shuffled_labels(series.subjects, series.styles, self._group, seed),
         ]
         self._others = [series.subjects, series.styles]
         self._pairs = _Sums.empty((), series)
         self._distances = _Sums.empty(groups, series)
+        self._parts = PartSums(groups, 3, max(1, len(sampled)))
+
+    def emptied(self) -> CrossedSums:
+        """Sums of the same series with nothing in them; the shuffles are drawn once."""
+        found = copy.copy(self)
+        found._pairs, found._distances = (_Sums(*map(torch.zeros_like, one)) for one in (self._pairs, self._distances))
+        found._parts = self._parts.emptied()
+        return found
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What has been summed so far, to be written down, or added to that of others."""
+        named = {"pairs": self._pairs, "distances": self._distances}
+        found = {f"{name}.{field}": part for name, sums in named.items() for field, part in sums._asdict().items()}
+        return found | {"parts.sums": self._parts.sums, "parts.pairs": self._parts.pairs}
 
     def add(self, tile: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> None:
         """Take distances [..., rows, columns] of pictures by index. In the end every ordered pair must have come once.
 
-        So a full symmetric matrix is one tile with `rows` and `columns` all pictures, or any cut of it.
+        So a full symmetric matrix is one tile with `rows` and `columns` all pictures, or any cut of it. A tile lies in
+        one sampled group.
         """
         tile = tile.double().cpu()
         kinds = self.series.kinds(rows, columns).double()
@@ -133,6 +128,8 @@ class CrossedSums:
         for sums, values in ((self._pairs, counted), (self._distances, tile)):
             self._add_cells(sums, values, kinds, rows, columns)
             self._add_shuffles(sums, values, rows, columns)
+        by_kind = torch.einsum("...rc,krc->...k", tile, kinds)
+        self._parts.add(int(self._group[rows[0]]), by_kind, kinds.sum((-1, -2)))
 
     def _add_cells(
         self, sums: _Sums, values: torch.Tensor, kinds: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
@@ -187,7 +184,8 @@ class CrossedSums:
         styles, subjects = self.series.counts
         reach = float(student.ppf((1 + INTERVAL) / 2, styles + subjects - 2)) * spread.sqrt()
         score = whole[..., 0].exp()
-        return Scores(score, (whole[..., 0] - reach).exp(), (whole[..., 0] + reach).exp())
+        found = Scores(score, (whole[..., 0] - reach).exp(), (whole[..., 0] + reach).exp())
+        return widened(found, self._parts.variance(kind, BASE))
 
     def _left(self, kind: int) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
         """Sums of the kind and of the base, for distances and pairs: of all, without each style, subject, and both."""
@@ -235,24 +233,13 @@ def separation(shuffled: Shuffled) -> tuple[Separation, Separation]:
     Styles are shuffled among the pictures of one subject, and subjects among those of one style. So content alone makes
     no style significant, nor style content.
     """
-    return _separation(shuffled.style), _separation(shuffled.content)
+    return plain_separation(shuffled.style), plain_separation(shuffled.content)
 
 
-def _separation(log_scores: torch.Tensor) -> Separation:
-    as_low = (log_scores <= log_scores[..., :1] + 1e-12).double()
-    mean = log_scores.flatten(0, -2).mean(0)
-    return Separation(float((mean <= mean[0] + 1e-12).double().mean()), as_low.mean(-1))
-
-
-def _shuffled_inside(labels: torch.Tensor, groups: torch.Tensor, seed: int) -> torch.Tensor:
-    """The labels, and PERMUTATIONS shuffles of them among the pictures of each group, [1 + shuffles, images]."""
-    generator = torch.Generator().manual_seed(seed)
-    keys = torch.rand(PERMUTATIONS, len(labels), generator=generator, dtype=torch.float64)
-    taken = (keys + groups).argsort(-1)  # keys lie in [0, 1): pictures of one group stay together
-    places = groups.argsort(stable=True)
-    shuffled = torch.empty(PERMUTATIONS, len(labels), dtype=labels.dtype)
-    shuffled[:, places] = labels[taken]
-    return torch.cat([labels[None], shuffled])
+def _shuffled_labels(labels: torch.Tensor, others: torch.Tensor, group: torch.Tensor, seed: int) -> torch.Tensor:
+    """The labels, and shuffles of them among the pictures of one group that share the other label."""
+    keys = torch.rand(PERMUTATIONS, len(labels), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return shuffled_inside(labels, others * (int(group.max()) + 1) + group, keys)
 
 
 def _mean(sums: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ Two 1-D Gaussians differ by two numbers only, whatever their unit: `shift` = (m1
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -38,20 +38,45 @@ def pairwise(moments: Moments, distance: str) -> torch.Tensor:
     images, groups, channels = moments.mean.shape
     if images < 2:
         raise ValueError("A distance needs two images.")
-    if not all(bool(part.isfinite().all()) for part in moments):
-        raise ValueError("The model's features are not finite numbers (NaN or infinite).")
     found = moments.mean.new_zeros(groups, images, images, dtype=torch.float64)
-    measure, tiles = DISTANCES[distance], list(_tiles(images, groups * channels))
-
-    @torch.inference_mode()
-    def fill(rows: slice) -> None:
-        one, others = (Moments(*(part[where] for part in moments)) for where in (rows, slice(rows.start, None)))
-        found[:, rows, rows.start :] = measure(*_differences(one, others)).mean(-1).double().movedim(-1, 0)
-
-    with _one_thread_an_operation() as threads, ThreadPoolExecutor(threads) as pool:
-        list(pool.map(fill, tiles))
+    rows = [(rows, slice(rows.start, None)) for rows in _tiles(images, groups * channels)]
+    _fill(found, moments, moments, rows, distance)
     above = found.triu(1)
     return above + above.mT
+
+
+def between(one: Moments, others: Moments, distance: str) -> torch.Tensor:
+    """Distances [groups, rows, columns] of images [rows, groups, channels] and others [columns, groups, channels].
+
+    As `pairwise`, for two sets that have no image in common.
+    """
+    rows, groups, channels = one.mean.shape
+    found = one.mean.new_zeros(groups, rows, len(others.mean), dtype=torch.float64)
+    step = max(1, TILE // (groups * channels * len(others.mean)))
+    strips = [(slice(start, min(start + step, rows)), slice(0, None)) for start in range(0, rows, step)]
+    _fill(found, one, others, strips, distance)
+    return found
+
+
+def _fill(
+    found: torch.Tensor, one: Moments, others: Moments, tiles: Sequence[tuple[slice, slice]], distance: str
+) -> None:
+    """Put the distances of tiles (rows, columns) into `found` [groups, rows, columns]."""
+    if not all(bool(part.isfinite().all()) for moments in (one, others) for part in moments):
+        raise ValueError("The model's features are not finite numbers (NaN or infinite).")
+    measure = DISTANCES[distance]
+
+    @torch.inference_mode()
+    def fill(tile: tuple[slice, slice]) -> None:
+        rows, columns = tile
+        mine, theirs = Moments(*(part[rows] for part in one)), Moments(*(part[columns] for part in others))
+        found[:, rows, columns] = measure(*_differences(mine, theirs)).mean(-1).double().movedim(-1, 0)
+
+    if len(tiles) == 1:  # not worth a pool
+        fill(tiles[0])
+        return
+    with _one_thread_an_operation() as threads, ThreadPoolExecutor(threads) as pool:
+        list(pool.map(fill, tiles))
 
 
 @contextmanager

@@ -98,21 +98,21 @@ class Recording:
     noise: str
     sigmas: torch.Tensor
 
-    def level(self, level: int) -> dict[LayerId, Moments]:
-        """The moments [pictures, features, channels] of every layer at one noise level.
+    def level(self, level: int, pictures: Sequence[int]) -> dict[LayerId, Moments]:
+        """The moments [pictures, features, channels] of every layer at one noise level, of some pictures by index.
 
         Raises ValueError when a file has changed or gone since the recording was opened.
         """
         found: dict[LayerId, list[torch.Tensor]] = {layer: [] for layer in self.layers}
-        for file in self.files:
+        for file in (self.files[number] for number in pictures):
             try:
                 with safe_open(file, framework="pt") as opened:
-                    for layer, pictures in found.items():
+                    for layer, kept in found.items():
                         parts = [opened.get_slice(f"{feature}.{layer}")[level] for feature in self.features]
-                        pictures.append(torch.stack(parts, 1))
+                        kept.append(torch.stack(parts, 1))
             except (SafetensorError, OSError, RuntimeError) as error:
                 raise _damaged(file) from error
-        return {layer: Moments(*torch.stack(pictures, 1)) for layer, pictures in found.items()}
+        return {layer: Moments(*torch.stack(kept, 1)) for layer, kept in found.items()}
 
 
 def open_recording(folder: Path) -> Recording:

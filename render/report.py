@@ -22,8 +22,24 @@ def report(profile: SensitivityProfile) -> str:
     for index, feature in enumerate(profile.features):
         lines += [f"{feature}, mean score over noise levels (lower = more sensitive)", *_layers(profile, index)]
         lines += [_stability(profile, index), ""]
-    lines += [_agreement(profile), _separation(profile), *content_lines(profile), _cost(profile)]
+    lines += [_agreement(profile), _separation(profile), *content_lines(profile), _sample(profile), _cost(profile)]
     return "\n".join(line for line in lines if line is not None)
+
+
+def _sample(profile: SensitivityProfile) -> str | None:
+    """What of the series was not looked at."""
+    facts = profile.provenance
+    if stopped := facts.get("stopped"):
+        return (
+            f"Measured {stopped['images']} of {stopped['of']} images: by then the ranking was expected to agree with "
+            f"the true one at {stopped['sure']:.2f}."
+        )
+    if pairs := facts.get("pairs"):
+        return (
+            f"Compared {pairs['measured']:,} of {pairs['of']:,} pairs of images, a fair sample; the intervals hold "
+            "what the others could change."
+        )
+    return None
 
 
 def in_short(profile: SensitivityProfile) -> str:

@@ -12,9 +12,10 @@ import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ...engine.divergence import pairwise
+from ...engine.divergence import between, pairwise
 from ...engine.layers import LayerId
 from ...engine.moments import Moments, join_channels, moments_of
+from ...engine.sampling import tiles
 from ..arch.base import removed_afterwards
 from ..arch.registry import architecture_of
 from ..runs.keys import prompts_of
@@ -22,7 +23,9 @@ from ..runs.probe import Conditioning, look_at
 
 Key = tuple[LayerId, str]
 OnImages = Callable[[int], None]
-OnLevel = Callable[[int, torch.Tensor], None]
+Level = dict[Key, Moments]
+OnLevel = Callable[[int, Level], None]
+OnTile = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 IMAGES_A_PASS = 4  # more fill no accelerator better, and a fixed number gives the same rounding every time
 
@@ -93,38 +96,52 @@ def measure(
     distance: str,
     seed: int,
     on_images: OnImages,
-    on_level: OnLevel,
+    on_tile: OnTile,
 ) -> int:
     """Distances of all pairs of images at every layer, by noise level; returns how many images passed through.
 
+    As `capture`. `on_tile(level, distances [features, layers, rows, columns], rows, columns)` is called, level after
+    level, for tiles that hold every pair of images once (`engine.sampling.tiles`).
+    """
+    layers = architecture_of(model).layers
+
+    def reduce(level: int, moments: Level) -> None:
+        for rows, columns in tiles(len(latents)):
+            sides = [_part(moments, where) for where in ((rows,) if rows is columns else (rows, columns))]
+            on_tile(level, distances_of(sides, layers, features, distance, float(sigmas[level])), rows, columns)
+
+    return capture(model, latents, positive, negative, sigmas, features, seed, on_images, reduce)
+
+
+def capture(
+    model: ModelPatcher,
+    latents: torch.Tensor,
+    positive: Conditioning,
+    negative: Conditioning | None,
+    sigmas: torch.Tensor,
+    features: Sequence[str],
+    seed: int,
+    on_images: OnImages,
+    on_level: OnLevel,
+) -> int:
+    """Moments of images at every layer, by noise level; returns how many images passed through.
+
     `latents` [images, channels, (1,) h, w] come from the VAE; `sigmas` [levels] fall. All images get the same noise,
-    drawn from `seed`. `on_images(count)` is called after every batch, `on_level(level, distances [features, layers,
-    images, images])` after every level. LoRA, ControlNet, hooks and areas of the conditioning act as in a sampler.
+    drawn from `seed`. `on_images(count)` is called after every batch, `on_level(level, moments)` after every level.
+    LoRA, ControlNet, hooks and areas of the conditioning act as in a sampler.
     """
     conds = {"positive": positive} | ({"negative": negative} if negative is not None else {})
     noise = comfy.sample.prepare_noise(latents[:1], seed).expand(min(IMAGES_A_PASS, len(latents)), *latents.shape[1:])
     with recording(model, features) as recorder:
-        layers = architecture_of(model).layers
-        measuring = _Measuring(latents, recorder, layers, features, distance, on_images, on_level)
-        look_at(model, conds, noise, sigmas, seed, measuring)
+        look_at(model, conds, noise, sigmas, seed, _Capturing(latents, recorder, on_images, on_level))
         return recorder.image_passes
 
 
-class _Measuring:
-    """What `measure` looks at, one noise level after another."""
+class _Capturing:
+    """What `capture` looks at, one noise level after another."""
 
-    def __init__(
-        self,
-        latents: torch.Tensor,
-        recorder: Recorder,
-        layers: Sequence[LayerId],
-        features: Sequence[str],
-        distance: str,
-        on_images: OnImages,
-        on_level: OnLevel,
-    ) -> None:
-        self.latents, self.recorder, self.layers, self.features = latents, recorder, layers, features
-        self.distance, self.on_images, self.on_level = distance, on_images, on_level
+    def __init__(self, latents: torch.Tensor, recorder: Recorder, on_images: OnImages, on_level: OnLevel) -> None:
+        self.latents, self.recorder, self.on_images, self.on_level = latents, recorder, on_images, on_level
 
     def __call__(
         self, guider: comfy.samplers.CFGGuider, noise: torch.Tensor, sigmas: torch.Tensor, model_options: dict[str, Any]
@@ -134,12 +151,11 @@ class _Measuring:
         same_noise = noise[:1].expand_as(images)
         for level, sigma in enumerate(sigmas):
             noisy = base.model_sampling.noise_scaling(sigma[None], same_noise, images)
-            moments = list(self._batches(guider, noisy, sigma, model_options))
-            self.on_level(level, self._distances(moments, float(sigma)))
+            self.on_level(level, _joined(list(self._batches(guider, noisy, sigma, model_options))))
 
     def _batches(
         self, guider: comfy.samplers.CFGGuider, noisy: torch.Tensor, sigma: torch.Tensor, model_options: dict[str, Any]
-    ) -> Iterator[dict[Key, Moments]]:
+    ) -> Iterator[Level]:
         conds = [guider.conds["positive"], guider.conds.get("negative")]
         order = [cond["uuid"] for side in conds if side is not None for cond in side]
         for batch in noisy.split(_images_a_pass(guider, noisy)):
@@ -149,30 +165,45 @@ class _Measuring:
             yield self.recorder.take(order)
             self.on_images(len(batch))
 
-    def _distances(self, batches: list[dict[Key, Moments]], sigma: float) -> torch.Tensor:
-        """Distances [features, layers, images, images] of one noise level, on the CPU."""
-        return torch.stack([self._layer_distances(batches, layer, sigma) for layer in self.layers], 1)
 
-    def _layer_distances(self, batches: list[dict[Key, Moments]], layer: LayerId, sigma: float) -> torch.Tensor:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        keys = [(layer, feature) for feature in self.features]
-        if not all(key in batch for batch in batches for key in keys):
-            raise ValueError(
-                f"Layer {layer} of 'model' was not used at sigma {sigma:.2f}: give 'positive' a conditioning that is "
-                "active over the whole range, and remove what skips or replaces layers."
-            )
-        moments = [_joined(batches, key) for key in keys]
-        try:
-            return torch.cat([pairwise(alike, self.distance) for alike in _stacked(moments)]).cpu()
-        except ValueError as error:
-            raise ValueError(
-                f"'model' gives no finite numbers in layer {layer} at sigma {sigma:.2f}: look for NaN in the images, "
-                "the VAE or a LoRA, or start ComfyUI with --force-upcast-attention or in a higher precision."
-            ) from error
+def distances_of(
+    sides: Sequence[Level], layers: Sequence[LayerId], features: Sequence[str], distance: str, sigma: float
+) -> torch.Tensor:
+    """Distances [features, layers, rows, columns] of one set of images, or between two, on the CPU; for one sigma."""
+    found = [_layer_distances(sides, layer, features, distance, sigma) for layer in layers]
+    return torch.stack(found, 1)
 
 
-def _joined(batches: list[dict[Key, Moments]], key: Key) -> Moments:
-    return Moments(*(torch.cat(parts) for parts in zip(*(batch[key] for batch in batches), strict=True)))
+def _layer_distances(
+    sides: Sequence[Level], layer: LayerId, features: Sequence[str], distance: str, sigma: float
+) -> torch.Tensor:
+    comfy.model_management.throw_exception_if_processing_interrupted()
+    keys = [(layer, feature) for feature in features]
+    if not all(key in side for side in sides for key in keys):
+        raise ValueError(
+            f"Layer {layer} of 'model' was not used at sigma {sigma:.2f}: give 'positive' a conditioning that is "
+            "active over the whole range, and remove what skips or replaces layers."
+        )
+    alike = zip(*(_stacked([side[key] for key in keys]) for side in sides), strict=True)
+    measured = pairwise if len(sides) == 1 else between
+    try:
+        return torch.cat([measured(*together, distance) for together in alike]).cpu()
+    except ValueError as error:
+        raise ValueError(
+            f"'model' gives no finite numbers in layer {layer} at sigma {sigma:.2f}: look for NaN in the images, "
+            "the VAE or a LoRA, or start ComfyUI with --force-upcast-attention or in a higher precision."
+        ) from error
+
+
+def _joined(batches: Sequence[Level]) -> Level:
+    """The images of all batches, where every batch has met the layer."""
+    keys = [key for key in batches[0] if all(key in batch for batch in batches)]
+    return {key: Moments(*map(torch.cat, zip(*(batch[key] for batch in batches), strict=True))) for key in keys}
+
+
+def _part(level: Level, images: torch.Tensor) -> Level:
+    first, last = int(images[0]), int(images[-1]) + 1
+    return {key: Moments(*(part[first:last] for part in moments)) for key, moments in level.items()}
 
 
 def _stacked(moments: list[Moments]) -> list[Moments]:

@@ -157,13 +157,13 @@ def native_side(model: ModelPatcher) -> int:
     return 512 if unet and model.model.model_config.unet_config.get("adm_in_channels") != 2816 else 1024
 
 
-def encode(vae: Any, clusters: Clusters, size: tuple[int, int], latent_format: Any) -> torch.Tensor:
-    """Latents [images, channels, (1,) h, w] of all images in order, each scaled to cover `size` and cropped.
+def encode(vae: Any, images: Sequence[Picture], size: tuple[int, int], latent_format: Any) -> torch.Tensor:
+    """Latents [images, channels, (1,) h, w] of images in order, each scaled to cover `size` and cropped.
 
     Raises ValueError when the VAE's latents do not fit the model.
     """
     latents = []
-    for image in (image for cluster in clusters for image in cluster.images):
+    for image in images:
         comfy.model_management.throw_exception_if_processing_interrupted()
         latents.append(vae.encode(image.fitted(*size)[None]))
     channels, dimensions = latent_format.latent_channels, 2 + latent_format.latent_dimensions

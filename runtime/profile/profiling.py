@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import bisect
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
@@ -15,11 +15,12 @@ from comfy.model_patcher import ModelPatcher
 
 from ...engine.noise import LOG, LOGIT, evenly_spaced
 from ...engine.profile import SensitivityProfile
-from ...engine.scoring import check_clusters
+from ...engine.sampling import MOST_PAIRS
+from ...engine.scoring import Scores, check_clusters, sureness
 from ..arch.fingerprint import fingerprint_of
 from ..arch.registry import architecture_of
 from ..runs.probe import Conditioning
-from .capture import measure
+from .capture import Level, capture, distances_of, measure
 from .clusters import Clusters, encode, native_side, picture_size
 from .series import Scoring, scoring_of
 
@@ -29,7 +30,11 @@ CLEANEST = {LOG: 0.999, LOGIT: 0.98}  # percent: the last step hardly differs fr
 
 @dataclass(frozen=True)
 class Settings:
-    """What a user chooses; `side` 0 is the model's own size, `name` what the clusters differ in."""
+    """What a user chooses; `side` 0 is the model's own size, `name` what the clusters differ in.
+
+    `sure` above 0 ends measuring when the ranking is that sure (`engine.scoring.sureness`). Of more than `most_pairs`
+    pairs of pictures a sample is looked at.
+    """
 
     name: str
     levels: int
@@ -38,6 +43,11 @@ class Settings:
     seed: int
     aspect: str
     side: int
+    sure: float = 0.0
+    most_pairs: int = MOST_PAIRS
+
+
+PORTION = 4  # a series is measured in so many portions, or fewer, when it may end early
 
 
 def profile_model(
@@ -48,32 +58,109 @@ def profile_model(
     negative: Conditioning | None,
     settings: Settings,
 ) -> SensitivityProfile:
-    """Measure a model's self-attention layers on clusters of images. Raises ValueError on input that cannot be used."""
-    started = time.monotonic()
-    layers = architecture_of(model).layers
-    labels = [number for number, cluster in enumerate(clusters) for _ in cluster.images]
-    check_clusters(labels, [cluster.name for cluster in clusters])
-    size = picture_size(clusters, settings.aspect, settings.side or native_side(model))
-    latents = encode(vae, clusters, size, model.model.latent_format)
-    scoring = scoring_of(labels, [name for cluster in clusters for name in cluster.subjects], settings.seed)
-    growth = _Growth(_empty(layers, settings, noise_levels(model, settings.levels), noise_of(model)), scoring, settings)
-    passes = measure(
-        model,
-        latents,
-        positive,
-        negative,
-        growth.profile.sigmas.float(),
-        settings.features,
-        settings.distance,
-        settings.seed,
-        growth.on_images,
-        growth.on_level,
-    )
-    facts = _facts(model, clusters, positive, negative, settings, size)
-    facts["percents"] = [percent_of(model, sigma) for sigma in growth.profile.sigmas.tolist()]
-    facts |= scoring.facts(settings.distance)
-    facts["cost"] = {"forward_passes": passes, "seconds": round(time.monotonic() - started, 3)}
-    return replace(growth.profile, provenance=facts, content=scoring.content())
+    """Measure a model's self-attention layers on clusters of images. Raises ValueError on input that cannot be used.
+
+    One group of images after another is encoded, looked at and forgotten, one noise level after another; where all
+    pairs are looked at there is one group.
+    """
+    run = Measurement(model, clusters, vae, positive, negative, settings)
+    scoring, bar = run.scoring(), comfy.utils.ProgressBar(run.count * len(run.sigmas))
+    passes, seen = 0, 0
+    for group in scoring.groups:
+        passes += run.measure(group, scoring, bar.update)
+        seen += len(group)
+        if seen < run.count and settings.sure > 0 and sureness(scoring.scores()) >= settings.sure:
+            break
+    bar.update_absolute(run.count * len(run.sigmas))
+    return run.profile(scoring, passes, seen)
+
+
+class Measurement:
+    """A model, pictures and settings, ready to be measured in parts that are put together afterwards."""
+
+    def __init__(
+        self,
+        model: ModelPatcher,
+        clusters: Clusters,
+        vae: Any,
+        positive: Conditioning,
+        negative: Conditioning | None,
+        settings: Settings,
+    ) -> None:
+        self._started = time.monotonic()
+        self.model, self.clusters, self._vae, self.settings = model, clusters, vae, settings
+        self._positive, self._negative = positive, negative
+        self.layers = architecture_of(model).layers
+        self._styles = [number for number, cluster in enumerate(clusters) for _ in cluster.images]
+        check_clusters(self._styles, [cluster.name for cluster in clusters])
+        self.size = picture_size(clusters, settings.aspect, settings.side or native_side(model))
+        self._images = [image for cluster in clusters for image in cluster.images]
+        self.sigmas = noise_levels(model, settings.levels)
+
+    @property
+    def count(self) -> int:
+        """Pictures of all clusters."""
+        return len(self._images)
+
+    def scoring(self) -> Scoring:
+        """Sums of the whole series, with nothing in them."""
+        settings, subjects = self.settings, [name for cluster in self.clusters for name in cluster.subjects]
+        shape = len(settings.features), len(self.sigmas), len(self.layers)
+        portion = max(2 * len(self.clusters), self.count // PORTION) if settings.sure > 0 else None
+        return scoring_of(self._styles, subjects, shape, settings.seed, settings.most_pairs, portion)
+
+    def measure(self, group: torch.Tensor, scoring: Scoring, on_images: Callable[[int], None]) -> int:
+        """Add the distances of all pairs of a group of pictures; returns how many passed through the model."""
+        found = self._latents(group)
+
+        def on_tile(level: int, tile: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> None:
+            scoring.add(level, tile, group[rows], group[columns])
+
+        given = self.model, found, self._positive, self._negative, self.sigmas.float(), self.settings.features
+        return measure(*given, self.settings.distance, self.settings.seed, on_images, on_tile)
+
+    def moments(self, pictures: torch.Tensor) -> tuple[list[Level], int]:
+        """Moments of some pictures, by index, at every noise level, and how many passed through the model."""
+        found: list[Level] = []
+        given = self.model, self._latents(pictures), self._positive, self._negative, self.sigmas.float()
+        passes = capture(
+            *given, self.settings.features, self.settings.seed, lambda count: None, lambda _, level: found.append(level)
+        )
+        return found, passes
+
+    def distances(self, level: int, sides: Sequence[Level]) -> torch.Tensor:
+        """Distances [features, layers, rows, columns] of one set of pictures, or between two, at a noise level."""
+        sigma = float(self.sigmas[level])
+        return distances_of(sides, self.layers, self.settings.features, self.settings.distance, sigma)
+
+    def _latents(self, pictures: torch.Tensor) -> torch.Tensor:
+        images = [self._images[number] for number in pictures.tolist()]
+        return encode(self._vae, images, self.size, self.model.model.latent_format)
+
+    def profile(self, scoring: Scoring, passes: int, seen: int) -> SensitivityProfile:
+        """The profile of what a scoring holds; `seen` pictures are in it, after `passes` through the model."""
+        score, low, high = scoring.scores()
+        facts = self._facts() | scoring.facts(self.settings.distance)
+        facts["percents"] = [percent_of(self.model, sigma) for sigma in self.sigmas.tolist()]
+        if seen < self.count:
+            facts["stopped"] = {"images": seen, "of": self.count, "sure": sureness(Scores(score, low, high))}
+            facts.pop("pairs", None)
+        facts["cost"] = {"forward_passes": passes, "seconds": round(time.monotonic() - self._started, 3)}
+        return SensitivityProfile(
+            self.layers, self.settings.features, self.sigmas, score, low, high, facts,
+            content=scoring.content(), noise=noise_of(self.model),
+        )  # fmt: skip
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "what": self.settings.name,
+            "model": fingerprint_of(self.model),
+            "clusters": {cluster.name: len(cluster.images) for cluster in self.clusters},
+            "prompts": {"positive": len(self._positive), "negative": len(self._negative or [])},
+            "size": list(self.size),
+            "seed": self.settings.seed,
+            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
 
 
 def noise_levels(model: ModelPatcher, count: int) -> torch.Tensor:
@@ -102,47 +189,3 @@ def title_of(profile: SensitivityProfile) -> str:
     family = model.get("name", "unknown model")
     name = f"{family} architecture, {len(profile.layers)} layers" if "weights" in model else family
     return f"{name}: sensitivity to {facts.get('what', 'what was measured')}"
-
-
-class _Growth:
-    """The profile as far as it is measured, and the progress bar."""
-
-    def __init__(self, profile: SensitivityProfile, scoring: Scoring, settings: Settings) -> None:
-        self.profile, self.scoring, self.settings = profile, scoring, settings
-        self._bar = comfy.utils.ProgressBar(scoring.images * len(profile.sigmas))
-
-    def on_images(self, count: int) -> None:
-        self._bar.update(count)
-
-    def on_level(self, level: int, distances: torch.Tensor) -> None:
-        scores = self.scoring.add(distances)
-        for kept, new in zip((self.profile.scores, self.profile.low, self.profile.high), scores, strict=True):
-            kept[:, level] = new
-
-
-def _empty(layers: Sequence[Any], settings: Settings, sigmas: torch.Tensor, noise: str) -> SensitivityProfile:
-    scores, low, high = torch.full(
-        (3, len(settings.features), len(sigmas), len(layers)), float("nan"), dtype=torch.float64
-    )
-    return SensitivityProfile(
-        tuple(layers), settings.features, sigmas, scores, low, high, {"what": settings.name}, noise=noise
-    )
-
-
-def _facts(
-    model: ModelPatcher,
-    clusters: Clusters,
-    positive: Conditioning,
-    negative: Conditioning | None,
-    settings: Settings,
-    size: tuple[int, int],
-) -> dict[str, Any]:
-    return {
-        "what": settings.name,
-        "model": fingerprint_of(model),
-        "clusters": {cluster.name: len(cluster.images) for cluster in clusters},
-        "prompts": {"positive": len(positive), "negative": len(negative or [])},
-        "size": list(size),
-        "seed": settings.seed,
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -10,13 +11,14 @@ import comfy.model_management
 import comfy.utils
 import torch
 
-from ...engine.divergence import pairwise
+from ...engine.divergence import between, pairwise
+from ...engine.layers import LayerId
 from ...engine.moments import Moments
 from ...engine.profile import SensitivityProfile
 from ...engine.recording_file import Recording, open_recording
-from ...engine.scoring import Scores
+from ...engine.sampling import tiles
 from ...engine.texts import quoted
-from .series import scoring_of
+from .series import Scoring, scoring_of
 
 
 def profile_recording(folder: Path, what: str, distance: str, seed: int) -> SensitivityProfile:
@@ -33,13 +35,14 @@ def profile_recording(folder: Path, what: str, distance: str, seed: int) -> Sens
             "labels or more."
         )
     names = list(counts)
-    scoring = scoring_of([names.index(label) for label in recording.labels], recording.subjects, seed)
+    shape = len(recording.features), len(recording.sigmas), len(recording.layers)
+    scoring = scoring_of([names.index(label) for label in recording.labels], recording.subjects, shape, seed)
     bar = comfy.utils.ProgressBar(len(recording.sigmas))
-    levels: list[Scores] = []
     for level in range(len(recording.sigmas)):
-        levels.append(scoring.add(_distances(recording, level, distance)))
+        for group in scoring.groups:
+            _add(recording, level, group, distance, scoring)
         bar.update(1)
-    score, low, high = (torch.stack(part, 1) for part in zip(*levels, strict=True))
+    score, low, high = scoring.scores()
     facts = {
         "what": what,
         "model": dict(recording.model),
@@ -62,16 +65,23 @@ def profile_recording(folder: Path, what: str, distance: str, seed: int) -> Sens
     )
 
 
-def _distances(recording: Recording, level: int, distance: str) -> torch.Tensor:
-    """Distances [features, layers, pictures, pictures] at one noise level."""
-    found = []
-    for layer, (mean, std) in recording.level(level).items():
+def _add(recording: Recording, level: int, group: torch.Tensor, distance: str, scoring: Scoring) -> None:
+    """Add the distances of all pairs of a group of pictures at one noise level."""
+    found = recording.level(level, group.tolist())
+    for rows, columns in tiles(len(group)):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        try:
-            found.append(pairwise(Moments(mean, std), distance))
-        except ValueError as error:
-            raise ValueError(
-                f"The recording's features in layer {layer} are not finite numbers: the model gave NaN while it "
-                "generated. Delete the recording, and look for NaN in the model, its LoRAs or its precision."
-            ) from error
-    return torch.stack(found, 1)
+        sides = (rows,) if rows is columns else (rows, columns)
+        tile = torch.stack([_distances(found[layer], sides, layer, distance) for layer in recording.layers], 1)
+        scoring.add(level, tile, group[rows], group[columns])
+
+
+def _distances(moments: Moments, sides: Sequence[torch.Tensor], layer: LayerId, distance: str) -> torch.Tensor:
+    """Distances [features, rows, columns] of one layer's moments [pictures, features, channels]."""
+    measured = pairwise if len(sides) == 1 else between
+    try:
+        return measured(*(Moments(*(part[side] for part in moments)) for side in sides), distance)
+    except ValueError as error:
+        raise ValueError(
+            f"The recording's features in layer {layer} are not finite numbers: the model gave NaN while it "
+            "generated. Delete the recording, and look for NaN in the model, its LoRAs or its precision."
+        ) from error

@@ -243,7 +243,7 @@ def test_profiling_without_prompts_of_rows_is_an_error_and_not_an_empty_profile(
     with pytest.raises(keys.MissingKey, match="'uuids'"):
         measure(
             model, torch.zeros(2, 4, 8, 8), tiny.cond(model, 1), None, torch.tensor([1.0]), ("q",), "jensen_shannon", 0,
-            lambda count: None, lambda level, distances: None,
+            lambda count: None, lambda *tile: None,
         )  # fmt: skip
 
 

@@ -42,7 +42,7 @@ def distances(model, positive, negative=None, images: int = 5, features=("q", "k
     with torch.inference_mode():
         passes = measure(
             model, latents, positive, negative, SIGMAS, features, distance, 0, lambda count: None,
-            lambda level, found: levels.append(found),
+            lambda level, found, *places: levels.append(found),
         )  # fmt: skip
     return torch.stack(levels, 1), passes
 
@@ -207,7 +207,7 @@ def test_all_images_share_one_noise_so_twins_do_not_differ(sd15_model):
     with torch.inference_mode():
         measure(
             sd15_model, torch.cat([one, one]), tiny.cond(sd15_model, 1), None, SIGMAS, ("q",), "jensen_shannon", 0,
-            lambda count: None, lambda level, found: levels.append(found),
+            lambda count: None, lambda level, found, *places: levels.append(found),
         )  # fmt: skip
     assert float(torch.stack(levels).max()) < 1e-6
 

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import planted
-from conditional_balance.engine.crossed import CrossedSums, Series, is_crossed, looks_crossed, separation
-from conditional_balance.engine.scoring import scores_of
+from conditional_balance.engine.crossed import CrossedSums, is_crossed, looks_crossed, separation
+from conditional_balance.engine.plain import scores_of
+from conditional_balance.engine.series import Series
 
 
 def distances(images: int, seed: int = 0) -> torch.Tensor:

@@ -7,8 +7,9 @@ from itertools import combinations
 import pytest
 import torch
 
-from conditional_balance.engine import scoring
-from conditional_balance.engine.scoring import check_clusters, scores_of, separation_of
+from conditional_balance.engine import plain, scoring
+from conditional_balance.engine.plain import scores_of, separation_of
+from conditional_balance.engine.scoring import check_clusters
 
 
 def distances(images: int, seed: int = 0) -> torch.Tensor:
@@ -104,7 +105,7 @@ def test_too_few_clusters_or_images_are_named(labels, names, words):
 
 def test_a_scores_own_p_counts_the_true_labels_and_every_shuffle_as_low():
     matrices, labels = distances(8, 3), [0] * 4 + [1] * 4
-    shuffled = scoring._shuffled(labels, 5).tolist()
+    shuffled = plain._shuffled(torch.tensor(labels), torch.zeros(len(labels), dtype=torch.long), 5).tolist()
     assert shuffled[0] == labels and len(shuffled) == 1 + scoring.PERMUTATIONS
     for matrix, p in zip(matrices, separation_of(matrices, labels, 5).each.tolist(), strict=True):
         as_low = sum(by_hand(matrix, each) <= by_hand(matrix, labels) + 1e-12 for each in shuffled)
@@ -121,7 +122,7 @@ def test_nine_tenths_of_the_bootstrap_scores_lie_in_the_interval():
     matrix, labels = unequal(9)
     found = scores_of(matrix, labels, 0)
     draws = []
-    for weights in scoring._resampled_clusters(9, 0).tolist():
+    for weights in plain._resampled_clusters(9, 0).tolist():
         inner, outer, inner_pairs, outer_pairs = 0.0, 0.0, 0.0, 0.0
         for one, first in enumerate(sorted(set(labels))):
             rows = [index for index in range(len(labels)) if labels[index] == first]
@@ -144,7 +145,7 @@ def test_draws_with_one_cluster_have_no_pairs_between_clusters_and_are_left_out(
     matrix, labels = unequal(2)
     found = scores_of(matrix, labels, 0)
     assert float(found.low) == pytest.approx(float(found.score)) == float(found.high)
-    assert bool((scoring._resampled_clusters(3, 0) > 0).sum(1).gt(1).all())
+    assert bool((plain._resampled_clusters(3, 0) > 0).sum(1).gt(1).all())
 
 
 def test_no_cluster_and_clusters_without_images_are_told_apart():
