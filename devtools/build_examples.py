@@ -15,6 +15,7 @@ from devtools import comfyui, environment, examples, server
 from devtools.comfyui import ROOT
 from devtools.sheet import Blueprint, Sheet, Source, save
 
+SCENES = "scene 1, scene 2, scene 3, scene 4, scene 5"
 STYLES = ("comic", "engraving", "stained glass", "neon", "mosaic", "poster")
 DEMO = {"seed": 5, "steps": 12, "cfg": 2.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
 SDXL = DEMO | {"seed": 10, "steps": 30, "cfg": 5.0}
@@ -54,8 +55,9 @@ def profile_demo(sheet: Sheet) -> None:
     sheet.next_column("Model")
     sheet.note(
         "## Where does this model keep style?\n\nSix clusters, each five pictures in one style, all of the same scenes."
-        " **Profile Sensitivity** noises them, runs the model and asks every attention layer: do pictures of one style"
-        " look alike to you? The layers that say yes are named.\n\nPress **Run**. Then measure your own checkpoint:"
+        " **Profile Sensitivity** noises them, runs the model and measures, for every attention layer, how alike it finds"
+        " pictures of one style. **subjects** names the scenes, so that the report tells style and content apart.\n\n"
+        "Press **Run**. Then measure your own checkpoint:"
         " template *5 Measure your checkpoint*.",
     )
     model = sheet.add("CBLoadDemoModel")
@@ -67,7 +69,8 @@ def profile_demo(sheet: Sheet) -> None:
             sheet.next_column(f"Clusters {number + 1} to {number + 3}")
         pictures = sheet.add("CBDemoPictures", style=style, style_seed=number, count=5, scene_seed=7)
         previous = {"previous": clusters} if clusters else {}
-        clusters = (sheet.add("CBImageClusters", images=(pictures, 0), name=style, **previous), 0)
+        named = {"name": style, "subjects": SCENES}
+        clusters = (sheet.add("CBImageClusters", images=(pictures, 0), **named, **previous), 0)
     _measured(sheet, model, clusters, (prompt, 0), (empty, 0), 128, "demo.style.mine")
 
 
@@ -76,7 +79,9 @@ def profile_sdxl(sheet: Sheet) -> None:
     sheet.next_column("Model")
     sheet.note(
         "## Profile your checkpoint\n\n1. Make a folder in ComfyUI's *input* folder and in it one folder for each"
-        " style: at least two, better six or more, with 5 to 12 pictures each of varied subjects.\n2. Press **R** and"
+        " style: at least two, better six or more, with 5 to 12 pictures each. Best draw the same"
+        " subjects in every style and give equal subjects equal file names (*cat.png* in each folder): they are read as"
+        " subjects, and style and content are told apart.\n2. Press **R** and"
         " choose it as *folder*.\n3. Choose your checkpoint: SDXL, or SD1.5 with **size** 512.\n4. Press **Run**; it"
         " takes minutes.\n\nThe profile is saved under **name**. Choose it afterwards in *Load Sensitivity Profile*, in"
         " every workflow with this checkpoint.",
@@ -101,6 +106,55 @@ def _measured(
     sheet.add("CBSaveSensitivityProfile", profile=(measured, 0), name=name)
     sheet.next_column("Heat map", 560)
     sheet.add("SaveImage", tall=560, images=(measured, 1), filename_prefix=f"{name.partition('.')[0]}_heat_map")
+
+
+def effect_demo(sheet: Sheet) -> None:
+    """Every layer opened by itself, and the layers that act most."""
+    sheet.next_column("What it shows")
+    sheet.note(
+        "## What does each layer do?\n\nFour prompts are painted without the reference. Then **Measure Layers** lets the"
+        " reference's style into one attention layer at a time, at four noise levels, without sampling again. The map"
+        " is bright where a layer brings the style by itself; the report names layers that move the layout.\n\nPress"
+        " **Run**. The last row is painted through the layers that bring the most style and keep the layout.",
+    )
+    shared = _demo_painting(sheet)
+    rows = {"plain": _row(sheet, shared, "plain")}
+    gate = _effect(sheet, shared)
+    rows["measured"] = _row(sheet, shared, "measured", gate)
+    _saved(sheet, _contact_sheet(sheet, shared, rows), "demo_what_layers_do")
+
+
+def effect_sdxl(sheet: Sheet) -> None:
+    """The same for SDXL."""
+    sheet.next_column("What it shows")
+    sheet.note(
+        "## What does each layer do? (SDXL)\n\n1. Choose an SDXL checkpoint.\n2. Load a reference picture, and say in its"
+        " prompt what it shows and in which style.\n3. Press **Run**.\n\nTwo prompts are painted without the reference."
+        " Then **Measure Layers** lets its style into one attention layer at a time: 71 model calls for each of four"
+        " noise levels, about as long as ten pictures. The map is bright where a layer brings the style by itself. The"
+        " result is painted through the layers that bring the most style and keep the layout.",
+    )
+    shared = _sdxl_painting(sheet)
+    _row(sheet, shared, "plain")
+    painted = _row(sheet, shared, "measured", _effect(sheet, shared))
+    sheet.next_column("Result", 760)
+    sheet.add("SaveImage", tall=640, images=painted, filename_prefix="what_layers_do")
+
+
+def _effect(sheet: Sheet, shared: Painting) -> Source:
+    """The measured effect of every layer on what was painted plainly, shown; a gate of the layers that act most."""
+    sheet.next_column("Measure", 420)
+    plain = sheet.add(
+        "KSampler", "Paint without the reference", model=shared.model, positive=shared.positive,
+        negative=shared.negative, latent_image=shared.canvas, **shared.sampling,
+    )  # fmt: skip
+    measured = sheet.add(
+        "CBMeasureLayers", model=shared.model, reference=shared.reference, latent=(plain, 0),
+        positive=shared.positive, profile=shared.profile,
+    )  # fmt: skip
+    sheet.next_column("What each layer does", 560)
+    sheet.add("SaveImage", tall=400, images=(measured, 1), filename_prefix="what_layers_do_map")
+    return sheet.add("CBSelectLayers", profile=(measured, 0), policy="style, low content", **{"lambda": BALANCED}), 0
 
 
 def style_demo(sheet: Sheet) -> None:
@@ -517,6 +571,8 @@ def style_and_structure(known: Mapping[str, Any]) -> Blueprint:
 
 
 WORKFLOWS = {
+    "layers_do_demo": effect_demo,
+    "layers_do_sdxl": effect_sdxl,
     "compare_layers_demo": compare_demo,
     "compare_layers_sdxl": compare_sdxl,
     "profile_demo": profile_demo,

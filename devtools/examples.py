@@ -13,12 +13,14 @@ TITLES = {
     "style_structure_balanced_sdxl": "4 Style and structure with ControlNet (SDXL)",
     "profile_sdxl": "5 Measure your checkpoint (SDXL)",
     "compare_layers_sdxl": "6 Compare which layers take the style (SDXL)",
+    "layers_do_sdxl": "7 What does each layer do (SDXL)",
     "style_balanced_demo": "1 Style from a picture (demo)",
     "subject_kept_demo": "2 Keep the subject, new background (demo)",
     "style_structure_balanced_demo": "3 Style and structure with ControlNet (demo)",
     "profile_demo": "4 Measure a model (demo)",
     "compare_layers_demo": "5 Compare which layers take the style (demo)",
     "style_sweep_demo": "6 More and more style (demo)",
+    "layers_do_demo": "7 What does each layer do (demo)",
 }
 """Titles in the order of what people want; ComfyUI sorts a pack's templates by name."""
 

@@ -290,6 +290,16 @@ def compared(studio: Studio, graph: Graph) -> Image.Image:
     return stacked([chart], MAP_WIDTH)
 
 
+@figure("CBMeasureLayers", of="style_balanced_demo")
+def acting(studio: Studio, graph: Graph) -> Image.Image:
+    sampler = graph.first("KSampler", without="CBStyleInjection")
+    given = {name: graph.input(sampler, name) for name in ("model", "positive")}
+    reference = graph.first("CBStyleReference")
+    found = graph.add("CBMeasureLayers", reference=[reference, 0], latent=[sampler, 0], **given)
+    ((chart,),) = studio.shoot(graph, [found, 1])
+    return stacked([chart], MAP_WIDTH)
+
+
 # Gates
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import reduce
 from typing import Any
 
 import torch
 
 from .profile import SensitivityProfile, by_content
+from .scoring import Scores
 
 CONTRASTED = "difference of two standardised scores: negative where the first question is the one that a layer encodes"
 
@@ -18,13 +20,21 @@ def trimmed_mean(profiles: Sequence[SensitivityProfile]) -> SensitivityProfile:
 
     As in combine_gradings.py, the paper's analysis code (arXiv 2412.19853); of two profiles the plain mean. Read at the
     first one's noise levels, with the features that all have.
+    Content scores are kept, without an interval, where all profiles have them.
     Raises ValueError for fewer than two profiles, or for profiles of different layers or without a common feature.
     """
     if len(profiles) < 2:
         raise ValueError("There is one profile to combine: connect two or more.")
+    made = _made(profiles, _trimmed(profiles), " and ", f"trimmed mean of {len(profiles)} profiles")
+    if any(profile.content is None for profile in profiles):
+        return made
+    content = _trimmed([by_content(profile) for profile in profiles])
+    return replace(made, content=Scores(content, content, content))
+
+
+def _trimmed(profiles: Sequence[SensitivityProfile]) -> torch.Tensor:
     scores = _aligned(profiles).sort(0).values
-    kept = scores[1:-1] if len(profiles) > 2 else scores
-    return _made(profiles, kept.mean(0), " and ", f"trimmed mean of {len(profiles)} profiles")
+    return (scores[1:-1] if len(profiles) > 2 else scores).mean(0)
 
 
 def contrast(wanted: SensitivityProfile, unwanted: SensitivityProfile) -> SensitivityProfile:

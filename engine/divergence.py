@@ -33,11 +33,9 @@ def pairwise(moments: Moments, distance: str) -> torch.Tensor:
 
     A group is one feature of one layer; each is a set of images of its own. `distance` names an entry of DISTANCES; a
     value is the mean over channels of the divergence of two 1-D Gaussians.
-    Raises ValueError on moments that are not finite, or for fewer than two images.
+    Raises ValueError on moments that are not finite.
     """
     images, groups, channels = moments.mean.shape
-    if images < 2:
-        raise ValueError("A distance needs two images.")
     found = moments.mean.new_zeros(groups, images, images, dtype=torch.float64)
     rows = [(rows, slice(rows.start, None)) for rows in _tiles(images, groups * channels)]
     _fill(found, moments, moments, rows, distance)

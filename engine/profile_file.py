@@ -330,6 +330,8 @@ _FACTS: Mapping[str, Callable[[Any], bool]] = MappingProxyType(
         "series": _is_text,
         "percents": lambda value: isinstance(value, list) and all(map(_is_number, value)),
         "subjects": _are_numbers,
+        "pairs": lambda value: _are_numbers(value, "measured", "of"),
+        "stopped": lambda value: _are_numbers(value, "images", "of", "sure"),
         "cost": lambda value: _are_numbers(value, "forward_passes", "seconds"),
     }
 )

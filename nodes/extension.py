@@ -11,6 +11,7 @@ from . import (
     gradsam,
     jobs,
     lora,
+    measured,
     metadata,
     profile,
     projection,
@@ -40,6 +41,7 @@ class ConditionalBalance(ComfyExtension):
             projection,
             prompts,
             ranking,
+            measured,
         )
         return [node for module in modules for node in module.NODES]
 

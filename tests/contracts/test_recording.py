@@ -9,6 +9,8 @@ import folder_paths
 import pytest
 import torch
 from style_case import KINDS, hidden, model, run, styled
+from tiny_transformers import cond as transformer_cond
+from tiny_transformers import tiny_transformer
 
 from conditional_balance.engine.recording_file import open_recording, picture_files
 from conditional_balance.nodes.ranking import (
@@ -19,7 +21,7 @@ from conditional_balance.nodes.ranking import (
     recording_folder,
 )
 from conditional_balance.runtime.arch.registry import architecture_of
-from tiny import cond
+from tiny import cond, sample
 
 
 @pytest.fixture(autouse=True)
@@ -190,3 +192,17 @@ def test_every_input_and_output_is_explained(node):
     schema = node.GET_SCHEMA()
     for socket in (*schema.inputs, *schema.outputs):
         assert socket.tooltip and len(socket.tooltip) > 15, socket
+
+
+def test_a_transformer_is_recorded_as_it_generates():
+    """Joint layers, a flow schedule: pure noise is left out, and what is recorded makes a profile."""
+    of, places = tiny_transformer("sd3"), ["ink", "oil"]
+    for seed, label in enumerate(places * 2):
+        latent = {"samples": torch.zeros(1, 16, 8, 8)}
+        given = {"positive": transformer_cond("sd3", 1 + seed), "negative": transformer_cond("sd3", 9)}
+        sample(recorded(of, label), latent=latent, seed=seed, steps=3, **given)
+    recording = open_recording(recording_folder("mine"))
+    assert recording.layers == architecture_of(of).layers and recording.noise == "logit"
+    assert sorted(recording.labels) == ["ink", "ink", "oil", "oil"] and float(recording.sigmas[0]) < 1
+    found = profile_of().args[0]
+    assert bool(found.scores.isfinite().all()) and found.noise == "logit"

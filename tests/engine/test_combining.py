@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -11,6 +13,7 @@ from conditional_balance.engine.combining import contrast, trimmed_mean
 from conditional_balance.engine.layers import LayerId
 from conditional_balance.engine.profile import SensitivityProfile
 from conditional_balance.engine.profile_file import load, save
+from conditional_balance.engine.scoring import Scores
 from conditional_balance.render.report import report
 
 LAYERS = tuple(LayerId("output", number, 0) for number in range(5))
@@ -39,6 +42,17 @@ def test_the_order_of_profiles_does_not_matter_and_equal_ones_stay(seeds, shuffl
     shuffle.shuffle(seeds)
     torch.testing.assert_close(trimmed_mean([drawn(seed) for seed in seeds]).scores, made)
     torch.testing.assert_close(trimmed_mean([drawn(seeds[0])] * 4).scores, drawn(seeds[0]).scores)
+
+
+def test_content_scores_are_kept_where_all_have_them(tmp_path) -> None:
+    contents = [Scores(*(drawn(10 + seed).scores for _ in range(3))) for seed in range(3)]
+    crossed = [replace(drawn(seed), content=content) for seed, content in enumerate(contents)]
+    made = trimmed_mean(crossed)
+    stacked = torch.stack([content.score for content in contents])
+    torch.testing.assert_close(made.content.score, stacked.median(0).values)
+    save(made, tmp_path / "made.safetensors")
+    assert torch.equal(load(tmp_path / "made.safetensors").content.score, made.content.score)
+    assert trimmed_mean([*crossed, drawn(4)]).content is None
 
 
 def test_two_profiles_are_averaged() -> None:

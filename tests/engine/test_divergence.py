@@ -183,9 +183,8 @@ def test_features_that_are_not_finite_are_refused(bad):
         pairwise(moments, "jensen_shannon")
 
 
-def test_a_distance_needs_two_images():
-    with pytest.raises(ValueError, match="two images"):
-        pairwise(random_moments(1, 1, 4), "bhattacharyya")
+def test_one_image_has_no_distance_to_anything():
+    assert pairwise(random_moments(1, 2, 4), "bhattacharyya").tolist() == [[[0.0]], [[0.0]]]
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -1,0 +1,116 @@
+"""Measuring many pictures: memory and speed against their number, and one loaded model against two on Ray.
+
+Pictures are drawn when they are looked at, in eight styles of recurring scenes. Every size runs in a process of its
+own, whose peak memory is read at its end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from benchmarks._command import command_line, keep
+from benchmarks.harness import Demo
+from conditional_balance.runtime.profile.clusters import Cluster, Clusters
+from conditional_balance.runtime.profile.profiling import Settings, profile_model
+from demo import world
+from devtools.bootstrap import ROOT
+
+STYLES = 8
+SIDE = 128
+
+
+@dataclass(frozen=True)
+class DrawnPicture:
+    """A scene in a style, drawn when it is asked for."""
+
+    style: int
+    scene: int
+    aspect: float = 1.0
+
+    def fitted(self, width: int, height: int) -> torch.Tensor:
+        scene = world.random_specs(1, torch.Generator().manual_seed(self.scene))
+        painter = world.random_specs(1, torch.Generator().manual_seed(self.style), (world.FAMILY_NAMES[self.style],))
+        return world.render(scene.in_style_of(painter))[0][0].movedim(0, -1)
+
+
+def clusters(pictures: int) -> Clusters:
+    scenes = range(pictures // STYLES)
+    names = tuple(f"scene {scene}" for scene in scenes)
+    return tuple(
+        Cluster(f"style {style}", tuple(DrawnPicture(style, scene) for scene in scenes), names)
+        for style in range(STYLES)
+    )
+
+
+def main() -> None:
+    parser = command_line(__doc__, levels=12, actors=0, series=96)
+    parser.add_argument("--sizes", type=int, nargs="*", default=[500, 5000], help="pictures of each run")
+    options = parser.parse_args()
+    figures: dict[str, Any] = {"cores": os.cpu_count(), "levels": options.levels}
+    for size in options.sizes:
+        with multiprocessing.get_context("fork").Pool(1) as process:
+            figures[f"{size} pictures"] = found = process.apply(measured, (size, options.levels))
+        print(f"{size} pictures: {found}", flush=True)
+    if options.actors:
+        figures["ray"] = {f"{count} actors": on_ray(count, options) for count in range(1, options.actors + 1)}
+    print(keep(figures, options))
+
+
+def measured(pictures: int, levels: int) -> dict[str, Any]:
+    """Seconds and memory of one run, in this process, which is made for it."""
+    demo, series = Demo(), clusters(pictures)
+    settings = Settings("style", levels, ("q", "k"), "jensen_shannon", 0, "1:1", SIDE)
+    before, started = _peak_mb(), time.perf_counter()
+    with torch.inference_mode():
+        profile = profile_model(demo.model, series, demo.vae, demo.conditioning(["a picture"]), None, settings)
+    seconds = time.perf_counter() - started
+    return {
+        "pictures": sum(len(cluster.images) for cluster in series),
+        "pairs": profile.provenance.get("pairs", "all"),
+        "seconds": round(seconds, 1),
+        "pictures x levels a second": round(pictures * levels / seconds, 1),
+        "peak MB above the loaded model": round(_peak_mb() - before),
+    }
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def on_ray(count: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds between the first and the last finished task of a run, so that starting and loading are left out."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for cluster in clusters(options.series):
+            for picture, name in zip(cluster.images, cluster.subjects, strict=True):
+                path = Path(scratch) / "pictures" / cluster.name / f"{name}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pixels = (255 * picture.fitted(SIDE, SIDE).clamp(0, 1)).round().byte().numpy()
+                Image.fromarray(pixels).save(path)
+        script = [ROOT / "devtools" / "run.py", ROOT / "devtools" / "profile.py", "demo", Path(scratch) / "pictures"]
+        more = [Path(scratch) / "out.safetensors", "--size", SIDE, "--noise-levels", options.levels, "--ray"]
+        command = [str(part) for part in (sys.executable, *script, *more, "--actors", count)]
+        told: list[tuple[float, int]] = []
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+            for line in running.stdout:
+                if found := re.match(r"  (\d+) of \d+ tasks", line):
+                    told.append((time.perf_counter(), int(found[1])))
+    (first, some), (last, every) = told[0], told[-1]
+    return {"seconds": round(last - first, 1), "tasks": every - some, "tasks a second": (every - some) / (last - first)}
+
+
+if __name__ == "__main__":
+    main()
