@@ -24,8 +24,10 @@ from PIL import Image
 
 from benchmarks._command import command_line, keep
 from benchmarks.harness import Demo
+from conditional_balance.engine.sampling import MOST_PAIRS
 from conditional_balance.runtime.profile.clusters import Cluster, Clusters
-from conditional_balance.runtime.profile.profiling import Settings, profile_model
+from conditional_balance.runtime.profile.parts import Parts
+from conditional_balance.runtime.profile.profiling import Measurement, Settings, profile_model
 from demo import world
 from devtools.bootstrap import ROOT
 
@@ -61,6 +63,9 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="*", default=[500, 5000], help="pictures of each run")
     options = parser.parse_args()
     figures: dict[str, Any] = {"cores": os.cpu_count(), "levels": options.levels}
+    if options.series:
+        figures["parts"] = part_costs(options.series, options.levels)
+        print(figures["parts"], flush=True)
     for size in options.sizes:
         with multiprocessing.get_context("fork").Pool(1) as process:
             figures[f"{size} pictures"] = found = process.apply(measured, (size, options.levels))
@@ -68,6 +73,44 @@ def main() -> None:
     if options.actors:
         figures["ray"] = {f"{count} actors": on_ray(count, options) for count in range(1, options.actors + 1)}
     print(keep(figures, options))
+
+
+def part_costs(pictures: int, levels: int) -> dict[str, Any]:
+    """Processor seconds of a moments task and a sums task, and the hours that 5,000 pictures then take on n machines.
+
+    Wall-clock time would count whatever else a machine does; a task uses one core.
+    """
+    torch.set_num_threads(1)
+    started = time.process_time()
+    demo = Demo()
+    settings = Settings("style", levels, ("q", "k"), "jensen_shannon", 0, "1:1", SIDE)
+    with torch.inference_mode(), tempfile.TemporaryDirectory() as scratch:
+        run = Measurement(demo.model, clusters(pictures), demo.vae, demo.conditioning(["a picture"]), None, settings)
+        parts = Parts(run, Path(scratch), {})
+        looking, summing = parts.tasks(0, "moments"), parts.tasks(0, "sums")
+        begun = time.process_time()
+        for task in looking:
+            parts.do(task)
+        looked = time.process_time()
+        for task in summing:
+            parts.do(task)
+        summed = time.process_time()
+    cost = {
+        "start_s": begun - started,
+        "moments_s_a_picture_and_level": (looked - begun) / (pictures * levels),
+        "sums_s_a_pair_and_level": (summed - looked) / (pictures * (pictures - 1) / 2 * levels),
+    }
+    return cost | {"seconds_of_5000_pictures_on": {n: makespan(cost, levels, n) for n in (1, 2, 4, 8, 16, 32, 64)}}
+
+
+def makespan(cost: dict[str, float], levels: int, machines: int, pictures: int = 5000) -> float:
+    """Seconds until the last machine is done, when tasks are as large as `Parts` makes them."""
+    size = 2 * MOST_PAIRS // pictures
+    groups, chunk = -(-pictures // size), 28  # of 100 pictures, in four chunks
+    moments = cost["moments_s_a_picture_and_level"] * levels * chunk
+    sums = cost["sums_s_a_pair_and_level"] * levels * size * (size - 1) / 2
+    tasks = groups * -(-size // chunk)
+    return round(cost["start_s"] + -(-tasks // machines) * moments + -(-groups // machines) * sums, 1)
 
 
 def measured(pictures: int, levels: int) -> dict[str, Any]:

@@ -114,7 +114,7 @@ class _Run:
         try:
             ray.get(done)
         except ray.exceptions.RayActorError as error:
-            raise ValueError(f"A Ray actor died {DEATHS} times over: {error}") from error
+            raise ValueError(f"A Ray actor could not start, or died {DEATHS} times over: {error}") from error
         except ray.exceptions.RayTaskError as error:
             raise ValueError(f"A Ray actor failed: {error.cause}") from error
         self.idle.append(actor)
