@@ -70,7 +70,7 @@ def ready(tools: list[str]) -> tuple[comfyui.ComfyUI, environment.Environment]:
 def test(arguments: list[str]) -> int:
     """The linter, the type checker, then every test; fails when one of them does."""
     comfy, env = ready(TEST_TOOLS)
-    if "CONDITIONAL_BALANCE_RAY" in os.environ:
+    if os.environ.get("CONDITIONAL_BALANCE_RAY"):
         env = environment.with_ray(env)
     browser.prepare()
     lint = _run([env.python, "-m", "ruff", "check", ROOT], comfy)

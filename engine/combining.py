@@ -29,7 +29,7 @@ def trimmed_mean(profiles: Sequence[SensitivityProfile]) -> SensitivityProfile:
     if any(profile.content is None for profile in profiles):
         return made
     content = _trimmed([by_content(profile) for profile in profiles])
-    return replace(made, content=Scores(content, content, content))
+    return replace(made, content=Scores(content, content.clone(), content.clone()))
 
 
 def _trimmed(profiles: Sequence[SensitivityProfile]) -> torch.Tensor:
