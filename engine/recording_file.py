@@ -110,7 +110,7 @@ class Recording:
                     for layer, kept in found.items():
                         parts = [opened.get_slice(f"{feature}.{layer}")[level] for feature in self.features]
                         kept.append(torch.stack(parts, 1))
-            except (SafetensorError, OSError, RuntimeError) as error:
+            except _DAMAGE as error:
                 raise _damaged(file) from error
         return {layer: Moments(*torch.stack(kept, 1)) for layer, kept in found.items()}
 
@@ -147,18 +147,41 @@ def open_recording(folder: Path) -> Recording:
 
 
 def _described(file: Path) -> dict[str, Any]:
+    """What a picture says of itself, with its noise levels and the widths of its tensors; checked."""
     try:
         with safe_open(file, framework="pt") as opened:
             header = opened.metadata() or {}
             if (header.get("format"), header.get("version")) != (FORMAT, VERSION):
-                raise ValueError(f"{quoted(file.name)} is not a picture of a recording: take it out of {file.parent}.")
+                raise _NotAPicture
             picture = json.loads(header["picture"][:MOST_TEXT]) | {"sigmas": opened.get_tensor("sigmas")}
             shapes = [opened.get_slice(name).get_shape() for name in _names(picture)]
-    except (SafetensorError, OSError, KeyError, TypeError, RecursionError, json.JSONDecodeError) as error:
+        is_whole = _is_whole(picture, shapes)
+    except _NotAPicture as error:
+        raise ValueError(
+            f"{quoted(file.name)} is not a picture of a recording: take it out of {file.parent}."
+        ) from error
+    except _DAMAGE as error:
         raise _damaged(file) from error
-    if not _is_whole(picture, shapes):
+    if not is_whole:
         raise _damaged(file)
     return picture | {"widths": [shape[2] for shape in shapes]}
+
+
+class _NotAPicture(Exception):
+    """A safetensors file of another kind."""
+
+
+_DAMAGE = (
+    SafetensorError,
+    OSError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ValueError,  # of JSON, of text that is none, of names of layers
+    RecursionError,
+    RuntimeError,
+)
+"""What readers raise when they meet something that nobody has written."""
 
 
 def _names(picture: Mapping[str, Any]) -> list[str]:
@@ -166,11 +189,13 @@ def _names(picture: Mapping[str, Any]) -> list[str]:
 
 
 def _is_whole(picture: Mapping[str, Any], shapes: Sequence[Sequence[int]]) -> bool:
-    texts = all(isinstance(picture[name], str) for name in ("label", "subject"))
+    texts = all(isinstance(picture[name], str) for name in ("label", "subject", "noise"))
+    layers = [LayerId.parse(layer) for layer in picture["layers"]]
     sigmas = picture["sigmas"]
     falling = sigmas.ndim == 1 and len(sigmas) > 0 and bool((sigmas[1:] < sigmas[:-1]).all() & (sigmas[-1] > 0))
     known = set() < set(picture["features"]) <= set(FEATURES) and isinstance(picture["model"], dict)
     known = known and picture["noise"] in NOISES
+    known = known and 0 < len(layers) == len(set(layers)) and len(set(picture["features"])) == len(picture["features"])
     return texts and falling and known and all(len(shape) == 3 and shape[0] == len(sigmas) for shape in shapes)
 
 
