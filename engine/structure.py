@@ -34,10 +34,15 @@ _EXAMPLE = "write for instance 1x3 0.5x3 0x3 m1"
 
 
 class SlotLayout(NamedTuple):
-    """The slots of one UNet: its self-attention `layers`, and in `feeds[i]` those that slot i reaches first."""
+    """The slots of one UNet: its self-attention `layers`, and in `feeds[i]` those that slot i reaches first.
+
+    A transformer has no skip connections and no middle: `parts` are its residual lists with a slot for each block, in
+    the order in which blocks run. A residual enters the stream there and every later block sees it, so it feeds none.
+    """
 
     layers: tuple[LayerId, ...]
     feeds: tuple[tuple[LayerId, ...], ...]
+    parts: tuple[tuple[str, int], ...] = ()
 
     @property
     def slots(self) -> int:
@@ -76,6 +81,11 @@ def slot_scores(profile: SensitivityProfile, sigma: float, layout: SlotLayout) -
     Lower = the slot speaks to layers that are more sensitive to what the profile measures.
     Raises ValueError when the profile belongs to another architecture or the output blocks have no attention.
     """
+    if layout.parts:
+        raise ValueError(
+            "'policy' ranked needs a UNet: it is not known which layers of a transformer a residual speaks to. Choose "
+            "paper or weights."
+        )
     if not all(layout.feeds):
         raise ValueError("'policy' ranked needs attention in the UNet's output blocks: choose paper or weights.")
     by_layer = torch.stack([profile.at(sigma, feature) for feature in profile.features]).double().mean(0)
@@ -205,6 +215,22 @@ def _weight(text: str, term: re.Match[str]) -> float:
     if weight > HIGHEST:
         raise GrammarError(text, term.start("weight"), f"A weight is at most {HIGHEST:g}", _EXAMPLE)
     return weight
+
+
+def stream_layout(parts: Sequence[tuple[str, int]]) -> SlotLayout:
+    """The layout of a transformer with these residual lists and as many blocks for each."""
+    return SlotLayout((), ((),) * sum(blocks for _, blocks in parts), tuple(parts))
+
+
+def gate_stream(residuals: Residuals, weights: SlotWeights, layout: SlotLayout) -> Residuals:
+    """A transformer's residuals under their slots' weights, as `gate_residuals` does; a list may be shorter."""
+    gated: Residuals = {**residuals, **{part: list(residuals.get(part, ())) for part in PARTS}}
+    first = 0
+    for part, blocks in layout.parts:
+        own = weights.skips[first : first + blocks]
+        gated[part] = [_times(one, weight) for one, weight in zip(gated[part], own, strict=False)]
+        first += blocks
+    return gated
 
 
 def gate_residuals(residuals: Residuals, weights: SlotWeights) -> Residuals:

@@ -13,9 +13,9 @@ from ..engine.ablation import agreement
 from ..engine.combining import low_content
 from ..engine.grammar import GrammarError
 from ..engine.profile import SensitivityProfile
-from ..engine.structure import PaperSchedule, RankedSlots, StructureGate, parse_weights, scaled
+from ..engine.structure import PaperSchedule, RankedSlots, StructureGate, parse_weights, scaled, slot_scores
 from ..render.ablation import ablation_report
-from ..runtime.arch.unet import attention_layers, unet_of
+from ..runtime.arch.registry import architecture_of
 from ..runtime.inject.control import gate_control, layout_of
 from ..runtime.profile.ablation import ablate_slots
 from ..runtime.profile.profiling import noise_levels as levels_of
@@ -104,8 +104,9 @@ def _what() -> list[io.Input]:
     return [
         io.ControlNet.Input(
             "control_net",
-            tooltip="Any ControlNet, Control-LoRA or T2I adapter for SD1.5 or SDXL. Chain several as usual: each has a "
-            "gate of its own, or none.",
+            tooltip="Any ControlNet, Control-LoRA or T2I adapter for SD1.5 or SDXL; experimental: for SD3.5, Flux or "
+            "Qwen-Image, where paper keeps nothing later and ranked does not work. Chain several as usual: each has a "
+            "gate of its own, or none. Control that patches the model is not gated.",
         ),
         io.Combo.Input(
             "policy",
@@ -195,7 +196,7 @@ class CBProfileControlSlots(io.ComfyNode):
             "prediction changes, at several noise levels. Compares that with a profile's ranking.",
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="The UNet model that the ControlNet belongs to."),
+                io.Model.Input("model", tooltip="The model that the ControlNet belongs to."),
                 io.Conditioning.Input(
                     "positive", tooltip="A prompt with ControlNets applied: the output of Apply ControlNet."
                 ),
@@ -238,14 +239,16 @@ class CBProfileControlSlots(io.ComfyNode):
         seed: int,
         profile: SensitivityProfile | None = None,
     ) -> io.NodeOutput:
-        layout = layout_of(unet_of(model))
+        layout = layout_of(model.model.diffusion_model)
         if profile is not None:
-            profile.aligned(tuple(attention_layers(model)))
+            profile.aligned(architecture_of(model).layers)
+            slot_scores(profile, float(profile.sigmas[0]), layout)  # refuses a model whose slots feed nobody known
         sigmas = levels_of(model, noise_levels).float()
         bar = comfy.utils.ProgressBar(len(sigmas) * (layout.slots + 3))
         found = ablate_slots(model, latent["samples"], positive, sigmas, seed, lambda: bar.update(1))
         text = ablation_report(found, None if profile is None else agreement(found, profile, layout))
-        words = f"{layout.slots} residuals and the middle one at {len(sigmas)} noise levels."
+        middle = ", a transformer has no middle one," if layout.parts else " and the middle one"
+        words = f"{layout.slots} residuals{middle} at {len(sigmas)} noise levels."
         return io.NodeOutput(text, ui=summary(words) | ui.PreviewText(text).as_dict())
 
 

@@ -8,6 +8,7 @@ from .transformer import Blocks, Given, Place, Seen, Transformer
 
 class Flux(Transformer):
     name = "Flux"
+    control = (("input", "double_blocks"), ("output", "single_blocks"))
     classes = ("comfy.ldm.flux.model.Flux", "comfy.ldm.chroma.model.Chroma")
     blocks = (
         Blocks("joint", "double_blocks", "img_attn.qkv", out="img_attn.proj"),

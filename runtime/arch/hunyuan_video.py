@@ -8,6 +8,7 @@ from .transformer import Blocks, Given, Place, Seen, Transformer
 
 class HunyuanVideo(Transformer):
     name = "HunyuanVideo"
+    control = (("input", "double_blocks"), ("output", "single_blocks"))
     classes = ("comfy.ldm.hunyuan_video.model.HunyuanVideo",)
     blocks = (
         Blocks("joint", "double_blocks", "img_attn.qkv", out="img_attn.proj"),

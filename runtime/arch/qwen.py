@@ -8,6 +8,7 @@ from .transformer import Blocks, Given, Place, Seen, Transformer
 
 class QwenImage(Transformer):
     name = "Qwen-Image"
+    control = (("input", "transformer_blocks"),)
     classes = ("comfy.ldm.qwen_image.model.QwenImageTransformer2DModel",)
     blocks = (Blocks("joint", "transformer_blocks", "attn.to_{feature}", owner="attn", out="attn.to_out.0"),)
 

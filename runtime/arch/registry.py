@@ -40,13 +40,18 @@ REFUSED = {
 """Networks that ComfyUI runs and whose attention cannot be reached, with the reason."""
 
 
+def family_of(network: nn.Module) -> Architecture | None:
+    """The architecture of a bare network; None of no known family."""
+    return next((family(network) for family in FAMILIES if family.matches(network)), None)
+
+
 def architecture_of(model: ModelPatcher, what: str = "model") -> Architecture:
     """The architecture of a MODEL; `what` is the name of the node's input, for the error.
 
     Raises ValueError for a model of no known family, or without the attention layers of its family.
     """
     network = uncompiled(model.model.diffusion_model)
-    found = next((family(network) for family in FAMILIES if family.matches(network)), None)
+    found = family_of(network)
     if found is None:
         raise ValueError(_unknown(network, what))
     if not found.layers:

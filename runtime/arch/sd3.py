@@ -12,6 +12,7 @@ class SD3(Transformer):
     position = KEEP
     sharing = BOTH
     adain_v = True
+    control = (("output", "joint_blocks"),)
     classes = (
         "comfy.ldm.modules.diffusionmodules.mmdit.MMDiT",
         "comfy.ldm.modules.diffusionmodules.mmdit.OpenAISignatureMMDITWrapper",

@@ -92,6 +92,8 @@ class Transformer(Architecture):
     blocks: ClassVar[tuple[Blocks, ...]]
     position = SHIFT
     text_joined = True
+    control: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """Lists of residuals that a ControlNet brings, each with the blocks that take one apiece; empty: takes none."""
     cross: ClassVar[str] = ""
     """The module inside a block that attends to text, where text does not stand beside the picture."""
     halves: ClassVar[bool] = False

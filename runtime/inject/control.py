@@ -12,10 +12,25 @@ from comfy.controlnet import ControlBase
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_base import BaseModel
 
-from ...engine.structure import PARTS, Residuals, SlotLayout, SlotWeights, StructureGate, gate_residuals, slot_layout
+from ...engine.structure import (
+    PARTS,
+    PaperSchedule,
+    Residuals,
+    ScaledStructure,
+    SlotLayout,
+    SlotWeights,
+    StructureGate,
+    gate_residuals,
+    gate_stream,
+    slot_layout,
+    stream_layout,
+)
+from ..arch.base import uncompiled
+from ..arch.registry import family_of
+from ..arch.transformer import Transformer
 from ..arch.unet import transformer_blocks
 
-OWN = ("inner", "gate", "weights_at", "told", "previous_controlnet", "multigpu_clones")
+OWN = ("inner", "gate", "layout", "weights_at", "told", "previous_controlnet", "multigpu_clones")
 """Attributes of the wrapper itself. All others, such as strength, range, hint and hooks, are the wrapped control's."""
 
 
@@ -26,9 +41,23 @@ def gate_control(control: Any, gate: StructureGate) -> tuple[Any, str]:
     return GatedControl(control.copy(), gate), ""
 
 
-def layout_of(unet: UNetModel) -> SlotLayout:
-    """The residual slots of a UNet."""
-    return slot_layout(len(unet.input_blocks), [layer for layer, _ in transformer_blocks(unet)])
+def layout_of(network: torch.nn.Module) -> SlotLayout:
+    """The residual slots of a network. Raises ValueError for one that takes no residuals, or of no known family."""
+    network = uncompiled(network)
+    if isinstance(network, UNetModel):
+        return slot_layout(len(network.input_blocks), [layer for layer, _ in transformer_blocks(network)])
+    family = family_of(network)
+    if not isinstance(family, Transformer) or not family.control:
+        raise ValueError(
+            f"'model' is a {type(network).__name__}, which takes no ControlNet's residuals: connect SD1.5, SDXL, "
+            "SD3.5, Flux or Qwen-Image. Control that patches the model (DiffSynth, Z-Image-Fun) is not gated."
+        )
+    return stream_layout([(part, len(getattr(network, blocks))) for part, blocks in family.control])
+
+
+def gated_by(residuals: Residuals, weights: SlotWeights, layout: SlotLayout) -> Residuals:
+    """Residuals under the weights of a model's slots, in fresh lists."""
+    return gate_stream(residuals, weights, layout) if layout.parts else gate_residuals(residuals, weights)
 
 
 class GatedControl(ControlBase):
@@ -42,7 +71,7 @@ class GatedControl(ControlBase):
         super().__init__()
         chain = {name: value for name, value in vars(self).items() if name in OWN}
         vars(self).clear()  # the settings that the base class has just made are the wrapped control's to hold
-        vars(self).update(chain, inner=inner, gate=gate, weights_at=None, told=False)
+        vars(self).update(chain, inner=inner, gate=gate, layout=None, weights_at=None, told=False)
 
     def __getattr__(self, name: str) -> Any:
         if name in OWN or name.startswith("__"):
@@ -76,17 +105,27 @@ class GatedControl(ControlBase):
             self.previous_controlnet.pre_run(model, percent_to_timestep_function)
 
     def _resolved(
-        self, unet: torch.nn.Module, to_sigma: Callable[[float], float]
+        self, network: torch.nn.Module, to_sigma: Callable[[float], float]
     ) -> Callable[[float], SlotWeights] | None:
         """Weights by sigma; None where residuals mean something else and the control passes through ungated."""
-        if not isinstance(unet, UNetModel):
+        try:
+            self.layout = layout_of(network)
+        except ValueError:
             self._tell(
-                f"knows the residuals of UNets such as SD1.5 and SDXL, and this model is a {type(unet).__name__}"
+                "knows the residuals of SD1.5, SDXL, SD3.5, Flux and Qwen-Image, and this model is a "
+                f"{type(network).__name__}"
             )
             return None
-        weights_at = partial(self.gate.weights, layout=layout_of(unet), to_sigma=cache(to_sigma))
+        weights_at = partial(self._weights, to_sigma=cache(to_sigma))
+        if self.layout.parts and _is_paper(self.gate) and not self.told:
+            logging.info("Gate ControlNet: a transformer has no middle residual, so paper keeps none after its share.")
+            self.told = True
         weights_at(float(to_sigma(0.5)))  # a gate made for another model is refused before the first step
         return weights_at
+
+    def _weights(self, sigma: float, to_sigma: Callable[[float], float]) -> SlotWeights:
+        weights = self.gate.weights(sigma, self.layout, to_sigma)
+        return weights._replace(middle=0.0) if self.layout.parts else weights
 
     def get_control(
         self,
@@ -110,7 +149,7 @@ class GatedControl(ControlBase):
             self._tell(f"does not know residuals named {', '.join(sorted(set(own) - set(PARTS)))}")
             self.weights_at = None
             return self._ungated(*call, **kwargs)
-        gated = gate_residuals(own, weights)
+        gated = gated_by(own, weights, self.layout)
         return gated if before is None else ControlBase().control_merge(gated, before, None)
 
     def _ungated(self, *args: Any, **kwargs: Any) -> Residuals | None:
@@ -128,7 +167,7 @@ class GatedControl(ControlBase):
         self.told = True
 
     def cleanup(self) -> None:
-        self.weights_at, self.told = None, False
+        self.layout, self.weights_at, self.told = None, None, False
         try:
             self.inner.cleanup()
         finally:
@@ -139,3 +178,7 @@ class GatedControl(ControlBase):
 
     def inference_memory_requirements(self, dtype: torch.dtype) -> float:
         return super().inference_memory_requirements(dtype) + self.inner.inference_memory_requirements(dtype)
+
+
+def _is_paper(gate: StructureGate) -> bool:
+    return isinstance(gate.gate if isinstance(gate, ScaledStructure) else gate, PaperSchedule)

@@ -15,9 +15,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
 from ...engine.ablation import SlotAblation, relative_change
-from ...engine.structure import SlotWeights, gate_residuals
-from ..arch.unet import unet_of
-from ..inject.control import layout_of
+from ...engine.structure import SlotLayout, SlotWeights
+from ..inject.control import gated_by, layout_of
 from ..runs.model_call import ModelCall, with_wrapper
 from ..runs.probe import Conditioning, look_at
 
@@ -35,12 +34,12 @@ def ablate_slots(
     """Ablation of every residual slot at noise levels `sigmas` [T], on pictures `latents` [B, C, h, w] from the VAE.
 
     `positive` carries the ControlNets; all of a chain count together. Slots + 3 calls of the model a level, `on_pass`
-    after each. Raises ValueError when the model is no UNet or no ControlNet is applied.
+    after each. Raises ValueError when the model takes no residuals or no ControlNet is applied.
     """
-    slots = layout_of(unet_of(model)).slots
+    layout = layout_of(model.model.diffusion_model)
     if not any("control" in options for _, options in positive):
         raise ValueError("'positive' carries no ControlNet: connect the output of Apply ControlNet.")
-    ablating = _Ablating(latents, slots, on_pass)
+    ablating = _Ablating(latents, layout, on_pass)
     look_at(model, {"positive": positive}, comfy.sample.prepare_noise(latents, seed), sigmas, seed, ablating)
     return SlotAblation(sigmas.double(), torch.tensor(ablating.change, dtype=torch.float64))
 
@@ -55,8 +54,9 @@ def leaving_out(slots: int) -> list[SlotWeights]:
 class _Ablating:
     """What `ablate_slots` looks at: every slot left out, one noise level after another."""
 
-    def __init__(self, latents: torch.Tensor, slots: int, on_pass: OnPass) -> None:
-        self.latents, self.variants, self.on_pass = latents, leaving_out(slots), on_pass
+    def __init__(self, latents: torch.Tensor, layout: SlotLayout, on_pass: OnPass) -> None:
+        self.latents, self.layout, self.on_pass = latents, layout, on_pass
+        self.variants = leaving_out(layout.slots)
         self.change: list[list[float]] = []
 
     def __call__(
@@ -78,16 +78,18 @@ class _Ablating:
         weights: SlotWeights,
     ) -> torch.Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        options = with_wrapper(model_options, WrappersMP.APPLY_MODEL, partial(_with_residuals, weights))
+        options = with_wrapper(model_options, WrappersMP.APPLY_MODEL, partial(_with_residuals, weights, self.layout))
         conds, sigmas = [guider.conds["positive"]], sigma.expand(len(noisy))
         (found,) = comfy.samplers.calc_cond_batch(guider.inner_model, conds, noisy, sigmas, options)
         self.on_pass()
         return found
 
 
-def _with_residuals(weights: SlotWeights, executor: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-    """APPLY_MODEL: only the residuals of weight 1 reach the UNet."""
+def _with_residuals(
+    weights: SlotWeights, layout: SlotLayout, executor: Callable[..., Any], *args: Any, **kwargs: Any
+) -> torch.Tensor:
+    """APPLY_MODEL: only the residuals of weight 1 reach the network."""
     call = ModelCall.of(*args, **kwargs)
     if call.control is not None:
-        call = replace(call, control=gate_residuals(call.control, weights))
+        call = replace(call, control=gated_by(call.control, weights, layout))
     return call.run(executor)
