@@ -261,8 +261,8 @@ class CBLayerGate(io.ComfyNode):
     @timed
     def execute(cls, layers: str, start_percent: float, end_percent: float) -> io.NodeOutput:
         gate = in_window(WrittenGate(parse(layers)), start_percent, end_percent)
-        named = " ".join(layers.split()) or "No layers"
-        return io.NodeOutput(gate, ui=summary(f"{named}, {window_in_words(start_percent, end_percent)}."))
+        named = " ".join(layers.split()) or "none"
+        return io.NodeOutput(gate, ui=summary(f"Layers {named}, {window_in_words(start_percent, end_percent)}."))
 
 
 COMBINED = {

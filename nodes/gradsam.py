@@ -12,7 +12,7 @@ from ..engine.masks import mask_of
 from ..engine.windows import parse_windows
 from ..runtime.attribution.find import ProbeSettings, find_subject, percents_in
 from ..runtime.attribution.subject import Subject as SubjectTokens
-from ..runtime.inject.blend import MODES, X0, Blend, blend_reference
+from ..runtime.inject.blend import MEASURE, MODES, X0, Blend, blend_reference
 from ..runtime.inject.reference import Conditioning
 from .findings import enlarged, report, with_mask
 from .gradsam_inputs import (
@@ -74,8 +74,8 @@ class CBGradSAMMask(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, layers: str | None, noise_levels: str | None) -> bool | str:
-        return problem_in({"layers": layers, "noise_levels": noise_levels})
+    def validate_inputs(cls, noise_levels: str | None) -> bool | str:
+        return problem_in("noise_levels", noise_levels) or True  # one name only, as in CBSelectLayers
 
     @classmethod
     @timed
@@ -151,8 +151,8 @@ class CBGradSAMBlend(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, layers: str | None, windows: str | None) -> bool | str:
-        return problem_in({"layers": layers, "windows": windows})
+    def validate_inputs(cls, windows: str | None) -> bool | str:
+        return problem_in("windows", windows) or True  # one name only, as in CBSelectLayers
 
     @classmethod
     @timed
@@ -172,7 +172,8 @@ class CBGradSAMBlend(io.ComfyNode):
         blend = Blend(samples, subject, parse_windows(windows), mode, *found_by, smoothing, size == "resize")
         patched, attribution = blend_reference(model, blend)
         count = len(blend.windows)
-        words = f"{blend.mode}, {count} window{'' if count == 1 else 's'}, {blend.attribution.method}."
+        does = "Only looks for the subject" if mode == MEASURE else "Keeps the subject on the reference"
+        words = f"{does}, in {count} window{'' if count == 1 else 's'} of the schedule ({mode}, {settings['method']})."
         return io.NodeOutput(patched, {"samples": torch.zeros_like(samples)}, attribution, ui=summary(words))
 
 

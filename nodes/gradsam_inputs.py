@@ -40,7 +40,9 @@ def mask_inputs(dilate: float = 0.0) -> list[io.Input]:
 
 
 def attribution_settings(values: dict[str, Any]) -> AttributionSettings:
-    """The settings in the values of `attribution_inputs`."""
+    """The settings in the values of `attribution_inputs`. Raises ValueError where layers cannot be read."""
+    if problem := problem_in("layers", values["layers"]):
+        raise ValueError(problem)
     names = ("method", "layers", "weighting", "propagation", "probes")
     return AttributionSettings(*(values[name] for name in names))
 
@@ -51,16 +53,15 @@ def mask_settings(values: dict[str, Any]) -> MaskSettings:
     return MaskSettings(*(values[name] for name in names))
 
 
-def problem_in(texts: dict[str, str | None]) -> bool | str:
-    """True, or what is wrong with the first text that cannot be read; linked ones are None and checked later."""
+def problem_in(name: str, text: str | None) -> str | None:
+    """What is wrong with the text of an input that cannot be read; a linked one is None and checked later."""
     readers = {"layers": _read_layers, "windows": parse_windows, "noise_levels": percents_in}
-    for name, text in texts.items():
-        try:
-            if text is not None:
-                readers[name](text)
-        except ValueError as problem:
-            return str(problem) if str(problem).startswith(f"'{name}'") else f"'{name}': {problem}"
-    return True
+    try:
+        if text is not None:
+            readers[name](text)
+    except ValueError as problem:
+        return str(problem) if str(problem).startswith(f"'{name}'") else f"'{name}': {problem}"
+    return None
 
 
 def _read_layers(text: str) -> None:

@@ -52,9 +52,9 @@ def in_window(gate: LayerGate, start_percent: float, end_percent: float) -> Laye
 
 
 def window_in_words(start_percent: float, end_percent: float) -> str:
-    """The window for a summary: "all the time", or "from 20% to 80% of the schedule"."""
+    """The window for a summary: "at every step", or "from 20% to 80% of the schedule"."""
     if (start_percent, end_percent) == (0.0, 1.0):
-        return "all the time"
+        return "at every step"
     return f"from {start_percent:.0%} to {end_percent:.0%} of the schedule"
 
 

@@ -67,9 +67,10 @@ def _positions(reading: PromptReading, name: str, field: str) -> tuple[int, ...]
 
 def described(subject: Subject) -> str:
     """The subjects and their tokens, for the node's face."""
-    lines = [f"{phrase.text}: {_tokens(phrase.positions)}" for phrase in subject.phrases]
-    lines += [f"against {phrase.text}: {_tokens(phrase.positions)}" for phrase in subject.surroundings]
-    return "\n".join(lines) + f"\nof {subject.text.shape[1]}, counted from 0, the start token"
+    found = [f"{phrase.text} ({_tokens(phrase.positions)})" for phrase in subject.phrases]
+    around = [f"{phrase.text} ({_tokens(phrase.positions)})" for phrase in subject.surroundings]
+    words = f"Found in the prompt: {', '.join(found)}"
+    return f"{words}; told apart from {', '.join(around)}." if around else f"{words}."
 
 
 def _tokens(positions: Sequence[int]) -> str:

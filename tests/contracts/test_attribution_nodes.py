@@ -132,21 +132,33 @@ def test_a_noisy_latent_is_looked_at_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("node_id", "inputs", "says"),
     [
-        ("CBGradSAMMask", {"layers": "o1, y", "noise_levels": "0.5"}, r"'layers': Expected a layer at character 5;"),
-        ("CBGradSAMMask", {"layers": "auto", "noise_levels": "0.5, 7"}, "'noise_levels': '7' is not a noise level"),
-        ("CBGradSAMMask", {"layers": "auto", "noise_levels": "1" * 6_000}, r"'noise_levels' is too long \(6,000 char"),
-        ("CBGradSAMMask", {"layers": "o1," * 9_000, "noise_levels": "1"}, r"'layers' is too long \(27,000 characters"),
-        ("CBGradSAMBlend", {"layers": "auto", "windows": "1" * 20_000}, r"'windows' is too long \(20,000 characters"),
-        ("CBGradSAMBlend", {"layers": None, "windows": "0.5-0.2"}, "'windows': '0.5-0.2' ends before it starts"),
+        ("CBGradSAMMask", {"noise_levels": "0.5, 7"}, "'noise_levels': '7' is not a noise level"),
+        ("CBGradSAMMask", {"noise_levels": "1" * 6_000}, r"'noise_levels' is too long \(6,000 char"),
+        ("CBGradSAMBlend", {"windows": "1" * 20_000}, r"'windows' is too long \(20,000 characters"),
+        ("CBGradSAMBlend", {"windows": "0.5-0.2"}, "'windows': '0.5-0.2' ends before it starts"),
     ],
 )
 def test_the_prompt_is_refused_before_it_runs(node_id: str, inputs: dict[str, Any], says: str) -> None:
     assert re.match(says, BY_ID[node_id].validate_inputs(**inputs))
 
 
+@pytest.mark.parametrize(
+    ("layers", "says"),
+    [
+        ("o1, y", "'layers': Expected a layer at character 5;"),
+        ("o1," * 9_000, r"'layers' is too long \(27,000 characters"),
+    ],
+)
+def test_layers_are_read_when_the_node_runs(layers: str, says: str) -> None:
+    """Core reports a problem once for every name that validate_inputs declares, so it declares one."""
+    of = model("sd15")
+    with pytest.raises(ValueError, match=says):
+        call("CBGradSAMMask", model=of, latent=latent(1), subject=subject_of(of), layers=layers)
+
+
 def test_defaults_and_linked_texts_are_let_through() -> None:
-    assert BY_ID["CBGradSAMMask"].validate_inputs(layers="auto", noise_levels=None) is True
-    assert BY_ID["CBGradSAMBlend"].validate_inputs(layers="", windows="0.2-0.4, 0.9") is True
+    assert BY_ID["CBGradSAMMask"].validate_inputs(noise_levels=None) is True
+    assert BY_ID["CBGradSAMBlend"].validate_inputs(windows="0.2-0.4, 0.9") is True
 
 
 def test_bad_input_is_one_sentence() -> None:

@@ -207,4 +207,4 @@ def test_the_node_encodes_as_the_core_node_does(clip: Any) -> None:
     assert torch.equal(conditioning[0][0], expected[0][0])
     assert torch.equal(conditioning[0][1]["pooled_output"], expected[0][1]["pooled_output"])
     assert subject.text is conditioning[0][0]
-    assert "red fox: tokens 2, 3" in output.ui["cb_summary"][0]
+    assert "red fox (tokens 2, 3)" in output.ui["cb_summary"][0]
