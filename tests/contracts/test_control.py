@@ -649,7 +649,7 @@ def test_on_a_model_of_another_kind_the_control_acts_ungated_and_says_so_once(ca
         ),
         (
             RankedSlots(profile_of(model("sdxl")), 0.5),
-            "'profile' was measured on 17 attention .* 'model' has 16",
+            "The profile was measured on 17 attention .* the model has 16",
         ),
     ],
 )
