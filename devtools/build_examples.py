@@ -187,7 +187,7 @@ def style_sweep_demo(sheet: Sheet) -> None:
     sheet.note(
         "## More and more style\n\nEvery row paints the same four prompts with the same noise. The reference's style"
         " enters through no layer, through the 20, 43 and 70 % that the profile ranks most style-sensitive, and through"
-        " all.\n\nPress **Run**. To try one lambda after another by hand, open *1 Style from a picture*.",
+        " all.\n\nPress **Run**. To try one lambda after another by hand, open *1 Style from a picture, step by step*.",
     )
     shared = _demo_painting(sheet)
     rows = {"plain": _row(sheet, shared, "plain")}
@@ -334,6 +334,58 @@ def _stitched(sheet: Sheet, pictures: list[Source], direction: str) -> Source:
     for other in others:
         first = (sheet.add("ImageStitch", image1=first, image2=other, direction=direction, spacing_width=16), 0)
     return first
+
+
+def style_picture_demo(sheet: Sheet) -> None:
+    """The smallest graph that takes a picture's style, with the demo model."""
+    sheet.next_column("1  Press Run")
+    sheet.note(
+        "## Style from a picture\n\nPress **Run**: your prompt comes out in the style of the drawn picture. Drag **style"
+        " amount** and press **Run** again: 0 leaves the style to the prompt, 1 takes all there is. Say in **what it"
+        " shows** what the picture shows, so that its subject stays out of yours.",
+        300,
+    )
+    model = sheet.add("CBLoadDemoModel")
+    picture = sheet.add("CBDemoPictures", "Whose style", style="stained glass", style_seed=4, count=1, scene_seed=3)
+    shows, prompt = "a picture, stained glass style", "a boat by the sea, stained glass style"
+    _style_of_picture(sheet, model, picture, (shows, prompt, ""), 128, DEMO, "demo_")
+
+
+def style_picture_sdxl(sheet: Sheet) -> None:
+    """The same with a checkpoint and a loaded picture."""
+    sheet.next_column("1  Checkpoint and picture")
+    sheet.note(
+        "## Style from a picture (SDXL)\n\n1. Choose a checkpoint and load a picture.\n2. Say in **what it shows** what"
+        " the picture shows and in which style.\n3. Write your prompt, and end it with the same style words.\n4. Press"
+        " **Run**, and drag **style amount**.\n\nSD1.5: set the size to 512. The node says beneath itself which ranking"
+        " of layers it took.",
+        360,
+    )
+    model = sheet.add("CheckpointLoaderSimple", ckpt_name=BASE_SDXL)
+    picture = sheet.add("LoadImage", "Whose style", tall=360, image="example.png")
+    texts = ("a landscape, watercolor painting", "a red fox in the snow, watercolor painting", "")
+    _style_of_picture(sheet, model, picture, texts, 1024, SDXL, "")
+
+
+def _style_of_picture(
+    sheet: Sheet, model: int, picture: int, texts: tuple[str, str, str], side: int, sampling: dict[str, Any], prefix: str
+) -> None:
+    """From a model and a picture to a painting; `texts` are what the picture shows, the prompt and what is unwanted."""
+    shows, prompt, unwanted = texts
+    sheet.next_column("2  Style and prompt", 400)
+    styled = sheet.add(
+        "CBStyleFromPicture", model=(model, 0), clip=(model, 1), vae=(model, 2), image=(picture, 0), shows=shows
+    )
+    positive = sheet.add("CLIPTextEncode", "Prompt", clip=(model, 1), text=prompt)
+    negative = sheet.add("CLIPTextEncode", "Negative", clip=(model, 1), text=unwanted)
+    canvas = sheet.add("EmptyLatentImage", width=side, height=side, batch_size=1)
+    sheet.next_column("3  Result", 480)
+    sampled = sheet.add(
+        "KSampler", model=(styled, 0), positive=(positive, 0), negative=(negative, 0), latent_image=(canvas, 0),
+        **sampling,
+    )  # fmt: skip
+    decoded = sheet.add("VAEDecode", samples=(sampled, 0), vae=(model, 2))
+    sheet.add("SaveImage", "Result", tall=480, images=(decoded, 0), filename_prefix=f"{prefix}style_from_picture")
 
 
 def style_sdxl(sheet: Sheet) -> None:
@@ -577,6 +629,8 @@ WORKFLOWS = {
     "compare_layers_sdxl": compare_sdxl,
     "profile_demo": profile_demo,
     "profile_sdxl": profile_sdxl,
+    "style_picture_demo": style_picture_demo,
+    "style_picture_sdxl": style_picture_sdxl,
     "style_balanced_demo": style_demo,
     "style_balanced_sdxl": style_sdxl,
     "style_structure_balanced_demo": structure_demo,

@@ -7,14 +7,16 @@ from pathlib import Path
 from .comfyui import ROOT
 
 TITLES = {
-    "style_balanced_sdxl": "1 Style from a picture (SDXL)",
+    "style_picture_sdxl": "1 Style from a picture (SDXL)",
+    "style_balanced_sdxl": "1 Style from a picture, step by step (SDXL)",
     "subject_kept_sdxl": "2 Keep the subject, new background (SDXL)",
     "subject_kept_sd15": "3 Keep the subject, new background (SD1.5)",
     "style_structure_balanced_sdxl": "4 Style and structure with ControlNet (SDXL)",
     "profile_sdxl": "5 Measure your checkpoint (SDXL)",
     "compare_layers_sdxl": "6 Compare which layers take the style (SDXL)",
     "layers_do_sdxl": "7 What does each layer do (SDXL)",
-    "style_balanced_demo": "1 Style from a picture (demo)",
+    "style_picture_demo": "1 Style from a picture (demo)",
+    "style_balanced_demo": "1 Style from a picture, step by step (demo)",
     "subject_kept_demo": "2 Keep the subject, new background (demo)",
     "style_structure_balanced_demo": "3 Style and structure with ControlNet (demo)",
     "profile_demo": "4 Measure a model (demo)",
