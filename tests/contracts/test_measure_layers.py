@@ -8,7 +8,7 @@ from tiny_transformers import cond, tiny_transformer
 
 import tiny
 from conditional_balance.engine.combining import low_content
-from conditional_balance.engine.gates import RankedGate, policy_of
+from conditional_balance.engine.gates import RankedGate
 from conditional_balance.engine.layers import LayerId
 from conditional_balance.engine.profile_file import load, save
 from conditional_balance.nodes.measured import CBMeasureLayers
@@ -19,9 +19,10 @@ from conditional_balance.runtime.profile.effect import measure_layers
 
 def measured(model, levels: int = 2, batch: int = 2, **changes):
     reference = StyleReference(3 * tiny.latent(seed=9)["samples"] + 1)
-    given = {"reference": reference, "latents": tiny.latent(batch=batch)["samples"], "positive": tiny.cond(model, 1)}
+    given = {"reference": reference, "latents": tiny.latent(batch=batch)["samples"]} | changes
+    positive = given.pop("positive", None) or tiny.cond(model, 1)
     with torch.inference_mode():
-        return measure_layers(model, levels=levels, seed=0, **(given | changes))
+        return measure_layers(model, levels=levels, seed=0, positive=positive, **given)
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sdxl"])
@@ -43,7 +44,7 @@ def test_every_layer_has_a_gain_and_a_loss(kind, sd15_model, sdxl_model, tmp_pat
     save(profile, tmp_path / "effect.safetensors")
     again = load(tmp_path / "effect.safetensors")
     assert torch.equal(again.scores, profile.scores) and again.provenance["scale"] == profile.provenance["scale"]
-    gate = RankedGate(low_content(again), 0.3, policy_of("per-step"))
+    gate = RankedGate(low_content(again), 0.3)
     to_sigma = model.get_model_object("model_sampling").percent_to_sigma
     assert 0 < float(gate.weights(2.0, layers, to_sigma).sum()) < 3 * len(layers)
     assert all(torch.equal(weight, before[name]) for name, weight in model.model.state_dict().items())
