@@ -253,7 +253,7 @@ class CBKeepSubject(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, windows: str | None) -> bool | str:
-        return problem_in({"windows": windows})
+        return problem_in("windows", windows) or True
 
     @classmethod
     @timed
