@@ -115,7 +115,7 @@ def effect_demo(sheet: Sheet) -> None:
         "## What does each layer do?\n\nFour prompts are painted without the reference. Then **Measure Layers** lets the"
         " reference's style into one attention layer at a time, at four noise levels, without sampling again. The map"
         " is bright where a layer brings the style by itself; the report names layers that move the layout.\n\nPress"
-        " **Run**. The last row is painted through the layers that bring the most style and keep the layout.",
+        " **Run**. The last row is painted through the layers that bring the most style.",
     )
     shared = _demo_painting(sheet)
     rows = {"plain": _row(sheet, shared, "plain")}
@@ -132,7 +132,7 @@ def effect_sdxl(sheet: Sheet) -> None:
         " prompt what it shows and in which style.\n3. Press **Run**.\n\nTwo prompts are painted without the reference."
         " Then **Measure Layers** lets its style into one attention layer at a time: 71 model calls for each of four"
         " noise levels, about as long as ten pictures. The map is bright where a layer brings the style by itself. The"
-        " result is painted through the layers that bring the most style and keep the layout.",
+        " result is painted through the layers that bring the most style.",
     )
     shared = _sdxl_painting(sheet)
     _row(sheet, shared, "plain")
@@ -154,7 +154,7 @@ def _effect(sheet: Sheet, shared: Painting) -> Source:
     )  # fmt: skip
     sheet.next_column("What each layer does", 560)
     sheet.add("SaveImage", tall=400, images=(measured, 1), filename_prefix="what_layers_do_map")
-    return sheet.add("CBSelectLayers", profile=(measured, 0), policy="style, low content", **{"lambda": BALANCED}), 0
+    return sheet.add("CBSelectLayers", profile=(measured, 0), **{"lambda": BALANCED}), 0
 
 
 def style_demo(sheet: Sheet) -> None:
