@@ -127,7 +127,9 @@ def _title(canvas: _Canvas, profile: SensitivityProfile, title: str) -> None:
     left, scale = MARGIN * canvas.scale, canvas.scale
     canvas.text((left, 18 * scale), shorten(title, LONGEST_TITLE, placeholder="..."), 20, INK, "lt")
     detail = f"{len(profile.layers)} self-attention layers, {len(profile.sigmas)} noise levels"
-    canvas.text((left, 44 * scale), f"{detail}. Bright layers tell the clusters apart.", 13, FAINT, "lt")
+    by_effect = "gain" in str(profile.provenance.get("scale", ""))  # as Measure Layers notes it
+    bright = "bring the style by themselves" if by_effect else "tell the clusters apart"
+    canvas.text((left, 44 * scale), f"{detail}. Bright layers {bright}.", 13, FAINT, "lt")
 
 
 def score_range(scores: torch.Tensor) -> tuple[float, float]:
