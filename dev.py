@@ -74,7 +74,9 @@ def test(arguments: list[str]) -> int:
         env = environment.with_ray(env)
     browser.prepare()
     lint = _run([env.python, "-m", "ruff", "check", ROOT], comfy)
-    types = _run([env.python, "-m", "pyright", "--pythonpath", env.python], comfy, PYTHONPATH=str(comfy.path))
+    types = _run(
+        [env.python, "-m", "pyright", "--project", ROOT, "--pythonpath", env.python], comfy, PYTHONPATH=str(comfy.path)
+    )
     return _run([env.python, "-m", "pytest", "-q", *arguments], comfy) or lint or types
 
 
