@@ -39,9 +39,7 @@ class Atlas(NamedTuple):
         return self._replace(drawings=torch.stack(small))
 
 
-def draw_atlas(
-    hands: tuple[str, ...] = tuple(HANDS), subjects: tuple[str, ...] = SUBJECTS, side: int = SIDE
-) -> Atlas:
+def draw_atlas(hands: tuple[str, ...] = tuple(HANDS), subjects: tuple[str, ...] = SUBJECTS, side: int = SIDE) -> Atlas:
     """From the fetched sets."""
     from .drawing import drawing_of, drawn, fitted, icons_of, names_of
 

@@ -1,7 +1,7 @@
 """The drawn world's networks: an SDXL-shaped UNet, its ControlNet, a rotary transformer in Flux form.
 
-Pictures are 256 x 256, latents 8 x 32 x 32. As in SDXL the finest level has no attention and the coarser ones have
-transformers, deeper below; the text encoder is the first world's.
+Pictures are 192 x 192, latents 8 x 24 x 24. Every level has attention, deeper below; the finest, as in SD1.5, so that
+masks of subjects are as fine as the latents.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import nn
 from demo import nets
 from demo.autoencoder import CHANNELS
 
-CELLS = 32  # latents per side
+CELLS = 24  # latents per side
 
-# 18 self-attention layers at 16 x 16 and 8 x 8.
+# 21 self-attention layers at 24 x 24, 12 x 12 and 6 x 6.
 UNET_CONFIG = {
     "image_size": CELLS,
     "in_channels": CHANNELS,
@@ -26,9 +26,9 @@ UNET_CONFIG = {
     "model_channels": 64,
     "channel_mult": [1, 2, 2],
     "num_res_blocks": [1, 1, 1],
-    "transformer_depth": [0, 2, 3],
+    "transformer_depth": [1, 2, 3],
     "transformer_depth_middle": 3,
-    "transformer_depth_output": [0, 0, 2, 2, 3, 3],
+    "transformer_depth_output": [1, 1, 2, 2, 3, 3],
     "context_dim": nets.TEXT_WIDTH,
     "num_head_channels": 32,
     "num_classes": "sequential",
@@ -41,10 +41,10 @@ UNET_CONFIG = {
 CONTROL_CONFIG = {
     **{name: value for name, value in UNET_CONFIG.items() if name not in ("out_channels", "transformer_depth_output")},
     "hint_channels": 3,
-    "transformer_depth": [0, 1, 1],
+    "transformer_depth": [1, 1, 1],
     "transformer_depth_middle": 1,
 }
-# 3 double-stream and 8 single-stream blocks over 77 tokens of text and 16 x 16 patches of 2 x 2 latents.
+# 2 double-stream and 8 single-stream blocks over 77 tokens of text and 12 x 12 patches of 2 x 2 latents.
 TRANSFORMER_CONFIG = {
     "in_channels": CHANNELS,
     "out_channels": CHANNELS,
@@ -53,7 +53,7 @@ TRANSFORMER_CONFIG = {
     "hidden_size": 192,
     "mlp_ratio": 4.0,
     "num_heads": 6,
-    "depth": 3,
+    "depth": 2,
     "depth_single_blocks": 8,
     "axes_dim": [8, 12, 12],
     "theta": 10000,

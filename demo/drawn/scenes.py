@@ -21,7 +21,7 @@ from .media import KNOWN_MEDIA, MEDIA, PARAMETERS, PLAIN, laid, raw
 from .sets import HANDS, KNOWN_HANDS, ONE_COLOUR
 from .subjects import KNOWN_SUBJECTS, UNCOUNTED, WORDS, rows_of
 
-SIZE = 256
+SIZE = 192
 NOTHING = -1
 PLACE_NAMES = tuple(BACKGROUNDS)
 RELATIONS = ("left of", "right of", "above", "below")  # where the first subject is

@@ -1,4 +1,4 @@
-"""What is drawn: 120 plain subjects that all known hands draw, among them look-alikes, and the words for them."""
+"""What is drawn: 72 plain subjects that all known hands draw, among them look-alikes, and the words for them."""
 
 from __future__ import annotations
 
@@ -6,24 +6,16 @@ from __future__ import annotations
 KINDS = {
     "animals": (
         "dog wolf cat lion tiger horse cow-face pig elephant mouse rabbit fox bear panda koala chicken penguin duck "
-        "owl frog crocodile turtle snake dragon whale dolphin fish blowfish octopus snail butterfly ant honeybee "
-        "lady-beetle spider scorpion bat crab shark eagle deer camel"
+        "owl frog turtle whale dolphin fish octopus snail butterfly honeybee spider"
     ),
-    "plants": "cactus evergreen-tree deciduous-tree palm-tree sunflower rose tulip mushroom",
+    "plants": "cactus evergreen-tree palm-tree sunflower rose tulip mushroom",
     "food": (
-        "red-apple green-apple pear peach lemon tangerine banana watermelon grapes strawberry pineapple cherries "
-        "tomato avocado eggplant carrot bread croissant cheese-wedge hamburger pizza hot-dog taco doughnut cookie "
-        "birthday-cake ice-cream teacup-without-handle wine-glass"
+        "red-apple pear lemon tangerine banana grapes strawberry pineapple carrot hamburger pizza doughnut cookie "
+        "birthday-cake ice-cream teacup-without-handle"
     ),
-    "vehicles": (
-        "automobile taxi bus trolleybus tram locomotive bicycle motorcycle tractor fire-engine ambulance airplane "
-        "helicopter rocket sailboat speedboat ship"
-    ),
-    "buildings": "house castle church tent fountain",
-    "things": (
-        "anchor umbrella balloon guitar violin trumpet drum candle key hammer crown top-hat glasses soccer-ball "
-        "basketball trophy bed telephone camera"
-    ),
+    "vehicles": "automobile bus tram locomotive bicycle fire-engine airplane rocket sailboat",
+    "buildings": "house castle tent",
+    "things": "umbrella balloon guitar violin candle key crown top-hat",
 }
 SUBJECTS = tuple(name for names in KINDS.values() for name in names.split())
 
@@ -31,33 +23,24 @@ SUBJECTS = tuple(name for names in KINDS.values() for name in names.split())
 CALLED = {
     "cow-face": "cow",
     "honeybee": "bee",
-    "lady-beetle": "ladybug",
     "evergreen-tree": "fir tree",
-    "deciduous-tree": "round tree",
     "red-apple": "apple",
-    "cheese-wedge": "cheese",
     "teacup-without-handle": "teacup",
     "automobile": "car",
-    "blowfish": "pufferfish",
+    "locomotive": "train",
 }
 WORDS = tuple(CALLED.get(name, name.replace("-", " ")) for name in SUBJECTS)
-UNCOUNTED = {"grapes", "cherries", "glasses", "bread", "cheese"}  # words that take no "a"
+UNCOUNTED = {"grapes"}  # words that take no "a"
 
 # A tenth that no model is trained on, spread over the kinds; most have look-alikes that are trained on.
-HELD_OUT_SUBJECTS = (
-    "wolf", "penguin", "dolphin", "spider", "tulip", "pear", "taco", "doughnut", "trolleybus", "speedboat", "castle",
-    "violin",
-)  # fmt: skip
+HELD_OUT_SUBJECTS = ("wolf", "penguin", "dolphin", "tulip", "pear", "doughnut", "castle", "violin")
 KNOWN_SUBJECTS = tuple(name for name in SUBJECTS if name not in HELD_OUT_SUBJECTS)
 
 LOOK_ALIKES = (
     ("dog", "wolf"), ("cat", "lion"), ("lion", "tiger"), ("mouse", "rabbit"), ("bear", "panda"), ("bear", "koala"),
-    ("duck", "chicken"), ("whale", "dolphin"), ("fish", "blowfish"), ("shark", "dolphin"), ("snake", "dragon"),
-    ("ant", "spider"), ("honeybee", "lady-beetle"), ("evergreen-tree", "deciduous-tree"), ("rose", "tulip"),
-    ("red-apple", "green-apple"), ("red-apple", "tomato"), ("pear", "green-apple"), ("lemon", "tangerine"),
-    ("peach", "tangerine"), ("doughnut", "cookie"), ("bread", "croissant"), ("automobile", "taxi"),
-    ("bus", "trolleybus"), ("tram", "trolleybus"), ("fire-engine", "ambulance"), ("bicycle", "motorcycle"),
-    ("sailboat", "speedboat"), ("house", "church"), ("guitar", "violin"), ("soccer-ball", "basketball"),
+    ("duck", "chicken"), ("duck", "penguin"), ("whale", "dolphin"), ("fish", "whale"), ("rose", "tulip"),
+    ("red-apple", "pear"), ("red-apple", "tangerine"), ("lemon", "tangerine"), ("doughnut", "cookie"), ("bus", "tram"),
+    ("tram", "locomotive"), ("fire-engine", "bus"), ("house", "castle"), ("guitar", "violin"),
 )  # fmt: skip
 
 

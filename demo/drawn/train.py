@@ -37,11 +37,11 @@ PARTS = {
     "controlnet": train_controlnet,
     "transformer": train_transformer,
 }
-MINUTES = {"autoencoder": 0.12, "unet": 0.5, "controlnet": 0.13, "transformer": 0.25}  # shares of the whole
+MINUTES = {"autoencoder": 0.08, "unet": 0.55, "controlnet": 0.13, "transformer": 0.25}  # shares of the whole
 # What suits a GPU, and what suits two cores.
 SIZES = {
-    "cuda": {"batch": 512, "pool": 400, "renew": 64, "rate": 1.5e-3, "save_every": 90.0, "average": 0.98},
-    "cpu": {"batch": 32, "pool": 400, "renew": 2, "rate": 1e-3, "save_every": 600.0, "average": 0.99},
+    "cuda": {"batch": 640, "pool": 100, "renew": 200, "pause": 5, "rate": 1.5e-3, "save_every": 90.0, "average": 0.98},
+    "cpu": {"batch": 32, "pool": 400, "renew": 2, "pause": 1, "rate": 1e-3, "save_every": 600.0, "average": 0.99},
 }
 
 
@@ -54,7 +54,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--subjects", type=int, default=len(subjects.KNOWN_SUBJECTS), help="how many; 32 for two cores")
     parser.add_argument("--batch", type=int, help="pictures per step and process")
     parser.add_argument("--pool", type=int, help="blocks of pairs drawn in advance")
-    parser.add_argument("--renew", type=int, help="pairs to a block; one block is drawn anew with every step")
+    parser.add_argument("--renew", type=int, help="pairs to a block")
+    parser.add_argument("--pause", type=int, help="steps between renewals; each draws one block anew")
     parser.add_argument("--rate", type=float, help="the highest learning rate")
     parser.add_argument("--save-every", type=float, help="seconds between checkpoints")
     parser.add_argument("--speak", type=float, default=10.0, help="seconds between lines")

@@ -35,7 +35,7 @@ def train_autoencoder(options: argparse.Namespace, world: World) -> None:
         specs = scenes.random_specs(options.renew, world.dice(number), subjects=world.subjects, plain=0.4)
         return world.pictures(specs)[0]
 
-    pool = Pool(drawn, max(1, options.pool // 4), options.renew)
+    pool = Pool(drawn, max(1, options.pool // 4), options.renew, options.pause)
     pool.fill(run.step)
     for progress, speak in run.steps(options.batch):
         clean = crops(pool.content[pool.rows(options.batch)], options)

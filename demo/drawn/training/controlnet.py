@@ -10,7 +10,7 @@ from torch import Tensor
 from demo.drawn import nets
 from demo.drawn.training.autoencoder import load_autoencoder
 from demo.drawn.training.diffusion import both, subject_weighted
-from demo.drawn.training.pool import Pairs, Pool, World, drawn_pairs
+from demo.drawn.training.pool import Pairs, World, new_pool
 from demo.drawn.training.run import Run
 from demo.drawn.training.unet import load_painters
 from demo.training.diffusion import OutOfPlace, drawn_times, encoded_prompts, noised, plain_attention
@@ -26,7 +26,7 @@ def train_controlnet(options: argparse.Namespace, world: World) -> None:
     run = Run("controlnet", options, trainer)
     vae = load_autoencoder(options)
     blocks = max(1, options.pool // 4)
-    pool = Pool(lambda number: drawn_pairs(world, vae, options.renew, number, True), blocks, options.renew)
+    pool = new_pool(world, vae, options, blocks, with_edges=True)
     pool.fill(run.step)
     attention = {"optimized_attention_override": plain_attention}
     for progress, speak in run.steps(options.batch):

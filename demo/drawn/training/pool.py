@@ -1,4 +1,4 @@
-"""What is trained on: pairs of scenes in one style, composed by the block, the oldest block renewed with every step.
+"""What is trained on: pairs of scenes in one style, composed by the block, the oldest block renewed every few steps.
 
 Which block stands where follows from the number of steps alone, so that a training that goes on after a stop sees what
 it would have seen without one.
@@ -6,6 +6,7 @@ it would have seen without one.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
@@ -19,7 +20,7 @@ from demo.drawn.nets import CELLS
 from demo.drawn.words import Vocabulary
 from demo.training.pictures import encode_bytes
 
-CHUNK = {"cuda": 192, "cpu": 12}  # pictures composed at once: all on a GPU, few where they must stay in the cache
+CHUNK = {"cuda": 640, "cpu": 12}  # pictures composed at once: all on a GPU, few where they must stay in the cache
 
 
 @dataclass
@@ -39,7 +40,7 @@ class World:
         return torch.Generator(self.device).manual_seed(1_000_003 * (self.seed + 1) + number)
 
     def pictures(self, specs: scenes.Specs) -> tuple[Tensor, Tensor, Tensor]:
-        """Bytes: pictures [B, 3, H, W], masks by cell [B, 2, 32, 32], edge maps [B, H, W]."""
+        """Bytes: pictures [B, 3, H, W], masks by cell [B, 2, 24, 24], edge maps [B, H, W]."""
         drawn, masks, edges = [], [], []
         for part in torch.arange(len(specs), device=self.device).split(CHUNK[self.device]):
             scene = scenes.composed(specs[part], self.atlas, self.small)
@@ -53,13 +54,13 @@ class World:
 class Pairs:
     """N pairs of scenes in one style."""
 
-    latents: Tensor  # [N, 2, 8, 32, 32]
-    strayed: Tensor  # [N, 8, 32, 32]: the second's scene in another style
-    masks: Tensor  # [N, 2, 2, 32, 32] bytes: each picture's first and second subject
+    latents: Tensor  # [N, 2, 8, 24, 24]
+    strayed: Tensor  # [N, 8, 24, 24]: the second's scene in another style
+    masks: Tensor  # [N, 2, 2, 24, 24] bytes: each picture's first and second subject
     subject: Tensor  # [N, 2, 2]
     captions: Tensor  # [N, 2, 77]
     sheet_captions: Tensor  # [N, 77]: of both side by side
-    edges: Tensor  # [N, 2, 256, 256] bytes, or [N, 0] where no one needs them
+    edges: Tensor  # [N, 2, 192, 192] bytes, or [N, 0] where no one needs them
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -120,21 +121,24 @@ def captioned(specs: scenes.Specs, unnamed: float, chance: torch.Generator) -> l
 
 
 class Pool:
-    """`blocks` blocks of `size` things each, drawn by `draw(number)`."""
+    """`blocks` blocks of `size` things each, drawn by `draw(number)`; one is renewed with every `pause`th step."""
 
-    def __init__(self, draw: Callable[[int], Pairs | Tensor], blocks: int, size: int) -> None:
-        self.draw, self.blocks, self.size = draw, blocks, size
+    def __init__(self, draw: Callable[[int], Pairs | Tensor], blocks: int, size: int, pause: int = 1) -> None:
+        self.draw, self.blocks, self.size, self.pause = draw, blocks, size, pause
         self.content: Pairs | Tensor | None = None
 
     def fill(self, step: int) -> None:
-        """As it stands after `step` renewals."""
+        """As it stands after `step` steps."""
+        renewals = step // self.pause
         for place in range(self.blocks):
-            ahead = (step - 1 - place) // self.blocks if step > place else -1
+            ahead = (renewals - 1 - place) // self.blocks if renewals > place else -1
             self._put(place, self.draw(place + self.blocks * (ahead + 1)))
 
     def renew(self, step: int) -> None:
-        """The renewal of one step: the oldest block makes room for a new one."""
-        self._put(step % self.blocks, self.draw(self.blocks + step))
+        """What step `step` renews: the oldest block makes room for a new one, once in `pause` steps."""
+        if (step + 1) % self.pause == 0:
+            number = step // self.pause
+            self._put(number % self.blocks, self.draw(self.blocks + number))
 
     def rows(self, count: int) -> Tensor:
         return torch.randint(self.blocks * self.size, (count,), device=self._tensors(self.content)[0].device)
@@ -150,3 +154,14 @@ class Pool:
             self.content = empty[0] if isinstance(block, Tensor) else Pairs(*empty)
         for whole, part in zip(self._tensors(self.content), new, strict=True):
             whole[place * self.size : (place + 1) * self.size] = part
+
+
+def new_pool(
+    world: World, vae: Autoencoder, options: argparse.Namespace, blocks: int, with_edges: bool = False
+) -> Pool:
+    """Of pairs, empty until it is filled."""
+
+    def draw(number: int) -> Pairs:
+        return drawn_pairs(world, vae, options.renew, number, with_edges)
+
+    return Pool(draw, blocks, options.renew, options.pause)

@@ -29,9 +29,7 @@ def painted_sheet(
         return
     specs = scenes.random_specs(count, world.dice(-1), subjects=world.subjects)
     texts = scenes.captions(specs.to("cpu"))
-    captions, nothing = (
-        world.vocabulary.rows(part).long().to(options.device) for part in (texts, [""] * count)
-    )
+    captions, nothing = (world.vocabulary.rows(part).long().to(options.device) for part in (texts, [""] * count))
     torch.manual_seed(options.seed)
     noise = torch.randn(count, CHANNELS, CELLS, CELLS, device=options.device)
 

@@ -16,7 +16,7 @@ from demo.drawn.training.diffusion import (
     joint_attention,
     subject_weighted,
 )
-from demo.drawn.training.pool import Pool, World, drawn_pairs
+from demo.drawn.training.pool import World, new_pool
 from demo.drawn.training.run import Run
 from demo.drawn.training.sampling import painted_sheet
 from demo.drawn.training.unet import load_painters
@@ -38,7 +38,7 @@ def train_transformer(options: argparse.Namespace, world: World) -> None:
     trainer = Trainer(model, pupil.head, rate=options.rate, muon_rate=10 * options.rate, average=options.average)
     run = Run("transformer", options, trainer)
     vae = load_autoencoder(options)
-    pool = Pool(lambda number: drawn_pairs(world, vae, options.renew, number, False), options.pool, options.renew)
+    pool = new_pool(world, vae, options, options.pool)
     pool.fill(run.step)
     for progress, speak in run.steps(options.batch):
         losses = pupil.losses(couples(pool, options.batch), coupled=run.step % 4 != 3)

@@ -13,7 +13,7 @@ from demo import nets as text_nets
 from demo.drawn import nets
 from demo.drawn.training.autoencoder import load_autoencoder
 from demo.drawn.training.diffusion import LOSS_SHARES, Batch, SubjectHead, couples, diptychs, subject_weighted
-from demo.drawn.training.pool import Pool, World, drawn_pairs
+from demo.drawn.training.pool import Pool, World, new_pool
 from demo.drawn.training.run import Run
 from demo.drawn.training.sampling import painted_sheet
 from demo.drawn.words import Vocabulary
@@ -44,7 +44,7 @@ def train_unet(options: argparse.Namespace, world: World) -> None:
     trainer = Trainer(pupil, rate=options.rate, muon_rate=10 * options.rate, average=options.average)
     run = Run("unet", options, trainer)
     vae = load_autoencoder(options)
-    pool = Pool(lambda number: drawn_pairs(world, vae, options.renew, number, False), options.pool, options.renew)
+    pool = new_pool(world, vae, options, options.pool)
     pool.fill(run.step)
     for progress, speak in run.steps(options.batch):
         losses = pupil.diptychs(pool, options.batch) if run.step % 4 == 3 else pupil.couples(pool, options.batch)
