@@ -56,6 +56,11 @@ def between(one: Moments, others: Moments, distance: str) -> torch.Tensor:
     return found
 
 
+def among(sides: Sequence[Moments], distance: str) -> torch.Tensor:
+    """`pairwise` of one set of images, `between` of two."""
+    return pairwise(sides[0], distance) if len(sides) == 1 else between(sides[0], sides[1], distance)
+
+
 def _fill(
     found: torch.Tensor, one: Moments, others: Moments, tiles: Sequence[tuple[slice, slice]], distance: str
 ) -> None:

@@ -26,7 +26,7 @@ class PlainSums:
 
     def __init__(
         self,
-        labels: Sequence[int],
+        labels: Sequence[int] | torch.Tensor,
         groups: Sequence[int],
         seed: int,
         sampled: Sequence[torch.Tensor] = (),

@@ -72,14 +72,14 @@ class AttentionCall:
         numbers = list(range(len(q))) if rows is None else list(rows)
         if not self.pads or (len({self.pads[row] for row in numbers}) == 1 and not self.pads[numbers[0]]):
             return self._run(q, k, v, bias, numbers)
-        out: list[torch.Tensor | None] = [None] * len(numbers)
+        out: dict[int, torch.Tensor] = {}
         for count in sorted({self.pads[row] for row in numbers}):
             places = [place for place, row in enumerate(numbers) if self.pads[row] == count]
             keys = _without(k.shape[-2], self.text_stop - count, self.text_stop, k.device)
             part = self._run(q[places], k[places], v[places], bias, [numbers[place] for place in places], keys)
             for place, row in zip(places, part, strict=True):
                 out[place] = row
-        return torch.stack(out)
+        return torch.stack([out[place] for place in range(len(numbers))])
 
     def _run(
         self,

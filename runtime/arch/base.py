@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import comfy.utils
 import torch
@@ -34,6 +34,7 @@ class Attend(Protocol):
         rows: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """Output for q; `bias` is None or [1, keys], added to every query's logits; `rows` are those of the call."""
+        ...
 
 
 Receive = Callable[[LayerId, str, torch.Tensor], None]
@@ -64,6 +65,12 @@ class Projected:
     underneath: Attend | None = None
     changed: bool = False
 
+    @property
+    def plane(self) -> tuple[int, int]:
+        """Rows and columns of the picture's tokens, which every transformer's call has."""
+        assert self.grid is not None
+        return self.grid[1:]
+
     def of_picture(self, feature: str) -> torch.Tensor:
         """q, k or v of the picture's tokens, as they were before the rotation."""
         tokens = getattr(self, feature)[..., self.image, :]
@@ -78,6 +85,9 @@ class Projected:
 
 Operator = Callable[[Projected], torch.Tensor]
 """Replaces a layer's attention; the output has the layout that `Projected.attend` returns."""
+
+
+Family = TypeVar("Family", bound="Architecture")
 
 
 class Architecture(ABC):
@@ -98,14 +108,15 @@ class Architecture(ABC):
     """Whether text stands in one softmax with the picture: twice the text then weighs twice as much."""
 
     def __init__(self, network: nn.Module) -> None:
-        self.network = network
+        self.network: Any = network
+        """Its attributes are known to its family only."""
 
     @classmethod
     @abstractmethod
     def matches(cls, network: nn.Module) -> bool:
         """Whether a network belongs to this family."""
 
-    def on(self, network: nn.Module) -> Architecture:
+    def on(self: Family, network: nn.Module) -> Family:
         """The same family for another network, such as the copy of a model that a second GPU runs."""
         network = uncompiled(network)
         return self if network is self.network else type(self)(network)

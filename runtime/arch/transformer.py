@@ -131,14 +131,14 @@ class Transformer(Architecture):
         return min(2, len(self.axes) - 1)
 
     @property
-    def _embedder(self) -> nn.Module:
+    def _embedder(self) -> Any:
         return getattr(self.network, "pe_embedder", None) or self.network.rope_embedder
 
     def cure(self, position: str, projected: Projected) -> Cure:
         if position == KEEP or projected.rotation is None:
             return keep
         if position == SHIFT:
-            return Rotation(self._moved_by(projected.grid[2], projected.k.device), self.halves).redo
+            return Rotation(self._moved_by(projected.plane[1], projected.k.device), self.halves).redo
         scales = untwisting(self.axes, *UNTWISTING).to(projected.k)
         each = torch.cat((scales, scales)) if self.halves else scales.repeat_interleave(2)
         return lambda keys: keys * each
@@ -147,13 +147,14 @@ class Transformer(Architecture):
     def patch(self) -> tuple[int, int, int]:
         """Latent frames, rows and columns in one token."""
         size = self.network.patch_size
-        sizes = (size, size) if isinstance(size, int) else tuple(size)
-        return (1, *sizes) if len(sizes) == 2 else sizes
+        frames, rows, columns = (1, size, size) if isinstance(size, int) else (1, *size)[-3:]
+        return frames, rows, columns
 
     def grid(self, latent: torch.Size) -> tuple[int, int, int]:
         """Frames, rows and columns of tokens that a latent [B, C, (T,) H, W] becomes; odd sizes are padded."""
-        sizes = (1, *latent[2:]) if len(latent) == 4 else tuple(latent[2:])
-        return tuple(-(-size // patch) for size, patch in zip(sizes, self.patch, strict=True))
+        sizes = zip((1, *latent[2:])[-3:], self.patch, strict=True)
+        frames, rows, columns = (-(-size // patch) for size, patch in sizes)
+        return frames, rows, columns
 
     @functools.cached_property
     def layers(self) -> tuple[LayerId, ...]:
@@ -307,7 +308,7 @@ class _Watch:
         **kwargs: Any,
     ) -> torch.Tensor:
         layer, place = self.next.pop(0) if self.next else (None, None)
-        operator = self.operators.get(layer)
+        operator = None if layer is None else self.operators.get(layer)
         if operator is None or place is None:
             return func(*args, **kwargs) if earlier is None else earlier(func, *args, **kwargs)
         call = AttentionCall.of(func, earlier, args, kwargs).without(pads, place.text.stop)

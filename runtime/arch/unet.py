@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock, SpatialTransformer
@@ -58,7 +58,9 @@ class UNet(Architecture):
         return tuple(layer for layer in outputs if doublings.get(layer.number, 0) in found)
 
     def writing(self, layer: LayerId) -> Callable[[torch.Tensor], torch.Tensor]:
-        return self.blocks[layer].attn2.to_out
+        attn2 = self.blocks[layer].attn2
+        assert attn2 is not None  # a layer that has just attended to text
+        return attn2.to_out
 
     @contextmanager
     def recording(self, features: Sequence[str], receive: Receive) -> Iterator[None]:
@@ -95,26 +97,16 @@ def _giving(receive: Receive, layer: LayerId, feature: str) -> Callable[[nn.Modu
 
 def _replacement(operator: Operator, earlier: ReplaceFunction | None) -> ReplaceFunction:
     def replaced(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra_options: dict[str, Any]) -> torch.Tensor:
-        def plain(
-            q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, rows: Any = None
-        ) -> torch.Tensor:
-            return plain_attention(q, k, v, bias, extra_options)
-
-        def through(
-            q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, rows: Any = None
-        ) -> torch.Tensor:
-            return earlier(q, k, v, extra_options if rows is None else with_rows(extra_options, len(rows)))
-
         parts = _parts_of_pictures(q, k)
         whole = rearrange(q, "(row part) token c -> row (part token) c", part=parts)
-        plain, through = (
-            functools.partial(_by_part, attend, parts) if parts > 1 else attend for attend in (plain, through)
-        )
+        plain = through = _of_whole_pictures(functools.partial(_plain, extra_options), parts)
+        if earlier is not None:
+            through = _of_whole_pictures(functools.partial(_through, earlier, extra_options), parts)
         projected = Projected(
             whole,
             k,
             v,
-            plain if earlier is None else through,
+            through,
             whole=earlier is not None,
             earlier=earlier,
             underneath=plain,
@@ -123,6 +115,33 @@ def _replacement(operator: Operator, earlier: ReplaceFunction | None) -> Replace
         return rearrange(operator(projected), "row (part token) c -> (row part) token c", part=parts)
 
     return replaced
+
+
+def _plain(
+    options: dict[str, Any],
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    bias: torch.Tensor | None,
+    rows: Any = None,
+) -> torch.Tensor:
+    return plain_attention(q, k, v, bias, options)
+
+
+def _through(
+    earlier: ReplaceFunction,
+    options: dict[str, Any],
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    bias: torch.Tensor | None,
+    rows: Any = None,
+) -> torch.Tensor:
+    return earlier(q, k, v, options if rows is None else with_rows(options, len(rows)))
+
+
+def _of_whole_pictures(attend: Attend, parts: int) -> Attend:
+    return functools.partial(_by_part, attend, parts) if parts > 1 else attend
 
 
 def _parts_of_pictures(q: torch.Tensor, k: torch.Tensor) -> int:
@@ -185,10 +204,11 @@ def transformer_blocks(unet: UNetModel) -> Iterator[tuple[LayerId, BasicTransfor
         for module in modules:
             if isinstance(module, SpatialTransformer):
                 for index, transformer in enumerate(module.transformer_blocks):
-                    yield LayerId(block, number, index), transformer
+                    yield LayerId(block, number, index), cast(BasicTransformerBlock, transformer)
 
 
-def _parts(unet: UNetModel) -> Iterator[tuple[str, int, nn.Module]]:
+def _parts(unet: UNetModel) -> Iterator[tuple[str, int, Any]]:
+    """Part, number and block; a block is a sequence of modules, of which `nn.Module` knows nothing."""
     yield from (("input", number, modules) for number, modules in enumerate(unet.input_blocks))
     if unet.middle_block is not None:
         yield "middle", 0, unet.middle_block

@@ -79,9 +79,10 @@ def with_calls_read(prediction: Prediction, layers: Iterable[LayerId], respond: 
 
     Which layers were called with the subject, and which other nodes had changed, is noted in `prediction.calls`.
     """
-    if isinstance(prediction.architecture, Transformer):
+    family = prediction.architecture
+    if isinstance(family, Transformer):
         read = {layer: functools.partial(_answered, prediction, respond, layer) for layer in layers}
-        return with_calls_seen(prediction, read, of_text=True)
+        return with_calls_seen(family, prediction.options, read, of_text=True)
     make = {layer: functools.partial(_reading, prediction, respond, layer) for layer in layers}
     return with_attention_replaced(prediction.options, "attn2", make)
 
@@ -108,17 +109,18 @@ Reader = Callable[[Mapping[str, Any], Projected], torch.Tensor]
 """(transformer_options of the model call, what a layer has projected) -> the layer's output."""
 
 
-def with_calls_seen(prediction: Prediction, readers: Mapping[LayerId, Reader], of_text: bool) -> dict[str, Any]:
-    """The prediction's options under which a transformer's layers go through `readers`, at their attention to text."""
+def with_calls_seen(
+    family: Transformer, options: dict[str, Any], readers: Mapping[LayerId, Reader], of_text: bool
+) -> dict[str, Any]:
+    """Options under which a transformer's layers go through `readers`, at their attention or at that to text."""
 
     def around_call(executor: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
         call = ModelCall.of(*args, **kwargs)
         operators = {layer: functools.partial(reader, call.options) for layer, reader in readers.items()}
-        with prediction.architecture.on(executor.class_obj.diffusion_model).seen(operators, of_text):
+        with family.on(executor.class_obj.diffusion_model).seen(operators, of_text):
             return call.run(executor)
 
-    options = {"transformer_options": prediction.options}
-    return with_wrapper(options, WrappersMP.APPLY_MODEL, around_call)["transformer_options"]
+    return with_wrapper({"transformer_options": options}, WrappersMP.APPLY_MODEL, around_call)["transformer_options"]
 
 
 def _answered(
@@ -134,7 +136,7 @@ def _answered(
     image, heads = projected.image, projected.q.shape[1]
     q, k, v = (tokens_first(x, heads) for x in (projected.q, projected.k, projected.v))
     tokens = out if out.ndim == 3 else tokens_first(out, heads)
-    own = respond(LayerCall(layer, q[:, image], k, v, tokens[:, image], heads, projected.grid[1:], parts))
+    own = respond(LayerCall(layer, q[:, image], k, v, tokens[:, image], heads, projected.plane, parts))
     tokens = torch.cat((tokens[:, : image.start], own, tokens[:, image.stop :]), 1)
     return tokens if out.ndim == 3 else tokens.unflatten(2, (heads, -1)).transpose(1, 2)
 

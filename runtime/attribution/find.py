@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
-import comfy.sample
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -15,13 +14,14 @@ from comfy.samplers import CFGGuider, calc_cond_batch
 from ...engine.attribution import normalised
 from ...engine.texts import bounded, quoted
 from ..inject.reference import check_latent, framed
-from ..runs.probe import look_at
+from ..runs.loaded import sampling_of
+from ..runs.probe import Conditioning, look_at, noise_for
 from .attribute import Result, attribute
 from .layers import Layers, chosen_layers
 from .prediction import Prediction, precision_of
 from .prompts import subject_prompts
 from .settings import AttributionSettings
-from .subject import Conditioning, Subject
+from .subject import Subject
 
 LONGEST = 1_000
 """Characters that a text of noise levels may hold; each level costs a pass."""
@@ -57,7 +57,7 @@ def find_subject(
     latent = framed(model, latent, "latent")
     if probe.noised and len(probe.percents) > 1:
         raise ValueError("'noise_levels' names several, but a noisy latent has one: write its own level alone.")
-    sampling = model.get_model_object("model_sampling")
+    sampling = sampling_of(model)
     high, low = float(sampling.sigma_max), float(sampling.sigma_min)
     sigmas = torch.tensor([min(max(sampling.percent_to_sigma(each), low), high) for each in probe.percents])
     results: list[Result] = []
@@ -77,7 +77,7 @@ def find_subject(
             results.append(attribute(prediction, subject, layers, settings))
             bar.update(1)
 
-    noise = comfy.sample.prepare_noise(latent, probe.seed)
+    noise = noise_for(latent, probe.seed)
     look_at(model, {"positive": positive or subject.conditioning}, noise, sigmas, probe.seed, measure)
     notes = dict.fromkeys(each.note for each in results if each.note)
     maps = torch.stack([normalised(each.maps) for each in results]).mean(0)

@@ -29,15 +29,15 @@ def gradients() -> Iterator[None]:
 @contextmanager
 def _in_training() -> Iterator[None]:
     """Newer ComfyUI takes kernels that have a backward pass while its flag for training is set."""
-    if not hasattr(model_management, "in_training"):
+    flags = model_management.__dict__
+    if "in_training" not in flags:
         yield
         return
-    before = model_management.in_training
-    model_management.in_training = True
+    before, flags["in_training"] = flags["in_training"], True
     try:
         yield
     finally:
-        model_management.in_training = before
+        flags["in_training"] = before
 
 
 class _OverInferenceTensors(TorchFunctionMode):
@@ -50,10 +50,10 @@ class _OverInferenceTensors(TorchFunctionMode):
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        args, kwargs = tree_map(_plain, args), tree_map(_plain, kwargs or {})
+        given, named = tree_map(_plain, args), tree_map(_plain, kwargs or {})
         if function in (torch.Tensor.__iadd__, torch.Tensor.add_) and torch.is_grad_enabled():
-            return torch.add(*args, **kwargs)
-        return function(*args, **kwargs)
+            function = torch.add
+        return function(*given, **named)
 
 
 def _plain(value: Any) -> Any:

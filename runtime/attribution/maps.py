@@ -29,7 +29,7 @@ class Columns:
             return x.new_zeros(len(question.phrases), len(x), *x.shape[-2:])
         maps = {layer: torch.stack(parts).mean(0) for layer, parts in self.found.items()}
         weights = _weights(question, {layer: part.shape[2] for layer, part in maps.items()})
-        size = tuple(x.shape[-2:])
+        size = x.shape[-2], x.shape[-1]
         return torch.stack(
             [
                 combined([maps[layer][number] for layer in maps], [weights[layer] for layer in maps], size)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,9 +30,10 @@ class Propagation:
     def recording(self, options: dict[str, Any]) -> dict[str, Any]:
         if not self.times:
             return options
-        if isinstance(self.prediction.architecture, Transformer):
+        family = self.prediction.architecture
+        if isinstance(family, Transformer):
             see = {layer: functools.partial(self._see, layer) for layer in self.layers.propagating}
-            return with_calls_seen(replace(self.prediction, options=options), see, of_text=False)
+            return with_calls_seen(family, options, see, of_text=False)
         make = {layer: functools.partial(self._record, layer) for layer in self.layers.propagating}
         return with_attention_replaced(options, "attn1", make)
 
@@ -63,7 +63,7 @@ class Propagation:
         heads = projected.q.shape[1]
         q, k = (tokens_first(x[..., projected.image, :], heads).detach() for x in (projected.q, projected.k))
         for part in parts_of(self.prediction, projected, options):
-            self.recorded[layer] = q[part.rows], k[part.rows], heads, projected.grid[1:]
+            self.recorded[layer] = q[part.rows], k[part.rows], heads, projected.plane
         return projected.plain()
 
     def _record(self, layer: LayerId, earlier: ReplaceFunction | None) -> ReplaceFunction:

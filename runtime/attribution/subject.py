@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from comfy.sd import CLIP
 
 from ...engine.subject import Phrase, phrases_in
 from ...engine.texts import bounded, quoted
+from ..runs.probe import Conditioning
 from .reading import PromptReading, read_prompt
-
-Conditioning = list[list[Any]]
 
 LONGEST_PROMPT = 100_000
 LONGEST = 2_000

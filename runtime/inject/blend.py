@@ -240,9 +240,12 @@ class _Run:
         for warning in filter(None, (found.note, caveat(mask))):
             self.notices.say(f"in window {span.window}: {warning}")
 
+    def mask_in(self, span: Span | None) -> torch.Tensor | None:
+        return None if span is None else self.masks.get(span)
+
     def blended(self, args: dict[str, Any]) -> torch.Tensor:
         """Post-cfg: the predicted picture with the reference around the subject; exact for masks of 0 and 1."""
-        mask = self.masks.get(self.span_at(float(args["sigma"][0])))
+        mask = self.mask_in(self.span_at(float(args["sigma"][0])))
         denoised = args["denoised"]
         return denoised if mask is None else torch.lerp(self.reference.to(denoised), denoised, mask.to(denoised))
 
@@ -263,7 +266,7 @@ class _Run:
 
         Only samplers that correct after their last prediction (uni_pc) are still off it.
         """
-        mask = self.masks.get(at_end)
+        mask = self.mask_in(at_end)
         if mask is None:
             return samples
         if denoise_mask is not None:
@@ -306,10 +309,10 @@ class _Schedule:
         """The latent is replaced after the first step of every window (arXiv 2408.16232)."""
         own_noise = noise if noise.any() else _noise_like(noise)
         ends = {span.step + 1: span for span in reversed(run.spans)}
-        start, x = 0, None
+        start, x = 0, latent_image
         for number, end in enumerate(sorted({*ends, len(self.sigmas) - 1})):
             part = self.sigmas[start : end + 1].clone()  # uni_pc writes into its schedule
-            begin = (noise, latent_image) if x is None else self._begin(x, part[0], latent_image)
+            begin = (noise, latent_image) if number == 0 else self._begin(x, part[0], latent_image)
             x = self._sample(part, _reseeded(extra_args, number), self._shifted(start), *begin)
             x = run.replaced(x, ends[end], self.sigmas[end], own_noise) if end in ends else x
             start = end

@@ -36,7 +36,7 @@ OWN = ("inner", "gate", "layout", "weights_at", "told", "previous_controlnet", "
 
 def gate_control(control: Any, gate: StructureGate) -> tuple[Any, str]:
     """The control under the gate, and nothing; or the control as it is, and why."""
-    if not isinstance(control, ControlBase):
+    if not issubclass(type(control), ControlBase):  # every kind of it has a copy(), the base class has not
         return control, f"'control_net' is a {type(control).__name__}, no ControlNet of ComfyUI's kind: left as it is."
     return GatedControl(control.copy(), gate), ""
 
@@ -109,23 +109,23 @@ class GatedControl(ControlBase):
     ) -> Callable[[float], SlotWeights] | None:
         """Weights by sigma; None where residuals mean something else and the control passes through ungated."""
         try:
-            self.layout = layout_of(network)
+            self.layout = layout = layout_of(network)
         except ValueError:
             self._tell(
                 "knows the residuals of SD1.5, SDXL, SD3.5, Flux and Qwen-Image, and this model is a "
                 f"{type(network).__name__}"
             )
             return None
-        weights_at = partial(self._weights, to_sigma=cache(to_sigma))
-        if self.layout.parts and _is_paper(self.gate) and not self.told:
+        weights_at = partial(self._weights, layout, to_sigma=cache(to_sigma))
+        if layout.parts and _is_paper(self.gate) and not self.told:
             logging.info("Gate ControlNet: a transformer has no middle residual, so paper keeps none after its share.")
             self.told = True
         weights_at(float(to_sigma(0.5)))  # a gate made for another model is refused before the first step
         return weights_at
 
-    def _weights(self, sigma: float, to_sigma: Callable[[float], float]) -> SlotWeights:
-        weights = self.gate.weights(sigma, self.layout, to_sigma)
-        return weights._replace(middle=0.0) if self.layout.parts else weights
+    def _weights(self, layout: SlotLayout, sigma: float, to_sigma: Callable[[float], float]) -> SlotWeights:
+        weights = self.gate.weights(sigma, layout, to_sigma)
+        return weights._replace(middle=0.0) if layout.parts else weights
 
     def get_control(
         self,
@@ -137,7 +137,7 @@ class GatedControl(ControlBase):
         **kwargs: Any,
     ) -> Residuals | None:
         """Residuals of the chain up to here, in lists made for this call; None when nothing acts at this sigma."""
-        if self.weights_at is None:
+        if self.weights_at is None or self.layout is None:
             return self._ungated(x_noisy, t, cond, batched_number, *args, **kwargs)
         call = (x_noisy, t, cond, batched_number, *args)
         weights = self.weights_at(float(t[0]))

@@ -19,6 +19,7 @@ from ..arch.unet import unet_of
 from ..runs import injector
 from ..runs.injector import Around, CalledLayers, Executor, Sampling
 from ..runs.layout import Layout
+from ..runs.loaded import sampling_of
 from ..runs.model_call import ModelCall
 
 Text = torch.Tensor
@@ -45,9 +46,10 @@ def prompt_layers(model: ModelPatcher, prompt: LayerPrompt) -> ModelPatcher:
     Raises ValueError when the model is no UNet, has other layers than the gate, or takes text of another width.
     """
     unet, layers = unet_of(model), architecture_of(model).layers
-    sampling = model.get_model_object("model_sampling")
+    sampling = sampling_of(model)
     prompt.gate.weights(float(sampling.sigma_max), layers, sampling.percent_to_sigma)
-    width = next(module.to_k.in_features for name, module in unet.named_modules() if name.endswith("attn2"))
+    modules: dict[str, Any] = dict(unet.named_modules())
+    width = next(module.to_k.in_features for name, module in modules.items() if name.endswith("attn2"))
     if prompt.text.shape[-1] != width:
         raise ValueError(
             f"'conditioning' holds text of width {prompt.text.shape[-1]}, but this model reads {width}: encode it with "
@@ -109,7 +111,8 @@ def _patch(
     extra: dict[str, Any],
 ) -> tuple[torch.Tensor, Text, Text]:
     """ComfyUI's attn2 patch, before the projections: an open layer reads the other text, or a mixture of both."""
-    layer = LayerId(*extra["block"], extra["block_index"])
+    block, number = extra["block"]
+    layer = LayerId(block, number, extra["block_index"])
     weight = opened.get(layer, 0.0)
     if not weight:
         return n, context, value

@@ -17,6 +17,7 @@ from ...engine.gates import LayerGate
 from ...engine.parameters import parameter_weights
 from ...engine.profile import FEATURES
 from ..arch.registry import architecture_of
+from ..runs.loaded import sampling_of
 
 PREFIX = "diffusion_model."
 LEVELS = 50
@@ -76,7 +77,7 @@ def _known(model: ModelPatcher, gate: LayerGate) -> dict[str, float]:
     """The gate's mean weight over the schedule, by the name of every parameter of a layer's block."""
     architecture = architecture_of(model)
     layers = architecture.layers
-    to_sigma = model.get_model_object("model_sampling").percent_to_sigma
+    to_sigma = sampling_of(model).percent_to_sigma
     levels = [gate.weights(to_sigma((level + 0.5) / LEVELS), layers, to_sigma) for level in range(LEVELS)]
     mean = torch.stack(levels).mean(0)
     known: dict[str, float] = {}

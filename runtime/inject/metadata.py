@@ -135,7 +135,7 @@ def _pooled(pooled: torch.Tensor, metadata: Metadata, percent: float) -> torch.T
 
 
 def _number(
-    block: torch.Tensor, group: str, metadata: Metadata, percent: float, model: model_base.BaseModel
+    block: torch.Tensor, group: str, metadata: Metadata, percent: float, model: model_base.SDXL
 ) -> torch.Tensor:
     """One number's embedding [rows, 256] at a percent of the schedule."""
     if group not in metadata.changed:

@@ -10,7 +10,8 @@ from comfy.model_patcher import ModelPatcher
 
 from ..profile.clusters import native_side
 from ..profile.pictures import HeldPicture, held
-from .reference import Conditioning
+from ..runs.loaded import latent_format_of
+from ..runs.probe import Conditioning
 
 CELL = 8  # pixels: sides are multiples of it
 
@@ -23,9 +24,10 @@ def latent_of(vae: Any, image: torch.Tensor, model: ModelPatcher, what: str = "i
     if vae is None:
         raise ValueError("'vae' is empty, because the checkpoint holds none: load a VAE of the model's family.")
     picture = _held(image, what)
-    width, height = _within(*picture.pixels.shape[1::-1], native_side(model))
+    rows, columns = picture.pixels.shape[:2]
+    width, height = _within(columns, rows, native_side(model))
     latent = vae.encode(picture.fitted(width, height)[None])
-    channels = model.get_model_object("latent_format").latent_channels
+    channels = latent_format_of(model).latent_channels
     if latent.shape[1] != channels:
         raise ValueError(
             f"'vae' makes latents of {latent.shape[1]} channels and 'model' wants {channels}: connect the VAE of this "
@@ -44,7 +46,8 @@ def _held(image: torch.Tensor, what: str) -> HeldPicture:
 def _within(width: int, height: int, side: int) -> tuple[int, int]:
     """Width and height with an area of side * side at most, in whole cells."""
     scale = min(1.0, side / math.sqrt(width * height))
-    return tuple(max(CELL, round(scale * length / CELL) * CELL) for length in (width, height))
+    width, height = (max(CELL, round(scale * length / CELL) * CELL) for length in (width, height))
+    return width, height
 
 
 def encoded(clip: Any, text: str, what: str = "prompt") -> Conditioning:

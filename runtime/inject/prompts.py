@@ -22,7 +22,7 @@ def encode_rows(clip: CLIP, prompts: Sequence[str]) -> list[list[Any]]:
     gives extras, such as an attention mask, that differ in shape; and where the text would grow beyond ComfyUI's limit.
     """
     tokens = [clip.tokenize(prompt) for prompt in prompts]
-    encoded = [clip.encode_from_tokens(each, return_dict=True) for each in tokens]
+    encoded = [dict(clip.encode_from_tokens(each, return_dict=True)) for each in tokens]
     texts = [entry.pop("cond") for entry in encoded]
     lengths = [text.shape[1] for text in texts]
     common = math.lcm(*lengths)

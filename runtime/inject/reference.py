@@ -17,10 +17,10 @@ from ..arch.base import Architecture
 from ..arch.transformer import TEXT_PADS
 from ..runs.keys import sigmas_of
 from ..runs.layout import Layout
+from ..runs.loaded import latent_format_of
 from ..runs.model_call import ModelCall
+from ..runs.probe import Conditioning
 from .text import OTHER_PROMPT, TextFitting
-
-Conditioning = list[list[Any]]
 
 NOISE_SEED = 0x5317  # any number; a run that happens to use the same one only shares its noise with the reference
 
@@ -71,7 +71,7 @@ def prepare(
     Without a prompt of its own the reference runs under the first positive prompt of the run.
     Raises ValueError for a run of several frames, which a picture cannot lead.
     """
-    if not reference.hidden:
+    if reference.latent is None:
         return None
     model = guider.inner_model
     latent = reference.latent[:1].to(noise)
@@ -99,7 +99,7 @@ def positive_place(guider: CFGGuider, conds: list[Any]) -> int | None:
 
 def check_latent(model: ModelPatcher, latent: torch.Tensor, what: str = "reference") -> None:
     """Raises ValueError, naming the input `what`, for a latent that is none of this model's or not finite."""
-    kind = model.get_model_object("latent_format")
+    kind = latent_format_of(model)
     expected = kind.latent_channels
     if latent.ndim not in (4, 2 + kind.latent_dimensions) or latent.shape[1] != expected:
         raise ValueError(
@@ -115,7 +115,7 @@ def framed(model: ModelPatcher, latent: torch.Tensor, what: str = "reference") -
 
     Raises ValueError, naming the input `what`, for one of several frames: a subject is looked for in pictures.
     """
-    if latent.ndim == 4 and model.get_model_object("latent_format").latent_dimensions == 3:
+    if latent.ndim == 4 and latent_format_of(model).latent_dimensions == 3:
         return latent.unsqueeze(2)
     if latent.ndim == 5 and latent.shape[2] != 1:
         raise ValueError(f"'{what}' holds {latent.shape[2]} frames: set the length of the latent to 1, for a picture.")

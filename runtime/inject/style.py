@@ -20,6 +20,7 @@ from ..arch.registry import architecture_of
 from ..runs import injector
 from ..runs.injector import Around, CalledLayers, Executor, Sampling, with_layout
 from ..runs.layout import Layout
+from ..runs.loaded import sampling_of
 from ..runs.model_call import ModelCall
 from ..runs.rows import misfits_of_prompts
 from .reference import (
@@ -69,7 +70,7 @@ def inject_style(model: ModelPatcher, injection: StyleInjection) -> ModelPatcher
     """
     architecture = architecture_of(model)
     settings = _with_defaults(injection.settings, architecture)
-    sampling = model.get_model_object("model_sampling")
+    sampling = sampling_of(model)
     injection.gate.weights(float(sampling.sigma_max), architecture.layers, sampling.percent_to_sigma)
     if injection.reference.latent is not None:
         check_latent(model, injection.reference.latent)
@@ -79,10 +80,11 @@ def inject_style(model: ModelPatcher, injection: StyleInjection) -> ModelPatcher
 class _Run(injector.Run):
     def __init__(self, injection: StyleInjection, sampling: Sampling) -> None:
         super().__init__(sampling)
+        assert injection.architecture is not None  # `inject_style` knows it
         self.injection, self.architecture = injection, injection.architecture
         self.hidden = prepare(injection.reference, sampling.guider, sampling.noise, self.architecture)
         self.layers = CalledLayers(self.architecture.layers)
-        self.without_sharing: list[Callable[..., torch.Tensor]] = []
+        self.without_sharing: list[Callable[..., torch.Tensor] | None] = []
         for sentence in misfits_of_prompts(sampling.guider.conds, sampling.pictures):
             sampling.notices.say(sentence)
 
@@ -169,7 +171,9 @@ class _Run(injector.Run):
         """Another pack's attention takes the reference's keys along; one that cannot keeps a picture's own."""
         q, k, v, attend = projected.q, projected.k, projected.v, projected.attend
 
-        def shared(q: torch.Tensor, more_k: torch.Tensor, more_v: torch.Tensor, bias: None) -> torch.Tensor:
+        def shared(
+            q: torch.Tensor, more_k: torch.Tensor, more_v: torch.Tensor, bias: torch.Tensor | None
+        ) -> torch.Tensor:
             more = more_k.shape[1] > k.shape[1]
             return with_more_keys(attend, q, more_k, more_v) if more else attend(q, more_k, more_v, bias)
 
@@ -181,7 +185,7 @@ class _Run(injector.Run):
         if style.share:
             self.layers.leave_out(layer, NOT_SHARED)
 
-        def alone(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: None) -> torch.Tensor:
+        def alone(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
             return _apart(rows, replace(projected, q=q, k=k, v=v))
 
         return inject_through(q, k, v, style._replace(share=0.0), rows, alone)
@@ -194,9 +198,10 @@ def _apart(rows: Rows, projected: Projected) -> torch.Tensor:
     q, k, v = (x.unflatten(0, (rows.chunks, -1)) for x in (projected.q, projected.k, projected.v))
     own = [place for place in range(q.shape[1]) if place != rows.reference]
     numbers = [chunk * q.shape[1] + place for chunk in range(rows.chunks) for place in own]
-    others = projected.attend(*(x[:, own].flatten(0, 1) for x in (q, k, v)), None, numbers)
-    others = others.unflatten(0, (rows.chunks, -1))
-    hidden = projected.underneath(*(x[:, rows.reference] for x in (q, k, v)), None)[:, None]
+    own_q, own_k, own_v = (x[:, own].flatten(0, 1) for x in (q, k, v))
+    others = projected.attend(own_q, own_k, own_v, None, numbers).unflatten(0, (rows.chunks, -1))
+    its_q, its_k, its_v = (x[:, rows.reference] for x in (q, k, v))
+    hidden = (projected.underneath or projected.attend)(its_q, its_k, its_v, None)[:, None]
     return torch.cat((others[:, : rows.reference], hidden, others[:, rows.reference :]), 1).flatten(0, 1)
 
 

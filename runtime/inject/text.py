@@ -49,7 +49,8 @@ class TextFitting:
             return context, self._cut(made, context.shape[1]), (0, 0)
         tokens = max(context.shape[1], made.shape[1])
         pads = tokens - context.shape[1], tokens - made.shape[1]
-        return *(pad(text, (0, 0, 0, more)) for text, more in zip((context, made), pads, strict=True)), pads
+        context, made = (pad(text, (0, 0, 0, more)) for text, more in zip((context, made), pads, strict=True))
+        return context, made, pads
 
     def _cut(self, made: torch.Tensor, tokens: int) -> torch.Tensor:
         """The reference's text with so many tokens: its last ones are left out, or its last one is repeated."""

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import comfy.model_management
-import comfy.sample
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -18,7 +17,7 @@ from ...engine.ablation import SlotAblation, relative_change
 from ...engine.structure import SlotLayout, SlotWeights
 from ..inject.control import gated_by, layout_of
 from ..runs.model_call import ModelCall, with_wrapper
-from ..runs.probe import Conditioning, look_at
+from ..runs.probe import Conditioning, look_at, noise_for
 
 OnPass = Callable[[], None]
 
@@ -40,7 +39,7 @@ def ablate_slots(
     if not any("control" in options for _, options in positive):
         raise ValueError("'positive' carries no ControlNet: connect the output of Apply ControlNet.")
     ablating = _Ablating(latents, layout, on_pass)
-    look_at(model, {"positive": positive}, comfy.sample.prepare_noise(latents, seed), sigmas, seed, ablating)
+    look_at(model, {"positive": positive}, noise_for(latents, seed), sigmas, seed, ablating)
     return SlotAblation(sigmas.double(), torch.tensor(ablating.change, dtype=torch.float64))
 
 

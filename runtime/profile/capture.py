@@ -7,19 +7,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import comfy.model_management
-import comfy.sample
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ...engine.divergence import between, pairwise
+from ...engine.divergence import among
 from ...engine.layers import LayerId
 from ...engine.moments import Moments, join_channels, moments_of
 from ...engine.sampling import tiles
 from ..arch.base import removed_afterwards
 from ..arch.registry import architecture_of
 from ..runs.keys import prompts_of
-from ..runs.probe import Conditioning, look_at
+from ..runs.probe import Conditioning, look_at, noise_for
 
 Key = tuple[LayerId, str]
 OnImages = Callable[[int], None]
@@ -131,7 +130,7 @@ def capture(
     LoRA, ControlNet, hooks and areas of the conditioning act as in a sampler.
     """
     conds = {"positive": positive} | ({"negative": negative} if negative is not None else {})
-    noise = comfy.sample.prepare_noise(latents[:1], seed).expand(min(IMAGES_A_PASS, len(latents)), *latents.shape[1:])
+    noise = noise_for(latents[:1], seed).expand(min(IMAGES_A_PASS, len(latents)), *latents.shape[1:])
     with recording(model, features) as recorder:
         look_at(model, conds, noise, sigmas, seed, _Capturing(latents, recorder, on_images, on_level))
         return recorder.image_passes
@@ -185,9 +184,8 @@ def _layer_distances(
             "active over the whole range, and remove what skips or replaces layers."
         )
     alike = zip(*(_stacked([side[key] for key in keys]) for side in sides), strict=True)
-    measured = pairwise if len(sides) == 1 else between
     try:
-        return torch.cat([measured(*together, distance) for together in alike]).cpu()
+        return torch.cat([among(together, distance) for together in alike]).cpu()
     except ValueError as error:
         raise ValueError(
             f"'model' gives no finite numbers in layer {layer} at sigma {sigma:.2f}: look for NaN in the images, "

@@ -22,6 +22,7 @@ from ..arch.base import Architecture
 from ..arch.fingerprint import fingerprint_of
 from ..arch.flux import Flux
 from ..arch.registry import architecture_of
+from ..runs.loaded import sampling_of
 from .profiling import noise_of
 
 MOST_FILES = 64
@@ -120,8 +121,9 @@ def _in_order(layers: Sequence[LayerId], entries: Sequence[str]) -> list[LayerId
 
 def _ranking(model: ModelPatcher, layers: Sequence[LayerId], order: Sequence[LayerId]) -> SensitivityProfile:
     """Ranks as scores, the same at every noise level."""
-    sampling, noise = model.get_model_object("model_sampling"), noise_of(model)
-    sigmas = evenly_spaced(*(float(sampling.percent_to_sigma(percent)) for percent in (0.02, 0.98)), 2, noise)
+    sampling, noise = sampling_of(model), noise_of(model)
+    high, low = (float(sampling.percent_to_sigma(percent)) for percent in (0.02, 0.98))
+    sigmas = evenly_spaced(high, low, 2, noise)
     ranks = torch.tensor([order.index(layer) + 1 for layer in layers], dtype=torch.float64) / len(layers)
     facts: Mapping[str, Any] = {"what": "style", "name": "a guess", "estimator": "layers named by hand"}
     return SensitivityProfile(

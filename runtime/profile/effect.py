@@ -8,7 +8,6 @@ from datetime import datetime, timezone
 from typing import Any
 
 import comfy.model_management
-import comfy.sample
 import comfy.samplers
 import comfy.utils
 import torch
@@ -24,7 +23,8 @@ from ..arch.fingerprint import fingerprint_of
 from ..arch.registry import architecture_of
 from ..inject.reference import StyleReference, check_latent
 from ..inject.style import StyleInjection, inject_style
-from ..runs.probe import Conditioning, look_at
+from ..runs.loaded import sampling_of
+from ..runs.probe import Conditioning, look_at, noise_for
 from .profiling import noise_of, percent_of
 
 ESTIMATOR = "measured effect of one layer at a time"
@@ -47,17 +47,18 @@ def measure_layers(
     Raises ValueError for a reference without a picture, or latents that are none of this model's.
     """
     started = time.monotonic()
-    if reference.latent is None:
+    picture = reference.latent
+    if picture is None:
         raise ValueError("'reference' has no picture: connect 'latent' of Style Reference, in the mode with a picture.")
     check_latent(model, latents, "latent")
-    check_latent(model, reference.latent)
-    to_sigma = model.get_model_object("model_sampling").percent_to_sigma
+    check_latent(model, picture)
+    to_sigma = sampling_of(model).percent_to_sigma
     sigmas = torch.tensor([float(to_sigma((level + 0.5) / levels)) for level in range(levels)], dtype=torch.float64)
     layers = architecture_of(model).layers
     bar = comfy.utils.ProgressBar(levels * (1 + len(layers)))
     look = _Looks(latents, positive, sigmas.float(), seed, lambda: bar.update(1))
     plain = look.predictions(model)
-    effects = [look.effects(_opened(model, layer, reference), plain, reference) for layer in layers]
+    effects = [look.effects(_opened(model, layer, reference), plain, picture) for layer in layers]
     gain, loss = (torch.stack(part, -1) for part in zip(*effects, strict=True))  # [T, B, L]
     style, content = _scores(gain), _scores(loss)
     facts = _facts(model, positive, latents, seed) | {
@@ -109,7 +110,7 @@ class _Looks:
     ) -> None:
         self._latents, self._positive, self._sigmas, self._seed = latents, positive, sigmas, seed
         self._on_call = on_call
-        self._noise = comfy.sample.prepare_noise(latents, seed)
+        self._noise = noise_for(latents, seed)
 
     def predictions(self, model: ModelPatcher) -> list[torch.Tensor]:
         """Predicted pictures [B, C, h, w] at every noise level."""
@@ -131,9 +132,9 @@ class _Looks:
         look_at(model, {"positive": self._positive}, self._noise, self._sigmas, self._seed, look)
         return found
 
-    def effects(self, model: ModelPatcher, plain: list[torch.Tensor], reference: StyleReference) -> Effect:
-        """Gain and loss [T, B] of what a model does otherwise."""
-        target = _flat(model.model.process_latent_in(reference.latent[:1])).cpu()
+    def effects(self, model: ModelPatcher, plain: list[torch.Tensor], picture: torch.Tensor) -> Effect:
+        """Gain and loss [T, B] of what a model does otherwise, with the style of a latent `picture`."""
+        target = _flat(model.model.process_latent_in(picture[:1])).cpu()
         pairs = zip(plain, self.predictions(model), strict=True)
         found = [effect_of(one, other, target) for one, other in pairs]
         return Effect(*(torch.stack(part) for part in zip(*found, strict=True)))

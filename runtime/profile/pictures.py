@@ -29,9 +29,11 @@ class Picture(Protocol):
     @property
     def aspect(self) -> float:
         """Width over height."""
+        ...
 
     def fitted(self, width: int, height: int) -> torch.Tensor:
         """The picture [height, width, 3] in 0..1, scaled to cover that size and cropped at the centre."""
+        ...
 
 
 @dataclass(frozen=True)

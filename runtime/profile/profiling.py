@@ -19,6 +19,7 @@ from ...engine.sampling import MOST_PAIRS
 from ...engine.scoring import Scores, check_clusters, sureness
 from ..arch.fingerprint import fingerprint_of
 from ..arch.registry import architecture_of
+from ..runs.loaded import sampling_of
 from ..runs.probe import Conditioning
 from .capture import Level, capture, distances_of, measure
 from .clusters import Clusters, encode, native_side, picture_size
@@ -165,19 +166,19 @@ class Measurement:
 
 def noise_levels(model: ModelPatcher, count: int) -> torch.Tensor:
     """`count` sigmas, falling, evenly spaced in the variable of the model's schedule, from 2 % to nearly its end."""
-    sampling, noise = model.get_model_object("model_sampling"), noise_of(model)
+    sampling, noise = sampling_of(model), noise_of(model)
     high, low = (float(sampling.percent_to_sigma(percent)) for percent in (NOISIEST, CLEANEST[noise]))
     return evenly_spaced(high, low, count, noise)
 
 
 def noise_of(model: ModelPatcher) -> str:
     """The variable of a model's schedule: sigma of flow models ends at 1."""
-    return LOGIT if float(model.get_model_object("model_sampling").sigma_max) <= 1 else LOG
+    return LOGIT if float(sampling_of(model).sigma_max) <= 1 else LOG
 
 
 def percent_of(model: ModelPatcher, sigma: float) -> float:
     """Where in the model's schedule a noise level lies, 0 to 1, to 0.0001."""
-    to_sigma = model.get_model_object("model_sampling").percent_to_sigma
+    to_sigma = sampling_of(model).percent_to_sigma
     place = bisect.bisect_left(range(10001), -sigma, key=lambda place: -float(to_sigma(place / 10000)))
     return min(place, 10000) / 10000
 

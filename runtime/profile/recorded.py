@@ -11,7 +11,7 @@ import comfy.model_management
 import comfy.utils
 import torch
 
-from ...engine.divergence import between, pairwise
+from ...engine.divergence import among
 from ...engine.layers import LayerId
 from ...engine.moments import Moments
 from ...engine.profile import SensitivityProfile
@@ -77,9 +77,8 @@ def _add(recording: Recording, level: int, group: torch.Tensor, distance: str, s
 
 def _distances(moments: Moments, sides: Sequence[torch.Tensor], layer: LayerId, distance: str) -> torch.Tensor:
     """Distances [features, rows, columns] of one layer's moments [pictures, features, channels]."""
-    measured = pairwise if len(sides) == 1 else between
     try:
-        return measured(*(Moments(*(part[side] for part in moments)) for side in sides), distance)
+        return among([Moments(*(part[side] for part in moments)) for side in sides], distance)
     except ValueError as error:
         raise ValueError(
             f"The recording's features in layer {layer} are not finite numbers: the model gave NaN while it "

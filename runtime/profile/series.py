@@ -6,7 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -38,6 +38,10 @@ def scoring_of(
     return kind(series, subjects, groups, shape, seed)
 
 
+Kind = TypeVar("Kind", bound="Scoring")
+Plain = TypeVar("Plain", bound="_Plain")
+
+
 class Scoring(ABC):
     """Takes tiles of distances and gives scores and tests; what it holds does not grow with the pictures.
 
@@ -66,7 +70,7 @@ class Scoring(ABC):
     def _sums(self, shape: tuple[int, int], seed: int, sampled: Sequence[torch.Tensor]) -> Any:
         """The sums of one noise level."""
 
-    def emptied(self) -> Scoring:
+    def emptied(self: Kind) -> Kind:
         """The same with nothing in it, for other tiles of the series."""
         found = copy.copy(self)
         found._levels = [sums.emptied() for sums in self._levels]
@@ -115,7 +119,7 @@ class _Plain(Scoring):
         first = self.groups[0]  # where it is looked whether subjects recur
         self._typical = torch.zeros(len(first), len(first), dtype=torch.float64)
 
-    def emptied(self) -> Scoring:
+    def emptied(self: Plain) -> Plain:
         found = super().emptied()
         found._typical = torch.zeros_like(self._typical)
         return found

@@ -84,7 +84,7 @@ class Notices:
             yield
         except ValueError as problem:
             if not getattr(problem, "told", False) and _is_ours(problem):
-                problem.told = True  # by the innermost of several conditions
+                vars(problem)["told"] = True  # by the innermost of several conditions
                 self._tell(str(problem))
             raise
 

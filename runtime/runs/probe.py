@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
+import comfy.sample
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.samplers import CFGGuider
 
-Conditioning = list[list[Any]]
+Conditioning = Sequence[Sequence[Any]]
+"""ComfyUI's CONDITIONING: for each prompt its text [1, tokens, width] and everything else about it, by name."""
+
 Look = Callable[[CFGGuider, torch.Tensor, torch.Tensor, dict[str, Any]], None]
 
 
@@ -28,6 +31,11 @@ def look_at(
     guider = CFGGuider(model)
     guider.inner_set_conds(conds)
     guider.sample(noise, torch.zeros_like(noise), _Probe(look), sigmas, disable_pbar=True, seed=seed)
+
+
+def noise_for(latents: torch.Tensor, seed: int) -> torch.Tensor:
+    """The noise that a sampler draws for latents from `seed`, of their shape."""
+    return cast(torch.Tensor, comfy.sample.prepare_noise(latents, seed))  # nested for nested latents only
 
 
 class _Probe:

@@ -58,7 +58,7 @@ class GradSAMOutput(Method):
             passes = backward(noise, (probe for probe, *_ in groups), [call.output for call in traced])
             for (_, channel, points, signs), slopes in zip(groups, passes, strict=True):
                 for call, gradient in zip(traced, slopes, strict=True):
-                    own = nearest(points, call.grid, noise.shape[2:]).to(noise.device)
+                    own = nearest(points, call.grid, (noise.shape[2], noise.shape[3])).to(noise.device)
                     _book(found[:, :, channel], call, gradient.detach(), question.phrases, points, own, signs)
         return torch.stack([strength(each) for each in found])
 
@@ -69,7 +69,7 @@ _Group = tuple[torch.Tensor, int, torch.Tensor, torch.Tensor]
 
 def _groups(noise: torch.Tensor, apart: int, seed: int) -> Iterator[_Group]:
     generator = torch.Generator().manual_seed(seed)
-    for points in output_groups(tuple(noise.shape[2:]), apart):
+    for points in output_groups((noise.shape[2], noise.shape[3]), apart):
         for channel in range(noise.shape[1]):
             signs = (torch.randint(0, 2, (len(noise), len(points)), generator=generator) * 2 - 1).to(noise)
             probe = torch.zeros_like(noise)
