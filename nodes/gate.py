@@ -151,8 +151,9 @@ class CBSelectLayers(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, pin: str | None) -> bool | str:
+    def validate_inputs(cls, pin: str | None = None) -> bool | str:
         # One name only: core reports a problem once for every name that is declared here. execute() reads the others.
+        # None where it comes through a link, or where it is missing, which core says by itself.
         problem = _problem(pin)
         return True if problem is None else f"'pin': {problem}"
 
@@ -253,7 +254,7 @@ class CBLayerGate(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, layers: str | None) -> bool | str:
+    def validate_inputs(cls, layers: str | None = None) -> bool | str:
         problem = _problem(layers)
         return True if problem is None else f"'layers': {problem}"
 

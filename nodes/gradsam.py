@@ -74,7 +74,7 @@ class CBGradSAMMask(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, noise_levels: str | None) -> bool | str:
+    def validate_inputs(cls, noise_levels: str | None = None) -> bool | str:
         return problem_in("noise_levels", noise_levels) or True  # one name only, as in CBSelectLayers
 
     @classmethod
@@ -151,7 +151,7 @@ class CBGradSAMBlend(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, windows: str | None) -> bool | str:
+    def validate_inputs(cls, windows: str | None = None) -> bool | str:
         return problem_in("windows", windows) or True  # one name only, as in CBSelectLayers
 
     @classmethod

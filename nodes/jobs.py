@@ -181,7 +181,7 @@ class CBStyleFromPicture(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, pin: str | None) -> bool | str:
+    def validate_inputs(cls, pin: str | None = None) -> bool | str:
         return CBSelectLayers.validate_inputs(pin)
 
     @classmethod
@@ -252,7 +252,7 @@ class CBKeepSubject(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, windows: str | None) -> bool | str:
+    def validate_inputs(cls, windows: str | None = None) -> bool | str:
         return problem_in("windows", windows) or True
 
     @classmethod
@@ -346,7 +346,7 @@ class CBStyleAndStructure(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, pin: str | None) -> bool | str:
+    def validate_inputs(cls, pin: str | None = None) -> bool | str:
         return CBSelectLayers.validate_inputs(pin)
 
     @classmethod

@@ -152,9 +152,10 @@ class CBLoadImageClusters(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, folder: str) -> bool | str:
+    def validate_inputs(cls, folder: str | None = None) -> bool | str:
         try:
-            _cluster_folder(folder)
+            if folder is not None:  # as in CBSelectLayers
+                _cluster_folder(str(folder))
         except ValueError as error:
             return str(error)
         return True
@@ -249,9 +250,10 @@ class CBLoadSensitivityProfile(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, profile: str) -> bool | str:
+    def validate_inputs(cls, profile: str | None = None) -> bool | str:
         try:
-            profile_path(profile)
+            if profile is not None:  # as in CBSelectLayers
+                profile_path(str(profile))
         except ValueError as error:
             return str(error)
         return True

@@ -175,9 +175,9 @@ class CBProfileFromRecording(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, series: str | None) -> bool | str:
+    def validate_inputs(cls, series: str | None = None) -> bool | str:
         try:
-            if series is not None:  # None comes through a link
+            if series is not None:
                 recording_folder(series)
         except ValueError as error:
             return str(error)

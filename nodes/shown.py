@@ -13,6 +13,7 @@ from comfy_api.latest import io
 
 from ..engine.profile import SensitivityProfile
 from ..engine.profile_file import digest
+from .widgets import unknown_choice
 
 SUMMARY, PROFILE, STRIP = "cb_summary", "cb_profile", "cb_strip"  # keys of the `ui` output that js/ reads
 COMPARED = "cb_compared"
@@ -46,10 +47,15 @@ def layer_map(profile: SensitivityProfile) -> dict[str, list[str]]:
 
 
 def timed(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
-    """An execute() whose summary ends in the seconds that it took, where anybody would notice them."""
+    """An execute() that is not run with unknown choices, and whose summary ends in the seconds that it took.
+
+    Only where anybody would notice them.
+    """
 
     @wraps(execute)
     def run(cls: type[io.ComfyNode], *args: Any, **kwargs: Any) -> io.NodeOutput:
+        if problem := unknown_choice(cls, kwargs):
+            raise ValueError(problem)
         start = time.perf_counter()
         output = execute(cls, *args, **kwargs)
         shown = output.ui if isinstance(output.ui, Mapping) else output.ui.as_dict() if output.ui else {}

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from inspect import signature
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..engine.gates import LayerGate, WindowReversed, windowed
 from ..engine.texts import quoted, shortened
+
+MOST_NAMED = 20  # choices that a sentence lists
 
 
 def advanced(widget: io.Input) -> io.Input:
@@ -64,9 +67,19 @@ def out_of_range(inputs: Iterable[io.Input], values: Mapping[str, Any]) -> str |
     return next((problem for problem in problems if problem), None)
 
 
+def unknown_choice(node: type[io.ComfyNode], values: Mapping[str, Any]) -> str | None:
+    """What is wrong with the choices that reach a node's execute(): core lets through any that comes over a link.
+
+    Names of files are left to nodes whose validate_inputs reads them.
+    """
+    read = signature(node.validate_inputs).parameters
+    choices = (each for each in node.define_schema().inputs if isinstance(each, io.Combo.Input))
+    return out_of_range((each for each in choices if each.id not in read), values)
+
+
 def _problem(widget: io.Input, value: Any) -> str | None:
     if isinstance(widget, io.Combo.Input) and value not in widget.options:
-        offered = ", ".join(map(str, widget.options))
+        offered = ", ".join(map(str, widget.options)) if len(widget.options) <= MOST_NAMED else "the list"
         return f"'{widget.id}': there is no {quoted(value)}: choose one of {offered}."
     if isinstance(widget, io.Float.Input | io.Int.Input) and not widget.min <= value <= widget.max:
         return f"'{widget.id}' is {shortened(value)}: enter a number from {widget.min:g} to {widget.max:g}."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from typing import Any
 
@@ -92,10 +91,11 @@ def test_a_stranger_passes_through_with_its_note() -> None:
     assert found is stranger and words.endswith("left as it is.")
 
 
-def test_wrong_weights_are_refused_before_the_graph_runs() -> None:
-    check = BY_ID["CBGateControlNet"].validate_inputs
-    assert re.match(r"'weights': Expected a weight at character 5;.*\n1x9 oops\n {4}\^", check("weights", "1x9 oops"))
-    assert check("paper", "1x9 oops") is True and check("weights", "1x9 m1") is True and check("weights", None) is True
+def test_wrong_weights_are_refused_where_they_count() -> None:
+    control = tiny_controlnet("sd15")
+    with pytest.raises(ValueError, match=r"'weights': Expected a weight at character 5;.*\n1x9 oops\n {4}\^"):
+        call("CBGateControlNet", control_net=control, policy="weights", weights="1x9 oops")
+    call("CBGateControlNet", control_net=control, policy="paper", weights="1x9 oops")
 
 
 def test_ranked_without_a_profile_is_refused() -> None:
