@@ -44,6 +44,7 @@ class Muon:
     def __init__(self, weights: list[Tensor], momentum: float = 0.95, decay: float = 0.01) -> None:
         self.weights, self.momentum, self.decay = weights, momentum, decay
         self.moments = [torch.zeros_like(weight) for weight in weights]
+        self.scales = [max(1.0, len(weight) / weight[0].numel()) ** 0.5 for weight in weights]
         self.grouped = bool(weights) and weights[0].is_cuda
         together = torch.distributed.is_initialized()
         self.rank, self.ranks = (
@@ -52,19 +53,23 @@ class Muon:
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
-        for weight, update in zip(self.weights, self.exchanged(self.updates()), strict=True):
-            scale = max(1.0, len(update) / update[0].numel()) ** 0.5
-            weight.mul_(1 - rate * self.decay).add_(update, alpha=-rate * scale)
+        if not self.weights:
+            return
+        updates = self.exchanged(self.updates())
+        torch._foreach_mul_(updates, self.scales)
+        torch._foreach_mul_(self.weights, 1 - rate * self.decay)
+        torch._foreach_add_(self.weights, updates, alpha=-rate)
 
     def updates(self) -> list[Tensor]:
         """One per weight; zeros for those that are another process's."""
-        for weight, moment in zip(self.weights, self.moments, strict=True):
-            moment.lerp_(weight.grad, 1 - self.momentum)
-        results = [torch.zeros_like(weight) for weight in self.weights]
+        gradients = [weight.grad for weight in self.weights]
+        torch._foreach_lerp_(self.moments, gradients, 1 - self.momentum)
+        ahead = torch._foreach_lerp(gradients, self.moments, self.momentum)
+        results = [torch.zeros_like(weight) if self.ranks > 1 else weight for weight in self.weights]
         for alike in self.mine():
-            looking_ahead = [self.weights[n].grad.lerp(self.moments[n], self.momentum).flatten(1) for n in alike]
-            for number, update in zip(alike, orthogonal(torch.stack(looking_ahead)), strict=True):
-                results[number].copy_(update.view(results[number].shape))
+            updates = orthogonal(torch.stack([ahead[number].flatten(1) for number in alike]))
+            for number, update in zip(alike, updates, strict=True):
+                results[number] = update.view(results[number].shape)
         return results
 
     def mine(self) -> list[list[int]]:

@@ -65,6 +65,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--prepared", type=Path, default=PREPARED, help="where `prepare` put atlas and words")
     parser.add_argument("--out", type=Path, default=ROOT / "demo" / "drawn" / "weights")
     parser.add_argument("--start", type=Path, default=ROOT / "demo" / "weights" / "autoencoder.safetensors")
+    parser.add_argument("--begin", type=Path, help="a folder with weights of UNet and text encoder to go on from")
+    parser.add_argument("--record", action="store_true", help="on a GPU, record steps once and replay them")
     parser.add_argument("--processes", type=int, help="processes that share each step; a CPU's cores by default")
     options = parser.parse_args(argv)
     complete(options, parser)
@@ -86,6 +88,7 @@ def complete(options: argparse.Namespace, parser: argparse.ArgumentParser) -> No
     if not 2 <= options.subjects <= len(subjects.KNOWN_SUBJECTS):
         parser.error(f"--subjects must lie between 2 and {len(subjects.KNOWN_SUBJECTS)}.")
     options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    options.record = options.record and options.device == "cuda"
     options.dtype = nets.fast_dtype(options.device)
     for name, value in SIZES[options.device].items():
         if getattr(options, name, None) is None:

@@ -65,8 +65,10 @@ class Trainer:
         self.masters = [p.detach().float().clone() for p in self.weights]
         share_start(self.masters)
         self.averages = [p.clone() for p in self.masters]
-        for master in self.masters:
-            master.grad = torch.zeros_like(master)
+        self.gradients = torch.zeros(sum(p.numel() for p in self.masters), device=self.masters[0].device)
+        parts = self.gradients.split([p.numel() for p in self.masters])
+        for master, part in zip(self.masters, parts, strict=True):
+            master.grad = part.as_strided(master.shape, master.stride())  # a fused step needs one layout
         orthogonal = layer_matrices(modules) if muon_rate else set()
         of_muon = [id(weight) in orthogonal for weight in self.weights]
         self.muon = Muon([m for m, chosen in zip(self.masters, of_muon, strict=True) if chosen])
@@ -76,15 +78,15 @@ class Trainer:
 
     def step(self, loss: Tensor, progress: float) -> None:
         loss.backward()
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.weights]
-        torch._foreach_copy_([p.grad for p in self.masters], grads)
+        self.apply(taken_gradients(self.weights), progress)
+
+    def apply(self, gradients: list[Tensor], progress: float) -> None:
+        """One step along gradients of the weights."""
+        torch._foreach_copy_([p.grad for p in self.masters], gradients)
         if torch.distributed.is_initialized():
-            share_gradients([p.grad for p in self.masters])
-        for weight in self.weights:
-            weight.grad = None
-        if self.masters[0].is_cuda:  # one bad number in bfloat16 must not cost ten minutes of a GPU
-            for master in self.masters:
-                master.grad.nan_to_num_(0.0, 0.0, 0.0)
+            share_gradients(self.gradients)
+        if self.gradients.is_cuda:  # one bad number in bfloat16 must not cost ten minutes of a GPU
+            self.gradients.nan_to_num_(0.0, 0.0, 0.0)
         nn.utils.clip_grad_norm_(self.masters, 1.0, foreach=True)
         warmth, decay = min(1.0, (progress + 1e-3) / 0.03), 0.5 + 0.5 * math.cos(math.pi * progress)
         self.adamw.param_groups[0]["lr"] = self.rate * warmth * decay
@@ -143,9 +145,15 @@ def share_start(weights: list[Tensor]) -> None:
             torch.distributed.broadcast(weight, 0)
 
 
-def share_gradients(grads: list[Tensor]) -> None:
+def share_gradients(gradients: Tensor) -> None:
     """Average gradients over the processes, in one message."""
-    message = torch.cat([grad.flatten() for grad in grads])
-    torch.distributed.all_reduce(message)
-    parts = (message / torch.distributed.get_world_size()).split([grad.numel() for grad in grads])
-    torch._foreach_copy_(grads, [part.view_as(grad) for part, grad in zip(parts, grads, strict=True)])
+    torch.distributed.all_reduce(gradients)
+    gradients /= torch.distributed.get_world_size()
+
+
+def taken_gradients(weights: list[Tensor]) -> list[Tensor]:
+    """The weights' gradients, zero where there are none, which the weights keep no longer."""
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in weights]
+    for weight in weights:
+        weight.grad = None
+    return gradients

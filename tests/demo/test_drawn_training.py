@@ -63,19 +63,19 @@ def test_a_training_that_was_killed_ends_where_it_would_have(
         if part == "unet":
             (folder / "autoencoder.safetensors").write_bytes((trained / "autoencoder.safetensors").read_bytes())
     order = [part, *TINY, "--samples", "20", "--prepared", str(prepared)]
-    step = Trainer.step
+    apply = Trainer.apply
 
-    def dies(self: Trainer, loss: torch.Tensor, progress: float) -> None:
+    def dies(self: Trainer, gradients: list[torch.Tensor], progress: float) -> None:
         if self.count == 3:
             raise KeyboardInterrupt
-        step(self, loss, progress)
+        apply(self, gradients, progress)
 
     with torch.enable_grad():
         train.main([*order, "--out", str(whole)])
-        monkeypatch.setattr(Trainer, "step", dies)
+        monkeypatch.setattr(Trainer, "apply", dies)
         with pytest.raises(KeyboardInterrupt):
             train.main([*order, "--out", str(killed)])
-        monkeypatch.setattr(Trainer, "step", step)
+        monkeypatch.setattr(Trainer, "apply", apply)
         assert not train.finished(part, train_options(killed))
         train.main([*order, "--out", str(killed)])
     one, other = (load_file(folder / f"{part}.safetensors") for folder in (whole, killed))
@@ -179,4 +179,20 @@ def test_networks_begin_as_they_should() -> None:
     with torch.no_grad():
         assert not model(latents, torch.tensor([0.5]), words, torch.randn(1, 128)).any()
     assert sum(p.numel() for p in model.parameters()) < 10e6
-    assert sum(p.numel() for p in nets.new_unet("cpu").parameters()) < 11e6
+    assert sum(p.numel() for p in nets.new_unet("cpu").parameters()) < 12e6
+
+
+def test_gradients_lie_in_memory_as_their_weights_do() -> None:
+    net = torch.nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)
+    trainer = Trainer(net, rate=1e-3)
+    assert all(master.grad.stride() == master.stride() for master in trainer.masters)
+    assert sum(master.grad.numel() for master in trainer.masters) == len(trainer.gradients)
+
+
+def test_a_training_goes_on_from_weights(trained: Path, prepared: Path, tmp_path: Path) -> None:
+    (tmp_path / "autoencoder.safetensors").write_bytes((trained / "autoencoder.safetensors").read_bytes())
+    order = ["unet", *TINY, "--samples", "1", "--rate", "0", "--prepared", str(prepared), "--out", str(tmp_path)]
+    with torch.enable_grad():
+        train.main([*order, "--begin", str(trained)])
+    before, after = (load_file(folder / "unet.safetensors") for folder in (trained, tmp_path))
+    assert all(torch.equal(before[name], after[name]) for name in before)

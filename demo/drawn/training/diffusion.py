@@ -22,7 +22,7 @@ class Batch(NamedTuple):
     masks: Tensor  # [B, S, h, w] in [0, 1], of subjects that follow
     subject: Tensor  # [B, S], NOTHING where there is none
     captions: Tensor  # [B, 77]
-    drift: Tensor | float  # [B, 8, h, w]
+    drift: Tensor  # [B, 8, h, w]
 
 
 def couples(pool: Pool, count: int) -> Batch:
@@ -54,7 +54,7 @@ def diptychs(pool: Pool, count: int) -> Batch:
         torch.cat([left, right], 1).float() / 255,
         pairs.subject.flatten(1),
         pairs.sheet_captions.long(),
-        0.0,
+        torch.zeros_like(left[:, :1], dtype=torch.float32),
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import Upsample
@@ -14,6 +16,7 @@ from demo.drawn import nets
 from demo.drawn.training.autoencoder import load_autoencoder
 from demo.drawn.training.diffusion import LOSS_SHARES, Batch, SubjectHead, couples, diptychs, subject_weighted
 from demo.drawn.training.pool import Pool, World, new_pool
+from demo.drawn.training.recorded import stepper
 from demo.drawn.training.run import Run
 from demo.drawn.training.sampling import painted_sheet
 from demo.drawn.words import Vocabulary
@@ -28,6 +31,7 @@ from demo.training.diffusion import (
 )
 from demo.training.loop import Trainer, save
 
+Kind = Callable[[Pool, int], Batch]
 LEAN = 1.2  # a little denser toward the noisy end, where it is decided what is where
 
 
@@ -40,16 +44,22 @@ def train_unet(options: argparse.Namespace, world: World) -> None:
     """
     unet = nets.new_unet(options.device).to(options.dtype, memory_format=torch.channels_last)
     text = new_text(world.vocabulary, options)
+    begin_with(unet, text, options, world)
     pupil = Pupil(unet, text, options)
     trainer = Trainer(pupil, rate=options.rate, muon_rate=10 * options.rate, average=options.average)
     run = Run("unet", options, trainer)
     vae = load_autoencoder(options)
     pool = new_pool(world, vae, options, options.pool)
     pool.fill(run.step)
+    learn = {
+        kind: stepper(partial(pupil.losses, kind), LOSS_SHARES, trainer.weights, options.record)
+        for kind in (couples, diptychs)
+    }
     for progress, speak in run.steps(options.batch):
-        losses = pupil.diptychs(pool, options.batch) if run.step % 4 == 3 else pupil.couples(pool, options.batch)
+        kind = diptychs if run.step % 4 == 3 else couples
+        losses, gradients = learn[kind](pupil.inputs(kind, pool, options.batch))
         pool.renew(run.step)
-        trainer.step(sum(share * losses[name] for name, share in LOSS_SHARES.items()), progress)
+        trainer.apply(gradients, progress)
         if speak:
             print(", ".join(f"{name} {loss.item():.4f}" for name, loss in losses.items()), flush=True)
     trainer.use_averages()
@@ -64,6 +74,14 @@ def new_text(vocabulary: Vocabulary, options: argparse.Namespace) -> nn.Module:
     """An untrained text encoder on the world's own words."""
     tokens = vocabulary.tokens.to(options.device)
     return text_nets.with_vocabulary(text_nets.new_text_model(options.device), tokens).to(options.dtype)
+
+
+def begin_with(unet: nn.Module, text: nn.Module, options: argparse.Namespace, world: World) -> None:
+    """Weights of an earlier training, where a folder of them is given."""
+    if options.begin:
+        unet.load_state_dict(load_file(options.begin / "unet.safetensors"))
+        packed = load_file(options.begin / "text_encoder.safetensors")
+        text_nets.load_packed_text_weights(text, packed, world.vocabulary.tokens)
 
 
 def load_painters(options: argparse.Namespace, world: World) -> tuple[nn.Module, nn.Module]:
@@ -102,26 +120,26 @@ class Pupil(nn.Module):
     def keep(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self.features = inputs[0]  # [B, C, 16, 16]: the transformers' last word
 
-    def couples(self, pool: Pool, count: int) -> dict[str, Tensor]:
-        batch = couples(pool, count)
-        times = drawn_times(len(batch.latents) // 2, batch.latents.device, LEAN).repeat(2)
-        return self.losses(batch, times, coupled_attention)
+    def inputs(self, kind: Kind, pool: Pool, count: int) -> list[Tensor]:
+        """Noise levels and a batch; both of a couple are equally noisy."""
+        batch = kind(pool, count)
+        alike = 2 if kind is couples else 1
+        times = drawn_times(len(batch.latents) // alike, batch.latents.device, LEAN).repeat(alike)
+        return [times, *batch]
 
-    def diptychs(self, pool: Pool, count: int) -> dict[str, Tensor]:
-        batch = diptychs(pool, count)
-        return self.losses(batch, drawn_times(len(batch.latents), batch.latents.device, LEAN), plain_attention)
-
-    def losses(self, batch: Batch, times: Tensor, attention: object) -> dict[str, Tensor]:
+    def losses(self, kind: Kind, times: Tensor, *parts: Tensor) -> dict[str, Tensor]:
         """How far off the pictures are, at three scales, and what the head tells of their subjects."""
+        batch = Batch(*parts)
         noisy, target = noised(batch.latents, times, self.dtype, batch.drift)
-        options = {"optimized_attention_override": attention}
+        options = {"optimized_attention_override": coupled_attention if kind is couples else plain_attention}
         with OutOfPlace():
             context, y = encoded_prompts(self.text, batch.captions, self.dtype)
             predicted = self.unet(noisy, times, context, y=y, transformer_options=options).float()
         error = predicted - target
+        features, self.features = self.features, None  # which would keep this step's whole graph alive
         return {
             "pictures": subject_weighted(error.square().mean(1), batch.masks),
             "patches": pooled_error(error, times, 4, batch.drift),
             "colours": pooled_error(error, times, nets.CELLS // 2, batch.drift),
-            "subjects": self.head(self.features, batch),
+            "subjects": self.head(features, batch),
         }
