@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import reduce
 from typing import Any
 
 import torch
 
-from .profile import SensitivityProfile, by_content
+from .profile import SensitivityProfile, by_content, common_features
 from .scoring import Scores
 
 CONTRASTED = "difference of two standardised scores: negative where the first question is the one that a layer encodes"
+
+
+class TooFewProfiles(ValueError):
+    """One profile, or none: there is nothing to combine."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(f"There is {'one' if count else 'no'} profile to combine: two or more are needed.")
+        self.count = count
 
 
 def trimmed_mean(profiles: Sequence[SensitivityProfile]) -> SensitivityProfile:
@@ -21,10 +28,10 @@ def trimmed_mean(profiles: Sequence[SensitivityProfile]) -> SensitivityProfile:
     As in combine_gradings.py, the paper's analysis code (arXiv 2412.19853); of two profiles the plain mean. Read at the
     first one's noise levels, with the features that all have.
     Content scores are kept, without an interval, where all profiles have them.
-    Raises ValueError for fewer than two profiles, or for profiles of different layers or without a common feature.
+    Raises TooFewProfiles for fewer than two, ProfilesDiffer or NoCommonFeature for those that do not go together.
     """
     if len(profiles) < 2:
-        raise ValueError("There is one profile to combine: connect two or more.")
+        raise TooFewProfiles(len(profiles))
     made = _made(profiles, _trimmed(profiles), " and ", f"trimmed mean of {len(profiles)} profiles")
     if any(profile.content is None for profile in profiles):
         return made
@@ -42,6 +49,7 @@ def contrast(wanted: SensitivityProfile, unwanted: SensitivityProfile) -> Sensit
 
     Both are standardised over the layers of each feature and noise level before they are subtracted: two series spread
     their scores differently, and a ranking knows no unit.
+    Raises ProfilesDiffer or NoCommonFeature where the two do not go together.
     """
     first, second = _aligned([wanted, unwanted])
     difference = _standardised(first) - _standardised(second)
@@ -51,28 +59,15 @@ def contrast(wanted: SensitivityProfile, unwanted: SensitivityProfile) -> Sensit
 def low_content(profile: SensitivityProfile) -> SensitivityProfile:
     """The contrast of a crossed series' two scores: low where a layer follows the style and not the subject.
 
-    Raises ValueError where the profile holds no content scores.
+    Raises NoContentScores where the profile holds none.
     """
     return contrast(profile, by_content(profile))
 
 
 def _aligned(profiles: Sequence[SensitivityProfile]) -> torch.Tensor:
     """Scores [profiles, F, T, L] on the first one's layers and noise levels, over the common features."""
-    first, features = profiles[0], _common_features(profiles)
-    for number, other in enumerate(profiles[1:], 2):
-        if set(other.layers) != set(first.layers):
-            raise ValueError(
-                f"Profile {number} was measured on {len(other.layers)} layers and profile 1 on {len(first.layers)} of "
-                "another architecture: combine profiles of one architecture only."
-            )
+    first, features = profiles[0], common_features(profiles)
     return torch.stack([_read_like(first, other, features) for other in profiles])
-
-
-def _common_features(profiles: Sequence[SensitivityProfile]) -> tuple[str, ...]:
-    shared = reduce(set.intersection, (set(profile.features) for profile in profiles))
-    if not shared:
-        raise ValueError("The profiles have no feature in common: measure them with the same features (q and k).")
-    return tuple(feature for feature in profiles[0].features if feature in shared)
 
 
 def _read_like(first: SensitivityProfile, other: SensitivityProfile, features: Sequence[str]) -> torch.Tensor:
@@ -105,6 +100,6 @@ def _made(
     models = [fact.get("model") or {} for fact in facts]
     if models[0] and all(model.get("weights") == models[0].get("weights") for model in models):
         provenance["model"] = models[0]
-    features = _common_features(profiles)
+    features = common_features(profiles)
     first = profiles[0]
     return SensitivityProfile(first.layers, features, first.sigmas, scores, provenance=provenance, noise=first.noise)

@@ -10,7 +10,7 @@ import torch
 from scipy.stats import kendalltau
 
 from .agreement import spearman
-from .profile import SensitivityProfile
+from .profile import SensitivityProfile, common_features
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,9 @@ class Comparison:
 def compare(one: SensitivityProfile, other: SensitivityProfile, count: int) -> Comparison:
     """The agreement of two profiles of one architecture; `count` layers are looked at for the overlap.
 
-    Raises LayersDiffer for other layers, and ValueError without a common feature.
+    Raises ProfilesDiffer for other layers, and NoCommonFeature without one.
     """
-    order = other.aligned(one.layers)
-    features = tuple(feature for feature in one.features if feature in other.features)
-    if not features:
-        raise ValueError("The profiles have no feature in common: measure both with the same 'features'.")
+    features, order = common_features([one, other]), other.aligned(one.layers)
     pairs = [
         [(one.at(sigma, feature), other.at(sigma, feature)[order]) for sigma in one.sigmas.tolist()]
         for feature in features

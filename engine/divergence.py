@@ -28,12 +28,19 @@ KNOTS = 64  # where the table is computed; a cubic spline carries it to the cell
 HALF_SHIFT, HALF_STRETCH = 4.0, 2.0  # the values half way along the table's sides
 
 
+class FeaturesNotFinite(ValueError):
+    """Moments that hold NaN or infinity."""
+
+    def __init__(self) -> None:
+        super().__init__("The model's features are not finite numbers (NaN or infinite).")
+
+
 def pairwise(moments: Moments, distance: str) -> torch.Tensor:
     """Distances [groups, images, images] from moments [images, groups, channels]; float64, symmetric, zero diagonal.
 
     A group is one feature of one layer; each is a set of images of its own. `distance` names an entry of DISTANCES; a
     value is the mean over channels of the divergence of two 1-D Gaussians.
-    Raises ValueError on moments that are not finite.
+    Raises FeaturesNotFinite.
     """
     images, groups, channels = moments.mean.shape
     found = moments.mean.new_zeros(groups, images, images, dtype=torch.float64)
@@ -66,7 +73,7 @@ def _fill(
 ) -> None:
     """Put the distances of tiles (rows, columns) into `found` [groups, rows, columns]."""
     if not all(bool(part.isfinite().all()) for moments in (one, others) for part in moments):
-        raise ValueError("The model's features are not finite numbers (NaN or infinite).")
+        raise FeaturesNotFinite
     measure = DISTANCES[distance]
 
     @torch.inference_mode()

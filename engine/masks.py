@@ -13,10 +13,41 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from .texts import quoted
+
+
+class UnknownRule(ValueError):
+    """A rule for the threshold that is none of RULES."""
+
+    def __init__(self, rule: str) -> None:
+        super().__init__(f"There is no rule {quoted(rule)} for the threshold: choose one of {', '.join(RULES)}.")
+        self.rule = rule
+
+
+class NoShare(ValueError):
+    """An amount that should be a share of the picture."""
+
+    def __init__(self, amount: float) -> None:
+        super().__init__(f"A share of the picture lies between 0 and 1, and this one is {amount:g}.")
+        self.amount = amount
+
+
+class MapNotFinite(ValueError):
+    """A map that holds NaN or infinity."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The attribution holds numbers that are not finite: look for NaN in the latent or the model, or start "
+            "ComfyUI in a higher precision."
+        )
+
 
 @dataclass(frozen=True)
 class MaskSettings:
-    """How a map becomes a mask. `amount` is c of `mean + c std`, or the share of `top share`; Otsu's rule has none."""
+    """How a map becomes a mask. `amount` is c of `mean + c std`, or the share of `top share`; Otsu's rule has none.
+
+    Raises UnknownRule or NoShare.
+    """
 
     blur: float = 0.7
     rule: str = "mean + c std"
@@ -27,21 +58,18 @@ class MaskSettings:
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
-            raise ValueError(f"'threshold' is '{self.rule}'; choose one of {', '.join(RULES)}.")
+            raise UnknownRule(self.rule)
         if self.rule == TOP_SHARE and not 0 <= self.amount <= 1:
-            raise ValueError(f"'amount' is {self.amount:g}, but a share of the picture lies between 0 and 1.")
+            raise NoShare(self.amount)
 
 
 def mask_of(maps: torch.Tensor, settings: MaskSettings, scale: float = 1.0) -> torch.Tensor:
     """The mask [B, h, w] in [0, 1] of the subjects' maps [S, B, h, w]; 1 is the subject.
 
-    Every subject has its own threshold and the mask is their union. Raises ValueError when a map is not finite.
+    Every subject has its own threshold and the mask is their union. Raises MapNotFinite.
     """
     if not maps.isfinite().all():
-        raise ValueError(
-            "The attribution holds numbers that are not finite: look for NaN in 'latent' or 'model', or start "
-            "ComfyUI in a higher precision."
-        )
+        raise MapNotFinite
     smooth = torch.stack([blurred(part, settings.blur * scale) for part in maps])
     inside = torch.stack([part > RULES[settings.rule](part, settings.amount) for part in smooth]).any(0)
     mask = feathered(dilated(inside, settings.dilate * scale), settings.feather * scale)
@@ -62,8 +90,8 @@ def _filters() -> ModuleType:
         import kornia.filters
     except ImportError as error:
         raise ImportError(
-            "'blur' needs the package kornia, which cannot be imported: run `pip install kornia` in ComfyUI's Python, "
-            f"or set 'blur' to 0 ({error})."
+            "A blur needs the package kornia, which cannot be imported: run `pip install kornia` in ComfyUI's Python, "
+            f"or set the blur to 0 ({error})."
         ) from error
     return kornia.filters
 

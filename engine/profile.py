@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -26,6 +27,35 @@ class LayersDiffer(ValueError):
             f"The profile was measured on {len(self.mine)} attention layers and the model has {len(self.theirs)} "
             f"({spelled(self.mine)} and {spelled(self.theirs)}): pick a profile of this architecture, or measure one "
             "with Profile Sensitivity."
+        )
+
+
+class ProfilesDiffer(ValueError):
+    """Of several profiles, number `number` (from 1) ranks other layers, `mine`, than the first, `theirs`."""
+
+    def __init__(self, number: int, mine: Iterable[LayerId], theirs: Iterable[LayerId]) -> None:
+        self.number, self.mine, self.theirs = number, frozenset(mine), frozenset(theirs)
+        super().__init__(
+            f"Profile {number} was measured on {len(self.mine)} layers and profile 1 on {len(self.theirs)} of another "
+            "architecture: only profiles of one architecture can be compared."
+        )
+
+
+class NoCommonFeature(ValueError):
+    """Profiles that have no feature in common; `features` are those of each."""
+
+    def __init__(self, features: Iterable[Sequence[str]]) -> None:
+        self.features = tuple(map(tuple, features))
+        self.listed = "; ".join(" and ".join(each) for each in self.features)
+        super().__init__(f"The profiles have no feature in common ({self.listed}): measure the same ones for all.")
+
+
+class NoContentScores(ValueError):
+    """A profile that was measured on a series without subjects."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The profile holds no content scores: measure it on a crossed series, the same subjects in every style."
         )
 
 
@@ -73,16 +103,28 @@ class SensitivityProfile:
         return [known[layer] for layer in layers]
 
 
+def common_features(profiles: Sequence[SensitivityProfile]) -> tuple[str, ...]:
+    """The features that all of some profiles of one architecture hold, in the first one's order.
+
+    Raises ProfilesDiffer or NoCommonFeature where they cannot be held against each other.
+    """
+    first = profiles[0]
+    for number, other in enumerate(profiles[1:], 2):
+        if set(other.layers) != set(first.layers):
+            raise ProfilesDiffer(number, other.layers, first.layers)
+    shared = reduce(set.intersection, (set(profile.features) for profile in profiles))
+    if not shared:
+        raise NoCommonFeature(profile.features for profile in profiles)
+    return tuple(feature for feature in first.features if feature in shared)
+
+
 def by_content(profile: SensitivityProfile) -> SensitivityProfile:
     """The profile with its content scores in the place of the scores.
 
-    Raises ValueError where it was measured on a series without subjects.
+    Raises NoContentScores where it was measured on a series without subjects.
     """
     if profile.content is None:
-        raise ValueError(
-            "'profile' holds no content scores: measure it on a crossed series, the same subjects in every style, "
-            "with Profile Sensitivity."
-        )
+        raise NoContentScores
     facts = {**profile.provenance, "what": "content"} | _content_separation(profile.provenance)
     score, low, high = profile.content
     return replace(profile, scores=score, low=low, high=high, content=None, provenance=facts)

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from .texts import quoted
+
 BOOTSTRAPS = 1000
 PERMUTATIONS = 999
 MASK_ELEMENTS = 1 << 22  # of pair masks at once, so that shuffles of many pictures stay small
@@ -28,15 +30,31 @@ class Separation(NamedTuple):
     each: torch.Tensor
 
 
+class TooFewClusters(ValueError):
+    """One cluster, or none: there is nothing to tell apart."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(f"There is {'one' if count else 'no'} cluster: two or more are needed, to tell them apart.")
+        self.count = count
+
+
+class TooFewImages(ValueError):
+    """A cluster of one image, or of none: it holds no pair."""
+
+    def __init__(self, cluster: str, count: int) -> None:
+        images = "one image" if count else "no image"
+        super().__init__(f"The cluster {quoted(cluster)} has {images}: two or more are needed.")
+        self.cluster, self.count = cluster, count
+
+
 def check_clusters(labels: Sequence[int], names: Sequence[str]) -> None:
-    """Raises ValueError unless there are two clusters or more, of two images or more each."""
+    """Raises TooFewClusters or TooFewImages unless there are two clusters or more, of two images or more each."""
     if len(names) < 2:
-        count = "one cluster" if names else "no cluster"
-        raise ValueError(f"'clusters' holds {count}: give it two or more, so that there is something to tell apart.")
+        raise TooFewClusters(len(names))
     counts = torch.bincount(torch.as_tensor(labels), minlength=len(names)).tolist()
     for name, count in zip(names, counts, strict=True):
         if count < 2:
-            raise ValueError(f"'clusters': '{name}' has {count} image{'' if count == 1 else 's'}; give it two or more.")
+            raise TooFewImages(name, count)
 
 
 def shuffled_inside(labels: torch.Tensor, groups: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:

@@ -23,6 +23,26 @@ from .layers import LayerId
 from .profile import SensitivityProfile
 from .texts import quoted
 
+
+class NotRankable(ValueError):
+    """Residual slots that no profile can rank; `why` is a clause."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"This model's residual slots cannot be ranked, as {why}.")
+        self.why = why
+
+
+class SlotsDiffer(ValueError):
+    """Weights by hand for `found` slots, written as `text`, and a model with `slots`."""
+
+    def __init__(self, found: int, slots: int, text: str) -> None:
+        super().__init__(
+            f"There are {found} weights besides the middle one and this model has {slots} residual slots: write "
+            f"{slots}, such as 1x{slots} ({quoted(text.strip())})."
+        )
+        self.found, self.slots, self.text = found, slots, text
+
+
 Residuals = dict[str, list[torch.Tensor | None]]
 """What a ControlNet returns: "output" (to skips), "middle" and "input" (T2I adapters: to the block's own output)."""
 
@@ -79,15 +99,12 @@ def slot_scores(profile: SensitivityProfile, sigma: float, layout: SlotLayout) -
     """Scores [slots] at a noise level: the mean over the layers each slot feeds and over the measured features.
 
     Lower = the slot speaks to layers that are more sensitive to what the profile measures.
-    Raises ValueError when the profile belongs to another architecture or the output blocks have no attention.
+    Raises LayersDiffer when the profile belongs to another architecture, NotRankable when slots speak to no layer.
     """
     if layout.parts:
-        raise ValueError(
-            "'policy' ranked needs a UNet: it is not known which layers of a transformer a residual speaks to. Choose "
-            "paper or weights."
-        )
+        raise NotRankable("it is not known which layers of a transformer a residual speaks to")
     if not all(layout.feeds):
-        raise ValueError("'policy' ranked needs attention in the UNet's output blocks: choose paper or weights.")
+        raise NotRankable("the UNet's output blocks have no attention")
     by_layer = torch.stack([profile.at(sigma, feature) for feature in profile.features]).double().mean(0)
     in_order = dict(zip(layout.layers, by_layer[profile.aligned(layout.layers)], strict=True))
     return torch.stack([torch.stack([in_order[layer] for layer in fed]).mean() for fed in layout.feeds])
@@ -98,7 +115,7 @@ class StructureGate(ABC):
 
     @abstractmethod
     def weights(self, sigma: float, layout: SlotLayout, to_sigma: ToSigma) -> SlotWeights:
-        """Raises ValueError when the gate was made for a model with other slots or layers."""
+        """Raises SlotsDiffer, LayersDiffer or NotRankable when the gate was made for another kind of model."""
 
 
 @dataclass(frozen=True)
@@ -150,10 +167,7 @@ class WrittenSlots(StructureGate):
     def weights(self, sigma: float, layout: SlotLayout, to_sigma: ToSigma) -> SlotWeights:
         found, slots = len(self.written.skips), layout.slots
         if found != slots:
-            raise ValueError(
-                f"'weights' has {found} numbers besides the middle one and this model has {slots} residual slots: "
-                f"write {slots}, such as 1x{slots} ({quoted(self.text.strip())})."
-            )
+            raise SlotsDiffer(found, slots, self.text)
         return self.written
 
 

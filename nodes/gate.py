@@ -26,7 +26,7 @@ from ..engine.gates import (
 )
 from ..engine.gates.policies import Parameter, parameters
 from ..engine.grammar import GrammarError, Selection, parse
-from ..engine.profile import SensitivityProfile
+from ..engine.profile import NoContentScores, SensitivityProfile
 from ..render.gate_map import draw, sampled, schedule_of, spread_sigmas
 from ..render.gate_map import summary as describe
 from .profile import Profile
@@ -41,6 +41,12 @@ MOST_LAYERS = 1000  # more than any model has
 GRAMMAR = (
     "o1.4-9 is transformers 4 to 9 of output block 1; i5 a whole block; o3-5 several; m the middle; all everything; "
     "-m0 takes layers away; q:o1 acts on queries only; o1:0.5 at half weight. Separate entries with commas."
+)
+
+
+NO_CONTENT = (
+    "'profile' holds no content scores: measure it on a crossed series, the same subjects in every style, with Profile "
+    "Sensitivity, or choose another 'policy'."
 )
 
 
@@ -184,7 +190,10 @@ def chosen_layers(profile: SensitivityProfile, values: Mapping[str, Any]) -> tup
     Raises ValueError when a value is wrong.
     """
     amount = _amount(values, len(profile.layers))
-    ranked = RankedGate(profile, amount, _policy(values))
+    try:
+        ranked = RankedGate(profile, amount, _policy(values))
+    except NoContentScores as error:
+        raise ValueError(NO_CONTENT) from error
     everywhere = pinned(ranked, _read("pin", values), _read("exclude", values))
     return in_window(everywhere, values["start_percent"], values["end_percent"]), everywhere
 

@@ -7,8 +7,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..engine.grammar import parse
-from ..engine.masks import RULES, MaskSettings
-from ..engine.texts import bounded
+from ..engine.masks import RULES, MaskSettings, NoShare, UnknownRule
+from ..engine.texts import bounded, quoted
 from ..engine.windows import parse_windows
 from ..runtime.attribution.find import percents_in
 from ..runtime.attribution.methods import METHODS
@@ -48,9 +48,14 @@ def attribution_settings(values: dict[str, Any]) -> AttributionSettings:
 
 
 def mask_settings(values: dict[str, Any]) -> MaskSettings:
-    """The settings in the values of `mask_inputs`."""
+    """The settings in the values of `mask_inputs`. Raises ValueError where they do not go together."""
     names = ("blur", "threshold", "amount", "dilate", "feather", "invert")
-    return MaskSettings(*(values[name] for name in names))
+    try:
+        return MaskSettings(*(values[name] for name in names))
+    except UnknownRule as error:
+        raise ValueError(f"'threshold' is {quoted(error.rule)}; choose one of {', '.join(RULES)}.") from error
+    except NoShare as error:
+        raise ValueError(f"'amount' is {error.amount:g}, but a share of the picture lies between 0 and 1.") from error
 
 
 def problem_in(name: str, text: str | None) -> str | None:

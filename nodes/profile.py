@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ..engine.combining import contrast, trimmed_mean
+from ..engine.combining import TooFewProfiles, contrast, trimmed_mean
 from ..engine.divergence import DISTANCES
-from ..engine.profile import SensitivityProfile, note_on_model
+from ..engine.profile import NoCommonFeature, ProfilesDiffer, SensitivityProfile, note_on_model
 from ..engine.profile_file import load, save
+from ..engine.scoring import TooFewClusters, TooFewImages
 from ..engine.texts import quoted, storable
 from ..render.heatmap import draw
 from ..render.report import in_short, report
@@ -218,7 +219,16 @@ class CBProfileSensitivity(io.ComfyNode):
             size,
             stop_when_sure,
         )
-        return shown_profile(profile_model(model, clusters, vae, positive, negative, settings))
+        try:
+            return shown_profile(profile_model(model, clusters, vae, positive, negative, settings))
+        except TooFewClusters as error:
+            count = "one cluster" if error.count else "no cluster"
+            raise ValueError(
+                f"'clusters' holds {count}: give it two or more, so that there is something to tell apart."
+            ) from error
+        except TooFewImages as error:
+            images = "1 image" if error.count == 1 else "no images"
+            raise ValueError(f"'clusters': {quoted(error.cluster)} has {images}; give it two or more.") from error
 
 
 class CBLoadSensitivityProfile(io.ComfyNode):
@@ -342,10 +352,27 @@ class CBCombineProfiles(io.ComfyNode):
     @classmethod
     @timed
     def execute(cls, operation: str, **profiles: SensitivityProfile | None) -> io.NodeOutput:
-        given = [profile for _, profile in sorted(profiles.items()) if profile is not None]
+        given = {name: profile for name, profile in sorted(profiles.items()) if profile is not None}
         if operation == CONTRAST and len(given) != 2:
             raise ValueError(f"'operation' contrast takes two profiles and {len(given)} are connected: leave two.")
-        return shown_profile(contrast(*given) if operation == CONTRAST else trimmed_mean(given))
+        try:
+            made = contrast(*given.values()) if operation == CONTRAST else trimmed_mean(list(given.values()))
+        except TooFewProfiles as error:
+            raise ValueError("'profile_2' is empty: connect two profiles or more.") from error
+        except (ProfilesDiffer, NoCommonFeature) as error:
+            raise ValueError(misfit(error, list(given))) from error
+        return shown_profile(made)
+
+
+def misfit(error: ProfilesDiffer | NoCommonFeature, names: Sequence[str]) -> str:
+    """Why profiles do not go together, by the names of their inputs."""
+    if isinstance(error, NoCommonFeature):
+        listed = ", ".join(f"'{name}'" for name in names)
+        return f"{listed} have no feature in common ({error.listed}): connect profiles of the same features."
+    return (
+        f"'{names[error.number - 1]}' was measured on {len(error.mine)} layers and '{names[0]}' on "
+        f"{len(error.theirs)} of another architecture: connect profiles of one architecture."
+    )
 
 
 def _subjects() -> list[io.Input]:

@@ -14,7 +14,7 @@ from comfy_api.latest import io, ui
 from ..engine.comparing import compare
 from ..engine.divergence import DISTANCES
 from ..engine.gates.ranked import layer_count
-from ..engine.profile import SensitivityProfile
+from ..engine.profile import NoCommonFeature, ProfilesDiffer, SensitivityProfile
 from ..engine.recording_file import picture_files
 from ..engine.texts import storable
 from ..render.comparison import comparison_chart, comparison_report
@@ -22,7 +22,7 @@ from ..runtime.profile.profiling import title_of
 from ..runtime.profile.recorded import profile_recording
 from ..runtime.profile.recording import Series, record
 from ..runtime.profile.subjects import names_written
-from .profile import CATEGORY, FEATURES, Profile, plain_name, profile_outputs, shown_profile
+from .profile import CATEGORY, FEATURES, Profile, misfit, plain_name, profile_outputs, shown_profile
 from .schema import Schema, found_by
 from .shown import summary, timed
 from .widgets import advanced
@@ -236,7 +236,10 @@ class CBCompareProfiles(io.ComfyNode):
     @timed
     def execute(cls, profile_1: SensitivityProfile, profile_2: SensitivityProfile, **values: float) -> io.NodeOutput:
         count = max(1, layer_count(values["lambda"], len(profile_1.layers)))
-        found = compare(profile_1, profile_2, count)
+        try:
+            found = compare(profile_1, profile_2, count)
+        except (ProfilesDiffer, NoCommonFeature) as error:
+            raise ValueError(misfit(error, ("profile_1", "profile_2"))) from error
         names = [title_of(profile) for profile in (profile_1, profile_2)]
         words = comparison_report(found, names)
         pixels = np.asarray(comparison_chart(found, names), dtype=np.float32) / 255

@@ -12,10 +12,12 @@ from comfy_api.latest import io, ui
 from ..engine.ablation import agreement
 from ..engine.combining import low_content
 from ..engine.grammar import GrammarError
-from ..engine.profile import SensitivityProfile
+from ..engine.profile import NoContentScores, SensitivityProfile
 from ..engine.structure import (
+    NotRankable,
     PaperSchedule,
     RankedSlots,
+    SlotLayout,
     StructureGate,
     WrittenSlots,
     parse_weights,
@@ -27,6 +29,7 @@ from ..runtime.arch.registry import architecture_of
 from ..runtime.inject.control import gate_control, layout_of
 from ..runtime.profile.ablation import ablate_slots
 from ..runtime.profile.profiling import noise_levels as levels_of
+from .gate import NO_CONTENT
 from .profile import Profile
 from .schema import Schema, found_by
 from .shown import summary, timed
@@ -91,8 +94,12 @@ def _gate(
             "'profile' is empty, but policy ranked needs one: connect a profile of geometry, or use paper."
         )
     if policy == KEEP_CONTENT:
+        try:
+            ranking = low_content(profile)
+        except NoContentScores as error:
+            raise ValueError(NO_CONTENT) from error
         words = f"The {kept:.0%} of the slots whose layers follow content more than style, and the middle one"
-        return RankedSlots(low_content(profile), kept, softness, middle), f"{words} times {middle:g}."
+        return RankedSlots(ranking, kept, softness, middle), f"{words} times {middle:g}."
     measured = profile.provenance.get("what", "what the profile measures")
     words = f"The {kept:.0%} of the slots that are least sensitive to {measured}, and the middle one times {middle:g}."
     return RankedSlots(profile, kept, softness, middle), words
@@ -247,8 +254,7 @@ class CBProfileControlSlots(io.ComfyNode):
     ) -> io.NodeOutput:
         layout = layout_of(model.model.diffusion_model)
         if profile is not None:
-            profile.aligned(architecture_of(model).layers)
-            slot_scores(profile, float(profile.sigmas[0]), layout)  # refuses a model whose slots feed nobody known
+            _check_comparable(profile, model, layout)
         sigmas = levels_of(model, noise_levels).float()
         bar = comfy.utils.ProgressBar(len(sigmas) * (layout.slots + 3))
         found = ablate_slots(model, latent["samples"], positive, sigmas, seed, lambda: bar.update(1))
@@ -256,6 +262,15 @@ class CBProfileControlSlots(io.ComfyNode):
         middle = ", a transformer has no middle one," if layout.parts else " and the middle one"
         words = f"{layout.slots} residuals{middle} at {len(sigmas)} noise levels."
         return io.NodeOutput(text, ui=summary(words) | ui.PreviewText(text).as_dict())
+
+
+def _check_comparable(profile: SensitivityProfile, model: ModelPatcher, layout: SlotLayout) -> None:
+    """Raises ValueError, before anything is measured, for a profile that does not rank this model's slots."""
+    profile.aligned(architecture_of(model).layers)
+    try:
+        slot_scores(profile, float(profile.sigmas[0]), layout)
+    except NotRankable as error:
+        raise ValueError(f"'profile' cannot be compared here, as {error.why}: leave it open.") from error
 
 
 NODES = [CBGateControlNet, CBProfileControlSlots]

@@ -45,6 +45,15 @@ def test_dependencies_run_one_way(path: Path) -> None:
     assert set(imports(path)) & FORBIDDEN.get(part, set()) == set()
 
 
+@pytest.mark.parametrize("path", [path for path in CODE if "engine" in path.parts], ids=lambda path: path.stem)
+def test_the_engine_knows_no_widget(path: Path) -> None:
+    """Its errors are typed; the sentence that names an input is made where inputs are known."""
+    inputs = {each.id for schema in schemas() for each in schema.inputs}
+    raised = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    texts = [each.value for node in raised for each in ast.walk(node) if isinstance(each, ast.Constant)]
+    assert not inputs & {name for text in texts if isinstance(text, str) for name in re.findall(r"'(\w+)'", text)}
+
+
 @pytest.mark.parametrize("path", CODE, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_the_pack_imports_itself_by_relative_names(path: Path) -> None:
     source = path.read_text(encoding="utf-8")

@@ -14,10 +14,12 @@ from comfy.model_base import BaseModel
 
 from ...engine.structure import (
     PARTS,
+    NotRankable,
     PaperSchedule,
     Residuals,
     ScaledStructure,
     SlotLayout,
+    SlotsDiffer,
     SlotWeights,
     StructureGate,
     gate_residuals,
@@ -25,6 +27,7 @@ from ...engine.structure import (
     slot_layout,
     stream_layout,
 )
+from ...engine.texts import quoted
 from ..arch.base import uncompiled
 from ..arch.registry import family_of
 from ..arch.transformer import Transformer
@@ -120,7 +123,7 @@ class GatedControl(ControlBase):
         if layout.parts and _is_paper(self.gate) and not self.told:
             logging.info("Gate ControlNet: a transformer has no middle residual, so paper keeps none after its share.")
             self.told = True
-        weights_at(float(to_sigma(0.5)))  # a gate made for another model is refused before the first step
+        _check(weights_at, float(to_sigma(0.5)))
         return weights_at
 
     def _weights(self, layout: SlotLayout, sigma: float, to_sigma: Callable[[float], float]) -> SlotWeights:
@@ -178,6 +181,19 @@ class GatedControl(ControlBase):
 
     def inference_memory_requirements(self, dtype: torch.dtype) -> float:
         return super().inference_memory_requirements(dtype) + self.inner.inference_memory_requirements(dtype)
+
+
+def _check(weights_at: Callable[[float], SlotWeights], sigma: float) -> None:
+    """Refuse a gate that was made for another model, before the first step and in the words of Gate ControlNet."""
+    try:
+        weights_at(sigma)
+    except SlotsDiffer as error:
+        raise ValueError(
+            f"'weights' has {error.found} numbers besides the middle one and this model has {error.slots} residual "
+            f"slots: write {error.slots}, such as 1x{error.slots} ({quoted(error.text.strip())})."
+        ) from error
+    except NotRankable as error:
+        raise ValueError(f"'policy' ranked does not fit here, as {error.why}: choose paper or weights.") from error
 
 
 def _is_paper(gate: StructureGate) -> bool:

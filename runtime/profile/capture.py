@@ -11,7 +11,7 @@ import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ...engine.divergence import among
+from ...engine.divergence import FeaturesNotFinite, among
 from ...engine.layers import LayerId
 from ...engine.moments import Moments, join_channels, moments_of
 from ...engine.sampling import tiles
@@ -186,7 +186,7 @@ def _layer_distances(
     alike = zip(*(_stacked([side[key] for key in keys]) for side in sides), strict=True)
     try:
         return torch.cat([among(together, distance) for together in alike]).cpu()
-    except ValueError as error:
+    except FeaturesNotFinite as error:
         raise ValueError(
             f"'model' gives no finite numbers in layer {layer} at sigma {sigma:.2f}: look for NaN in the images, "
             "the VAE or a LoRA, or start ComfyUI with --force-upcast-attention or in a higher precision."

@@ -11,7 +11,7 @@ import comfy.model_management
 import comfy.utils
 import torch
 
-from ...engine.divergence import among
+from ...engine.divergence import FeaturesNotFinite, among
 from ...engine.layers import LayerId
 from ...engine.moments import Moments
 from ...engine.profile import SensitivityProfile
@@ -79,7 +79,7 @@ def _distances(moments: Moments, sides: Sequence[torch.Tensor], layer: LayerId, 
     """Distances [features, rows, columns] of one layer's moments [pictures, features, channels]."""
     try:
         return among([Moments(*(part[side] for part in moments)) for side in sides], distance)
-    except ValueError as error:
+    except FeaturesNotFinite as error:
         raise ValueError(
             f"The recording's features in layer {layer} are not finite numbers: the model gave NaN while it "
             "generated. Delete the recording, and look for NaN in the model, its LoRAs or its precision."

@@ -71,7 +71,7 @@ def test_every_policy_through_the_node(kind: str) -> None:
     content, words = call("CBGateControlNet", control_net=control, policy="ranked by content", kept=0.5, profile=both)
     assert words.startswith("The 50% of the slots whose layers follow content more than style")
     assert differ(controlled(of, content, steps=4), plain)
-    with pytest.raises(ValueError, match="holds no content scores"):
+    with pytest.raises(ValueError, match=r"^'profile' holds no content scores: .* or choose another 'policy'"):
         call("CBGateControlNet", control_net=control, policy="ranked by content", profile=measured)
     written, words = call("CBGateControlNet", control_net=control, policy="weights", weights=everything(kind))
     assert words == f"{12 if kind == 'sd15' else 9} slots by hand, the middle 1."
@@ -185,6 +185,31 @@ def test_profiles_are_combined_by_the_node(own_temp: None) -> None:
     made, *_ = call("CBCombineProfiles", **against, profile_3=None)
     assert made.provenance["what"] == "series 1 minus series 2"
     torch.testing.assert_close(made.scores.mean(-1), torch.zeros(2, 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("operation", ["trimmed mean", "contrast (first minus second)"])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            lambda full: replace(full, layers=full.layers[:4], scores=full.scores[..., :4]),
+            "^'profile_4' was measured on 4 layers and 'profile_1' on 16 of another architecture: connect",
+        ),
+        (
+            lambda full: replace(full, features=("v",), scores=full.scores[:1]),
+            r"^'profile_1', 'profile_4' have no feature in common \(q and k; v\): connect",
+        ),
+    ],
+)
+def test_profiles_that_do_not_go_together_are_named_by_their_inputs(operation: str, change: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        given = {"profile_1": measured(1), "profile_2": None, "profile_4": change(measured(2))}
+        call("CBCombineProfiles", operation=operation, **given)
+
+
+def test_one_profile_is_not_combined() -> None:
+    with pytest.raises(ValueError, match=r"^'profile_2' is empty: connect two profiles or more"):
+        call("CBCombineProfiles", profile_1=measured(1), profile_2=None)
 
 
 def test_a_contrast_of_three_is_refused(own_temp: None) -> None:

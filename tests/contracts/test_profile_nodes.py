@@ -315,7 +315,11 @@ def test_an_unreadable_picture_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("counts", "words"),
-    [((3,), "one cluster"), ((3, 1), "'style 1' has 1 image;"), ((), "'clusters' holds no cluster")],
+    [
+        ((3,), "^'clusters' holds one cluster: give it two or more"),
+        ((3, 1), "^'clusters': 'style 1' has 1 image; give it two or more"),
+        ((), "^'clusters' holds no cluster: "),
+    ],
 )
 def test_too_few_clusters_or_images_are_refused(sd15_model, vae, counts, words):
     with pytest.raises(ValueError, match=words):

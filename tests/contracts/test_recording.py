@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import comfy.model_management
@@ -185,6 +186,18 @@ def test_profiles_are_compared_in_words_and_a_chart():
     found = profile_of().args[0]
     chart, words = CBCompareProfiles.execute(found, found, **{"lambda": 0.43}).args
     assert chart.shape[0] == 1 and "the same layers come first" in words
+
+
+def test_profiles_of_two_architectures_are_not_compared():
+    generate("ink", 1)
+    generate("ink", 2)
+    generate("oil", 3)
+    generate("oil", 4)
+    found = profile_of().args[0]
+    fewer = replace(found, layers=found.layers[1:], scores=found.scores[..., 1:], low=None, high=None)
+    says = "^'profile_2' was measured on .* layers and 'profile_1' on .* of another architecture: connect"
+    with pytest.raises(ValueError, match=says):
+        CBCompareProfiles.execute(found, fewer, **{"lambda": 0.43})
 
 
 @pytest.mark.parametrize("node", NODES)

@@ -11,7 +11,8 @@ from comfy.controlnet import ControlBase
 from tiny_transformers import cond, latent, tiny_transformer
 
 import tiny
-from conditional_balance.engine.structure import PaperSchedule, StructureGate, parse_weights
+from conditional_balance.engine.profile import SensitivityProfile
+from conditional_balance.engine.structure import PaperSchedule, RankedSlots, StructureGate, parse_weights
 from conditional_balance.nodes.structure import CBProfileControlSlots
 from conditional_balance.runtime.arch.registry import architecture_of
 from conditional_balance.runtime.inject.control import gate_control, layout_of
@@ -89,9 +90,25 @@ def test_every_slot_is_a_block_of_its_own_and_keys_stay() -> None:
         assert kept[slot] is (full["input"] + full["output"])[slot]
 
 
+def profile_of(kind: str) -> SensitivityProfile:
+    layers = architecture_of(tiny_transformer(kind)).layers
+    return SensitivityProfile(layers, ("q",), torch.tensor([0.5]), torch.rand(1, 1, len(layers)).double())
+
+
 def test_weights_of_another_model_and_a_ranking_are_refused() -> None:
-    with pytest.raises(ValueError, match="this model has 5 residual slots: write 5"):
+    with pytest.raises(ValueError, match=r"^'weights' has 12 numbers .* this model has 5 residual slots: write 5"):
         gated("flux", parse_weights("1x12 m1"))
+    says = "^'policy' ranked does not fit here, as it is not known which layers of a transformer"
+    with pytest.raises(ValueError, match=says):
+        gated("flux", RankedSlots(profile_of("flux"), 0.5))
+
+
+def test_a_profile_is_not_compared_with_a_transformers_slots() -> None:
+    of = tiny_transformer("sd3")
+    with pytest.raises(ValueError, match=r"^'profile' cannot be compared here, as it is not known .*: leave it open"):
+        CBProfileControlSlots.execute(
+            model=of, positive=[], latent={"samples": torch.zeros(1)}, noise_levels=1, seed=0, profile=profile_of("sd3")
+        )
 
 
 def test_paper_without_a_middle_is_said_and_control_of_other_kinds_is_not_gated(caplog: Any) -> None:

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conditional_balance.engine.combining import contrast, trimmed_mean
+from conditional_balance.engine.combining import TooFewProfiles, contrast, trimmed_mean
 from conditional_balance.engine.layers import LayerId
-from conditional_balance.engine.profile import SensitivityProfile
+from conditional_balance.engine.profile import NoCommonFeature, ProfilesDiffer, SensitivityProfile
 from conditional_balance.engine.profile_file import load, save
 from conditional_balance.engine.scoring import Scores
 from conditional_balance.render.report import report
@@ -109,12 +109,18 @@ def test_a_combined_profile_can_be_saved_and_says_what_it_is_made_of(tmp_path) -
 
 
 def test_what_cannot_be_combined_is_refused() -> None:
-    with pytest.raises(ValueError, match="connect two or more"):
+    with pytest.raises(TooFewProfiles, match=r"^There is one profile to combine: two or more are needed"):
         trimmed_mean([drawn(0)])
-    with pytest.raises(ValueError, match="Profile 2 was measured on 4 layers and profile 1 on 5"):
+    with pytest.raises(TooFewProfiles, match=r"^There is no profile"):
+        trimmed_mean([])
+    with pytest.raises(ProfilesDiffer, match="Profile 2 was measured on 4 layers and profile 1 on 5"):
         contrast(drawn(0), profile(torch.rand(2, 3, 4), LAYERS[:4]))
-    with pytest.raises(ValueError, match="no feature in common"):
+    with pytest.raises(ProfilesDiffer) as caught:
+        trimmed_mean([drawn(0), drawn(1), profile(torch.rand(2, 3, 4), LAYERS[:4])])
+    assert (caught.value.number, caught.value.mine, caught.value.theirs) == (3, set(LAYERS[:4]), set(LAYERS))
+    with pytest.raises(NoCommonFeature, match=r"no feature in common \(q and k; v\)") as without:
         trimmed_mean([drawn(0), profile(torch.rand(1, 3, 5), features=("v",))])
+    assert without.value.features == (("q", "k"), ("v",))
 
 
 def test_of_three_profiles_the_middle_score_stays() -> None:

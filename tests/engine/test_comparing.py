@@ -10,6 +10,7 @@ from test_profile import profile
 
 from conditional_balance.engine.comparing import compare, kendall, overlap
 from conditional_balance.engine.layers import LayerId
+from conditional_balance.engine.profile import NoCommonFeature, ProfilesDiffer
 
 
 def test_a_profile_agrees_with_itself_and_is_the_reverse_of_its_reverse():
@@ -46,8 +47,8 @@ def test_layers_are_matched_by_name_and_levels_by_interpolation():
 
 def test_other_layers_or_features_are_refused():
     measured = profile()
-    with pytest.raises(ValueError, match="no feature in common"):
+    with pytest.raises(NoCommonFeature, match=r"no feature in common \(q; v\)"):
         compare(replace(measured, features=("q",), scores=measured.scores[:1]),
                 replace(measured, features=("v",), scores=measured.scores[:1]), 1)  # fmt: skip
-    with pytest.raises(ValueError, match="was measured on 3 attention layers"):
+    with pytest.raises(ProfilesDiffer, match="Profile 2 was measured on 3 layers and profile 1 on 3 of another"):
         compare(measured, replace(measured, layers=(*measured.layers[:2], LayerId("output", 9, 0))), 1)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 
 from conditional_balance.engine import divergence
-from conditional_balance.engine.divergence import DISTANCES, jensen_shannon_of, pairwise
+from conditional_balance.engine.divergence import DISTANCES, FeaturesNotFinite, jensen_shannon_of, pairwise
 from conditional_balance.engine.moments import VARIANCE_FLOOR, Moments
 
 widths = st.floats(0.02, 50)
@@ -179,7 +179,7 @@ def test_scale_and_offset_of_a_channel_do_not_matter(distance):
 def test_features_that_are_not_finite_are_refused(bad):
     moments = random_moments(3, 1, 4)
     moments.mean[1, 0, 2] = bad
-    with pytest.raises(ValueError, match="finite"):
+    with pytest.raises(FeaturesNotFinite, match="finite"):
         pairwise(moments, "jensen_shannon")
 
 
@@ -193,7 +193,7 @@ def test_torch_has_as_many_threads_after_as_before(threads):
     torch.set_num_threads(threads)
     try:
         alone = pairwise(random_moments(6, 2, 64), "jensen_shannon")
-        with pytest.raises(ValueError, match="finite"):
+        with pytest.raises(FeaturesNotFinite):
             pairwise(Moments(torch.full((2, 1, 1), math.nan), torch.ones(2, 1, 1)), "jensen_shannon")
         assert torch.get_num_threads() == threads
     finally:

@@ -39,7 +39,7 @@ from conditional_balance.engine.gates.policies.soft import soft_weights
 from conditional_balance.engine.gates.policies.static import time_mean
 from conditional_balance.engine.grammar import parse
 from conditional_balance.engine.layers import LayerId
-from conditional_balance.engine.profile import FEATURES, SensitivityProfile
+from conditional_balance.engine.profile import FEATURES, NoContentScores, SensitivityProfile
 from conditional_balance.engine.profile_file import load
 from conditional_balance.engine.scoring import Scores
 from conditional_balance.render.gate_map import draw, sampled, spread_sigmas, standard_sigma, summary
@@ -312,7 +312,7 @@ def test_a_layer_low_in_both_gives_way_to_one_that_is_low_in_style_alone() -> No
 
 @pytest.mark.parametrize("policy", ["content", "style, low content"])
 def test_a_plain_series_has_no_content_to_rank_by(policy: str) -> None:
-    with pytest.raises(ValueError, match="holds no content scores"):
+    with pytest.raises(NoContentScores, match="holds no content scores"):
         RankedGate(dataclasses.replace(profile(), content=None), 0.5, policy_of(policy, {}))
 
 

@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 
 from conditional_balance.engine.masks import (
     RULES,
+    MapNotFinite,
     MaskSettings,
+    NoShare,
+    UnknownRule,
     blurred,
     dilated,
     feathered,
@@ -110,7 +113,7 @@ def test_without_kornia_a_blur_names_the_cure_and_no_blur_needs_none(monkeypatch
     for module in ("kornia", "kornia.filters"):
         monkeypatch.setitem(sys.modules, module, None)
     assert torch.equal(blurred(torch.ones(1, 8, 8), 0.0), torch.ones(1, 8, 8))
-    with pytest.raises(ImportError, match=r"'blur' needs the package kornia.*pip install kornia.*set 'blur' to 0"):
+    with pytest.raises(ImportError, match=r"A blur needs the package kornia.*pip install kornia.*set the blur to 0"):
         blurred(torch.ones(1, 8, 8), 1.0)
 
 
@@ -128,11 +131,13 @@ def test_smoothing_mixes_with_what_was() -> None:
 
 
 def test_bad_settings_are_named() -> None:
-    with pytest.raises(ValueError, match="'threshold' is 'best'"):
+    with pytest.raises(UnknownRule, match="There is no rule 'best' for the threshold: choose one of mean") as unknown:
         MaskSettings(rule="best")
-    with pytest.raises(ValueError, match="'amount' is 2"):
+    assert unknown.value.rule == "best"
+    with pytest.raises(NoShare, match="lies between 0 and 1, and this one is 2") as outside:
         MaskSettings(rule="top share", amount=2)
-    with pytest.raises(ValueError, match="not finite"):
+    assert outside.value.amount == 2
+    with pytest.raises(MapNotFinite, match="not finite"):
         mask_of(torch.full((1, 1, 3, 3), torch.nan), PLAIN)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conditional_balance.engine.layers import LayerId
-from conditional_balance.engine.profile import SensitivityProfile, by_content, note_on_model
+from conditional_balance.engine.profile import NoContentScores, SensitivityProfile, by_content, note_on_model
 from conditional_balance.engine.profile_file import load
 from conditional_balance.engine.scoring import Scores
 
@@ -85,5 +85,5 @@ def test_content_scores_make_a_profile_of_their_own_and_a_plain_series_has_none(
     found = by_content(profile(content=content, provenance=facts))
     assert torch.equal(found.scores, content.score) and torch.equal(found.high, content.high)
     assert found.provenance["what"] == "content" and found.provenance["separation"]["p"] == 0.2
-    with pytest.raises(ValueError, match="holds no content scores"):
+    with pytest.raises(NoContentScores, match="holds no content scores"):
         by_content(profile())

@@ -9,7 +9,7 @@ import torch
 
 from conditional_balance.engine import plain, scoring
 from conditional_balance.engine.plain import scores_of, separation_of
-from conditional_balance.engine.scoring import check_clusters
+from conditional_balance.engine.scoring import TooFewClusters, TooFewImages, check_clusters
 
 
 def distances(images: int, seed: int = 0) -> torch.Tensor:
@@ -91,16 +91,24 @@ def test_the_same_seed_gives_the_same_answer():
 
 
 @pytest.mark.parametrize(
-    ("labels", "names", "words"),
+    ("labels", "names", "cluster", "count", "words"),
     [
-        ([0, 0], ["ink"], "one cluster"),
-        ([0, 0, 1], ["ink", "oil"], "'oil' has 1 image;"),
-        ([1, 1], ["ink", "oil"], "'ink' has 0 images"),
+        ([0, 0, 1], ["ink", "oil"], "oil", 1, "The cluster 'oil' has one image: two or more are needed"),
+        ([1, 1], ["ink", "oil"], "ink", 0, "The cluster 'ink' has no image: "),
+        ([0, 0], ["ink", "oil"], "oil", 0, "The cluster 'oil' has no image: "),
     ],
 )
-def test_too_few_clusters_or_images_are_named(labels, names, words):
-    with pytest.raises(ValueError, match=words):
+def test_a_cluster_of_too_few_images_is_named(labels, names, cluster, count, words):
+    with pytest.raises(TooFewImages, match=words) as caught:
         check_clusters(labels, names)
+    assert (caught.value.cluster, caught.value.count) == (cluster, count)
+
+
+@pytest.mark.parametrize(("labels", "names", "words"), [([0, 0], ["ink"], "is one"), ([], [], "is no")])
+def test_too_few_clusters_are_counted(labels, names, words):
+    with pytest.raises(TooFewClusters, match=f"^There {words} cluster: two or more are needed") as caught:
+        check_clusters(labels, names)
+    assert caught.value.count == len(names)
 
 
 def test_a_scores_own_p_counts_the_true_labels_and_every_shuffle_as_low():
@@ -148,8 +156,3 @@ def test_draws_with_one_cluster_have_no_pairs_between_clusters_and_are_left_out(
     assert bool((plain._resampled_clusters(3, 0) > 0).sum(1).gt(1).all())
 
 
-def test_no_cluster_and_clusters_without_images_are_told_apart():
-    with pytest.raises(ValueError, match="holds no cluster: give it two"):
-        check_clusters([], [])
-    with pytest.raises(ValueError, match="'oil' has 0 images"):
-        check_clusters([0, 0], ["ink", "oil"])

@@ -12,16 +12,19 @@ from hypothesis import strategies as st
 from conditional_balance.engine.ablation import SlotAblation, agreement, relative_change
 from conditional_balance.engine.grammar import GrammarError
 from conditional_balance.engine.layers import LayerId
-from conditional_balance.engine.profile import SensitivityProfile
+from conditional_balance.engine.profile import LayersDiffer, SensitivityProfile
 from conditional_balance.engine.structure import (
+    NotRankable,
     PaperSchedule,
     RankedSlots,
+    SlotsDiffer,
     SlotWeights,
     gate_residuals,
     parse_weights,
     scaled,
     slot_layout,
     slot_scores,
+    stream_layout,
 )
 from conditional_balance.render.ablation import ablation_report
 from conditional_balance.render.gate_map import standard_sigma
@@ -140,14 +143,19 @@ def test_slot_scores_are_means_over_layers_and_features() -> None:
 
 
 def test_a_profile_of_another_architecture_is_refused() -> None:
-    with pytest.raises(ValueError, match="measured on 70 attention layers and the model has 16"):
+    with pytest.raises(LayersDiffer, match="measured on 70 attention layers and the model has 16"):
         RankedSlots(by_output_block(SDXL_LAYERS, {}), 0.5).weights(1.0, SD15, standard_sigma)
 
 
 def test_a_unet_without_attention_on_the_way_up_cannot_be_ranked() -> None:
     layers = layers_of({"input": {1: 1}})
-    with pytest.raises(ValueError, match="choose paper or weights"):
+    with pytest.raises(NotRankable, match="cannot be ranked, as the UNet's output blocks have no attention"):
         RankedSlots(by_output_block(layers, {}), 0.5).weights(1.0, slot_layout(3, layers), standard_sigma)
+
+
+def test_a_transformers_slots_cannot_be_ranked() -> None:
+    with pytest.raises(NotRankable, match="cannot be ranked, as it is not known which layers of a transformer"):
+        RankedSlots(by_output_block(SD15_LAYERS, {}), 0.5).weights(1.0, stream_layout([("input", 3)]), standard_sigma)
 
 
 @pytest.mark.parametrize(
@@ -197,8 +205,10 @@ def test_a_wrong_weight_is_pointed_at(text: str, problem: str, at: int) -> None:
 
 
 def test_a_wrong_number_of_weights_is_counted() -> None:
-    with pytest.raises(ValueError, match=r"has 9 numbers besides the middle one and this model has 12 .*such as 1x12"):
-        parse_weights("1x9 m1").weights(1.0, SD15, standard_sigma)
+    says = r"There are 9 weights besides the middle one and this model has 12 .*such as 1x12 \('1x9 m1'\)"
+    with pytest.raises(SlotsDiffer, match=says) as caught:
+        parse_weights(" 1x9 m1").weights(1.0, SD15, standard_sigma)
+    assert (caught.value.found, caught.value.slots, caught.value.text) == (9, 12, " 1x9 m1")
 
 
 def test_strength_scales_every_weight() -> None:
