@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from comfy import utils
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
-from comfy.samplers import CFGGuider
 
 from ...engine.attribution import normalised
 from ...engine.masks import MaskSettings, mask_of, smoothed
@@ -24,9 +22,10 @@ from ..attribution.prediction import Prediction, precision_of
 from ..attribution.prompts import SubjectPrompts, subject_prompts
 from ..attribution.settings import AttributionSettings
 from ..attribution.subject import Subject
-from ..runs.model_call import KEY, with_wrapper
-from ..runs.notices import Notices, fresh_node
+from ..runs import injector
+from ..runs.injector import Sampling
 from ..runs.rows import misfit
+from ..runs.sampler_run import SamplerRun
 from ..runs.samplers import name_of
 from .reference import check_latent, framed, positive_place, positive_prompts
 
@@ -61,48 +60,34 @@ def blend_reference(model: ModelPatcher, blend: Blend) -> tuple[ModelPatcher, At
     """
     layers = chosen_layers(model, blend.attribution)
     check_latent(model, blend.reference)
-    blend = replace(blend, reference=framed(model, blend.reference))
-    patched, attribution = model.clone(), Attribution()
-    patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, _around_run(blend, layers, attribution, fresh_node()))
-    return patched, attribution
+    blend, attribution = replace(blend, reference=framed(model, blend.reference)), Attribution()
+    return injector.inject(model, _Blending(blend, layers, attribution)), attribution
 
 
-def _around_run(blend: Blend, layers: Layers, attribution: Attribution, node: str | None) -> Callable[..., Any]:
-    """SAMPLER_SAMPLE: everything a run needs lives from here to its end, in the run's own copy of model_options."""
+@dataclass(frozen=True)
+class _Blending(injector.Injector):
+    name: ClassVar[str] = "Grad-SAM Blend"
 
-    def wrapper(
-        executor: Callable[..., torch.Tensor],
-        guider: CFGGuider,
-        sigmas: torch.Tensor,
-        extra_args: dict[str, Any],
-        callback: Any,
-        noise: torch.Tensor,
-        latent_image: torch.Tensor,
-        denoise_mask: torch.Tensor | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> torch.Tensor:
+    blend: Blend
+    layers: Layers
+    attribution: Attribution
+
+    def start(self, sampling: Sampling) -> injector.Run | None:
+        """Raises ValueError for a sampler that cannot, or where the subject's prompt does not act in a window."""
+        blend = self.blend
         if not blend.windows:
-            return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
-        last, notices = _LastPrediction(callback), Notices("Grad-SAM Blend", node)
-        with notices.own_errors():
-            _check_sampler(executor.class_obj, blend.mode)
-        schedule = _Schedule(executor, guider, sigmas, last, denoise_mask, args, kwargs)
-        found = spans(blend.windows, sigmas, guider.inner_model.model_sampling.percent_to_sigma)
-        if found:
-            with notices.own_errors():
-                run = _opened(blend, layers, schedule, found, noise, notices)
-            samples = run.sample(schedule, extra_args, noise, latent_image)
-            measured = RunMeasured(tuple(run.measured), tuple(run.warnings(schedule)))
-        else:
-            samples = schedule.whole(extra_args, noise, latent_image)
-            measured = RunMeasured(warnings=(_outside(blend.windows, schedule),))
-        for warning in measured.warnings:
-            notices.say(warning)
-        attribution.keep(_handed_on(guider.inner_model, samples, last.denoised), measured)
-        return samples
-
-    return wrapper
+            return None
+        if blend.mode == PAPER and name_of(sampling.sampler).startswith("sample_unipc"):
+            raise ValueError(
+                "'mode' paper stops the sampler between steps, which uni_pc cannot do: choose euler, or x0."
+            )
+        found = spans(blend.windows, sampling.part, sampling.model.model_sampling.percent_to_sigma)
+        if not found:
+            return _Run(self, sampling)
+        prompts = subject_prompts(positive_prompts(sampling.guider), blend.subject, blend.attribution.way)
+        for span in found:
+            prompts.check_active(sampling.part[span.step], f"'windows': {span.window}")
+        return _Covered(self, sampling, found, prompts)
 
 
 class _LastPrediction:
@@ -123,33 +108,17 @@ def _handed_on(model: BaseModel, samples: torch.Tensor, denoised: torch.Tensor |
     return latents if denoised is None else [*latents, model.process_latent_out(denoised.cpu())]
 
 
-def _opened(
-    blend: Blend, layers: Layers, schedule: _Schedule, found: tuple[Span, ...], noise: torch.Tensor, notices: Notices
-) -> _Run:
-    """A run whose windows cover some of its steps. Raises ValueError where the subject's prompt does not act there."""
-    guider, sigmas = schedule.guider, schedule.sigmas
-    prompts = subject_prompts(positive_prompts(guider), blend.subject, blend.attribution.way)
-    for span in found:
-        prompts.check_active(sigmas[span.step], f"'windows': {span.window}")
-    return _Run(blend, layers, guider, found, prompts, _fitted(blend, guider.inner_model, noise), notices)
-
-
-def _outside(windows: Sequence[Window], schedule: _Schedule) -> str:
+def _outside(windows: Sequence[Window], sampling: Sampling) -> str:
     """Why these windows did nothing in a run, in a sentence."""
     names = ", ".join(map(str, windows))
-    if rises(schedule.sigmas):
+    if rises(sampling.part):
         return f"Nothing was done in {names}: noise rises in this run, as in an inversion. Sample with falling noise."
-    to_sigma = schedule.guider.inner_model.model_sampling.percent_to_sigma
-    start, end = (f"{percent_of(float(schedule.sigmas[place]), to_sigma):g}" for place in (0, -2))
+    to_sigma = sampling.model.model_sampling.percent_to_sigma
+    start, end = (f"{percent_of(float(sampling.part[place]), to_sigma):g}" for place in (0, -2))
     return (
         f"Nothing was done in {names}: the run's steps begin at {start} to {end} of the schedule. Raise 'denoise' or "
         "the number of steps, or move 'windows'."
     )
-
-
-def _check_sampler(sampler: Any, mode: str) -> None:
-    if mode == PAPER and name_of(sampler).startswith("sample_unipc"):
-        raise ValueError("'mode' paper stops the sampler between steps, which uni_pc cannot do: choose euler, or x0.")
 
 
 def _post_cfg(options: dict[str, Any]) -> Sequence[Callable[..., torch.Tensor]]:
@@ -172,39 +141,70 @@ def _fitted(blend: Blend, model: BaseModel, noise: torch.Tensor) -> torch.Tensor
     return utils.repeat_to_batch_size(model.process_latent_in(reference), len(noise))
 
 
-@dataclass
-class _Run:
-    """One run of a sampler: each window is measured at the first model call inside it."""
+class _Run(injector.Run):
+    """A run that is remembered by its result. By itself, one that no window covers."""
 
-    blend: Blend
-    layers: Layers
-    guider: CFGGuider
-    spans: tuple[Span, ...]
-    prompts: SubjectPrompts
-    reference: torch.Tensor
-    notices: Notices
-    maps: torch.Tensor | None = None
-    masks: dict[Span, torch.Tensor] = field(default_factory=dict)
-    measured: list[Measured] = field(default_factory=list)
+    def __init__(self, blending: _Blending, sampling: Sampling) -> None:
+        super().__init__(sampling)
+        self.blend, self.layers, self.attribution = blending.blend, blending.layers, blending.attribution
+        self.measured: list[Measured] = []
 
-    def sample(
-        self, schedule: _Schedule, extra_args: dict[str, Any], noise: torch.Tensor, latent_image: torch.Tensor
-    ) -> torch.Tensor:
-        options = with_wrapper(extra_args["model_options"], WrappersMP.CALC_COND_BATCH, self.around_conds)
+    def sample(self, sampler: SamplerRun) -> torch.Tensor:
+        last = _LastPrediction(sampler.callback)
+        samples = self.blended_run(replace(sampler, callback=last))
+        measured = RunMeasured(tuple(self.measured), tuple(self.warnings()))
+        for warning in measured.warnings:
+            self.sampling.notices.say(warning)
+        self.attribution.keep(_handed_on(self.sampling.model, samples, last.denoised), measured)
+        return samples
+
+    def blended_run(self, sampler: SamplerRun) -> torch.Tensor:
+        return sampler.sample()
+
+    def warnings(self) -> Iterator[str]:
+        """What was asked for and did not happen, in sentences."""
+        yield _outside(self.blend.windows, self.sampling)
+
+
+class _Covered(_Run):
+    """Each window is measured at the first model call inside it."""
+
+    def __init__(
+        self, blending: _Blending, sampling: Sampling, found: tuple[Span, ...], prompts: SubjectPrompts
+    ) -> None:
+        super().__init__(blending, sampling)
+        self.spans, self.prompts = found, prompts
+        self.reference = _fitted(self.blend, sampling.model, sampling.noise)
+        self.maps: torch.Tensor | None = None
+        self.masks: dict[Span, torch.Tensor] = {}
+
+    def blended_run(self, sampler: SamplerRun) -> torch.Tensor:
         if self.blend.mode == PAPER:
-            return schedule.in_parts(self, {**extra_args, "model_options": options}, noise, latent_image)
+            return self.in_parts(sampler)
         if self.blend.mode == MEASURE:
-            return schedule.whole({**extra_args, "model_options": options}, noise, latent_image)
-        options = {**options, "sampler_post_cfg_function": [*_post_cfg(options), self.blended]}
-        at_end = self.span_at(float(schedule.sigmas[-2])) if float(schedule.sigmas[-1]) == 0 else None
-        samples = schedule.whole({**extra_args, "model_options": options}, noise, latent_image)
-        return self.finished(samples, at_end, schedule.denoise_mask)
+            return sampler.sample()
+        options = {**sampler.options, "sampler_post_cfg_function": [*_post_cfg(sampler.options), self.blended]}
+        at_end = self.span_at(float(sampler.sigmas[-2])) if float(sampler.sigmas[-1]) == 0 else None
+        return self.finished(sampler.with_options(options).sample(), at_end, sampler.denoise_mask)
+
+    def in_parts(self, sampler: SamplerRun) -> torch.Tensor:
+        """The latent is replaced after the first step of every window (arXiv 2408.16232)."""
+        own_noise = sampler.noise if sampler.noise.any() else _noise_like(sampler.noise)
+        ends = {span.step + 1: span for span in reversed(self.spans)}
+        start, x = 0, sampler.latent_image
+        for number, end in enumerate(sorted({*ends, len(sampler.sigmas) - 1})):
+            begin = (sampler.noise, x) if number == 0 else _begin(sampler, x, sampler.sigmas[start])
+            x = sampler.part(number, start, end, *begin).sample()
+            x = self.replaced(x, ends[end], sampler.sigmas[end], own_noise) if end in ends else x
+            start = end
+        return x
 
     def span_at(self, sigma: float) -> Span | None:
         return next((span for span in self.spans if span.holds(sigma)), None)
 
     def around_conds(
         self,
+        hidden: int,
         executor: Callable[..., list[torch.Tensor]],
         model: BaseModel,
         conds: list[Any],
@@ -216,7 +216,7 @@ class _Run:
     ) -> list[torch.Tensor]:
         """CALC_COND_BATCH: the call goes on as if we were not there; where a window opens, we then ask again."""
         out = executor(model, conds, x, sigma, model_options, *args, **kwargs)
-        span, place = self.span_at(float(sigma[0])), positive_place(self.guider, conds)
+        span, place = self.span_at(float(sigma[0])), positive_place(self.sampling.guider, conds)
         if span is not None and span not in self.masks and place is not None:
             alone = [cond if number == place else None for number, cond in enumerate(conds)]
 
@@ -230,7 +230,7 @@ class _Run:
         return out
 
     def measure(self, span: Span, prediction: Prediction) -> None:
-        with self.notices.own_errors():
+        with self.sampling.notices.own_errors():
             found = attribute(prediction, self.blend.subject, self.layers, self.blend.attribution)
         self.maps = smoothed(normalised(found.maps), self.maps, self.blend.smoothing)
         mask = mask_of(self.maps, self.blend.mask)
@@ -238,7 +238,7 @@ class _Run:
         sigma = float(prediction.sigma[0])
         self.measured.append(Measured(span.window, sigma, self.maps.cpu(), mask.cpu(), found.method, found.note))
         for warning in filter(None, (found.note, caveat(mask))):
-            self.notices.say(f"in window {span.window}: {warning}")
+            self.sampling.notices.say(f"in window {span.window}: {warning}")
 
     def mask_in(self, span: Span | None) -> torch.Tensor | None:
         return None if span is None else self.masks.get(span)
@@ -257,7 +257,7 @@ class _Run:
         mask = self.masks.get(span)
         if mask is None:
             return x
-        sampling = self.guider.inner_model.model_sampling
+        sampling = self.sampling.model.model_sampling
         noisy = sampling.inverse_noise_scaling(sigma, sampling.noise_scaling(sigma, noise, self.reference))
         return torch.lerp(noisy.to(x), x, mask.to(x))
 
@@ -273,12 +273,11 @@ class _Run:
             mask = 1 - (1 - mask) * denoise_mask.to(mask)
         return torch.lerp(self.reference.to(samples), samples, mask.to(samples))
 
-    def warnings(self, schedule: _Schedule) -> Iterator[str]:
-        """What was asked for and did not happen, in sentences."""
+    def warnings(self) -> Iterator[str]:
         covered = [span.window for span in self.spans]
         outside = [window for window in self.blend.windows if window not in covered]
         if outside:
-            yield _outside(outside, schedule)
+            yield _outside(outside, self.sampling)
         missed = [str(span.window) for span in self.spans if span not in self.masks]
         if missed:
             yield f"Nothing was done in {', '.join(missed)}: the sampler made no call there that runs the prompt."
@@ -288,70 +287,13 @@ class _Run:
             yield from misfit(what, count, pictures)
 
 
-@dataclass(frozen=True)
-class _Schedule:
-    """A sampler's run, as a whole or in parts between which the latent changes hands."""
-
-    executor: Callable[..., torch.Tensor]
-    guider: CFGGuider
-    sigmas: torch.Tensor
-    callback: Any
-    denoise_mask: torch.Tensor | None
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def whole(self, extra_args: dict[str, Any], noise: torch.Tensor, latent_image: torch.Tensor) -> torch.Tensor:
-        return self._sample(self.sigmas, extra_args, self.callback, noise, latent_image)
-
-    def in_parts(
-        self, run: _Run, extra_args: dict[str, Any], noise: torch.Tensor, latent_image: torch.Tensor
-    ) -> torch.Tensor:
-        """The latent is replaced after the first step of every window (arXiv 2408.16232)."""
-        own_noise = noise if noise.any() else _noise_like(noise)
-        ends = {span.step + 1: span for span in reversed(run.spans)}
-        start, x = 0, latent_image
-        for number, end in enumerate(sorted({*ends, len(self.sigmas) - 1})):
-            part = self.sigmas[start : end + 1].clone()  # uni_pc writes into its schedule
-            begin = (noise, latent_image) if number == 0 else self._begin(x, part[0], latent_image)
-            x = self._sample(part, _reseeded(extra_args, number), self._shifted(start), *begin)
-            x = run.replaced(x, ends[end], self.sigmas[end], own_noise) if end in ends else x
-            start = end
-        return x
-
-    def _begin(
-        self, x: torch.Tensor, sigma: torch.Tensor, latent_image: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Noise and latent from which the sampler starts at exactly x; a noise mask needs the latent as it was."""
-        if self.denoise_mask is None:
-            return torch.zeros_like(x), x
-        scaling, nothing = self.guider.inner_model.model_sampling.noise_scaling, torch.zeros_like(x)
-        of_noise = scaling(sigma, nothing, x) - scaling(sigma, nothing, latent_image)
-        return of_noise / scaling(sigma, torch.ones_like(x), nothing), latent_image
-
-    def _sample(
-        self,
-        sigmas: torch.Tensor,
-        extra_args: dict[str, Any],
-        callback: Any,
-        noise: torch.Tensor,
-        latent_image: torch.Tensor,
-    ) -> torch.Tensor:
-        return self.executor(
-            self.guider, sigmas, extra_args, callback, noise, latent_image, self.denoise_mask, *self.args, **self.kwargs
-        )
-
-    def _shifted(self, start: int) -> Any:
-        """The progress callback, counting steps of the whole run."""
-        if self.callback is None:
-            return None
-        steps = len(self.sigmas) - 1
-        return lambda step, denoised, x, total: self.callback(start + step, denoised, x, steps)
-
-
-def _reseeded(extra_args: dict[str, Any], part: int) -> dict[str, Any]:
-    """Samplers that draw noise would draw the first part's again."""
-    seed = extra_args.get("seed")
-    return {**extra_args} if seed is None or part == 0 else {**extra_args, "seed": seed + part}
+def _begin(sampler: SamplerRun, x: torch.Tensor, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise and latent from which the sampler starts at exactly x; a noise mask needs the latent as it was."""
+    if sampler.denoise_mask is None:
+        return torch.zeros_like(x), x
+    scaling, nothing = sampler.guider.inner_model.model_sampling.noise_scaling, torch.zeros_like(x)
+    of_noise = scaling(sigma, nothing, x) - scaling(sigma, nothing, sampler.latent_image)
+    return of_noise / scaling(sigma, torch.ones_like(x), nothing), sampler.latent_image
 
 
 def _noise_like(noise: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 inject(model, injector)     a clone of the model; nothing else changes until a sampler runs
   Injector.start(sampling)  a Run for this run of the sampler, or None: then nothing is touched
+    Run.sample(sampler)     the sampler, as a whole or in parts between which the condition changes the latent
     Run.at(sigma)           what wraps the model calls at a noise level, or None: they pass through
     Run.finish(samples)     the run's result, and a word on what was asked for and did not happen
 """
@@ -26,6 +27,7 @@ from .keys import schedule_of
 from .layout import LAYOUT, Layout, layout_of
 from .model_call import KEY, ModelCall, with_wrapper
 from .notices import Notices, fresh_node
+from .sampler_run import SamplerRun
 from .samplers import between, stays_on_schedule
 
 Executor = Callable[..., torch.Tensor]
@@ -37,11 +39,12 @@ Around = Callable[[Executor, ModelCall, Layout], torch.Tensor]
 class Sampling:
     """One run of a sampler: its guider, its noise levels [T + 1] and its noise [B, C, ..., H, W].
 
-    Where another node runs it in parts, `sigmas` are those of the whole.
+    Where another node runs it in parts, `sigmas` are those of the whole, and `part` is this one's.
     """
 
     guider: CFGGuider
     sigmas: torch.Tensor
+    part: torch.Tensor
     noise: torch.Tensor
     notices: Notices
     sampler: Any
@@ -77,18 +80,45 @@ class Sampling:
         return next((place for place, cond in enumerate(conds) if cond is prompts), 0)
 
 
-class Run(ABC):
-    """A condition during one run of a sampler."""
+class Run:
+    """A condition during one run of a sampler. Most say in `at` what they change in model calls, and no more."""
 
     def __init__(self, sampling: Sampling) -> None:
         self.sampling = sampling
 
-    @abstractmethod
+    def sample(self, sampler: SamplerRun) -> torch.Tensor:
+        """The run's result: of the sampler as a whole, unless a condition changes the latent between its steps."""
+        return self.finish(sampler.sample())
+
     def at(self, sigma: float, positive: int) -> Around | None:
         """What wraps the model calls at a noise level; None where the condition does not act.
 
         `positive` is the place of the positive prompts among the call's conditionings.
         """
+        return None
+
+    def around_conds(
+        self,
+        hidden: int,
+        executor: Callable[..., Any],
+        model: BaseModel,
+        conds: list[Any],
+        x: torch.Tensor,
+        sigma: torch.Tensor,
+        model_options: dict[str, Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """CALC_COND_BATCH: where the condition does not act, the call goes on as if it were not there."""
+        notices = self.sampling.notices
+        with notices.own_errors():
+            around = self.at(float(sigma[0]), self.sampling.positive(conds))
+        if around is None:
+            return executor(model, conds, x, sigma, model_options, *args, **kwargs)
+        around_call = functools.partial(_around_call, around, x, notices)
+        options = with_wrapper(model_options, WrappersMP.APPLY_MODEL, around_call)
+        counting = counting_hidden_rows(model, hidden, x.shape[0]) if hidden else model
+        return executor(counting, conds, x, sigma, options, *args, **kwargs)
 
     def finish(self, samples: torch.Tensor) -> torch.Tensor:
         """The samples [B, C, ..., H, W] that the sampler returned, and the time to say what did not happen."""
@@ -134,53 +164,19 @@ def _around_preparation(
     return executor(model, [noise_shape[0] + hidden, *noise_shape[1:]], *args, **kwargs)
 
 
-def _around_run(
-    injector: Injector,
-    node: str | None,
-    executor: Callable[..., Any],
-    guider: CFGGuider,
-    sigmas: torch.Tensor,
-    extra_args: dict[str, Any],
-    callback: Any,
-    noise: torch.Tensor,
-    *args: Any,
-    **kwargs: Any,
-) -> Any:
+def _around_run(injector: Injector, node: str | None, executor: Executor, *args: Any, **kwargs: Any) -> torch.Tensor:
     """SAMPLER_SAMPLE: everything a run needs lives from here to its end, in the run's own copy of model_options."""
-    schedule = schedule_of(extra_args["model_options"].get("transformer_options", {}))
+    sampler = SamplerRun.of(executor, *args, **kwargs)
+    schedule = schedule_of(sampler.options.get("transformer_options", {}))
     notices = Notices(injector.name, node)
     with notices.own_errors():
-        run = injector.start(Sampling(guider, schedule, noise, notices, executor.class_obj))
+        run = injector.start(
+            Sampling(sampler.guider, schedule, sampler.sigmas, sampler.noise, notices, executor.class_obj)
+        )
     if run is None:
-        return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
-    around = functools.partial(_around_conds, run, injector.hidden_rows)
-    options = with_wrapper(extra_args["model_options"], WrappersMP.CALC_COND_BATCH, around)
-    out = executor(guider, sigmas, {**extra_args, "model_options": options}, callback, noise, *args, **kwargs)
-    return run.finish(out)
-
-
-def _around_conds(
-    run: Run,
-    hidden: int,
-    executor: Callable[..., Any],
-    model: BaseModel,
-    conds: list[Any],
-    x: torch.Tensor,
-    sigma: torch.Tensor,
-    model_options: dict[str, Any],
-    *args: Any,
-    **kwargs: Any,
-) -> Any:
-    """CALC_COND_BATCH: where the condition does not act, the call goes on as if it were not there."""
-    notices = run.sampling.notices
-    with notices.own_errors():
-        around = run.at(float(sigma[0]), run.sampling.positive(conds))
-    if around is None:
-        return executor(model, conds, x, sigma, model_options, *args, **kwargs)
-    around_call = functools.partial(_around_call, around, x, notices)
-    options = with_wrapper(model_options, WrappersMP.APPLY_MODEL, around_call)
-    counting = counting_hidden_rows(model, hidden, x.shape[0]) if hidden else model
-    return executor(counting, conds, x, sigma, options, *args, **kwargs)
+        return sampler.sample()
+    around = functools.partial(run.around_conds, injector.hidden_rows)
+    return run.sample(sampler.with_options(with_wrapper(sampler.options, WrappersMP.CALC_COND_BATCH, around)))
 
 
 def _around_call(
