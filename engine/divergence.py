@@ -1,7 +1,8 @@
 """Distances between images: divergences of per-channel Gaussians, for all pairs of images at once.
 
-Two 1-D Gaussians differ by two numbers only, whatever their unit: `shift` = (m1 - m2)^2 / (s1 s2) and
-`stretch` = (s1 - s2)^2 / (s1 s2). Both distances are written in these, so no difference is too small to be seen.
+Two 1-D Gaussians differ by two numbers only, whatever their unit: `shift` = (m1 - m2)^2 / (4 s1 s2) and
+`stretch` = (s1 - s2)^2 / (4 s1 s2). Both distances are written in these, so no difference is too small to be seen, and
+both are shift / 2 + stretch where that is tiny.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,9 +25,10 @@ from .moments import Moments
 TILE = 1 << 18  # elements worked on at once: on a CPU a tile stays in its cache
 LN_2 = math.log(2)
 
-CELLS = 256  # along either side of the Jensen-Shannon table: one channel is within 1.5 % of the truth, a mean 0.1 %
+BITS = 11  # of a float, exponent first: a cell is an eighth of an octave; one channel is within 1.5 %, a mean 0.1 %
+ROW = 2**BITS + 16  # cells of a row; rows that lie a power of two apart would drive one another out of the cache
 KNOTS = 64  # where the table is computed; a cubic spline carries it to the cells
-HALF_SHIFT, HALF_STRETCH = 4.0, 2.0  # the values half way along the table's sides
+HALF_SHIFT, HALF_STRETCH = 1.0, 0.5  # the values half way along the knots
 
 
 class FeaturesNotFinite(ValueError):
@@ -75,11 +78,12 @@ def _fill(
     if not all(bool(part.isfinite().all()) for moments in (one, others) for part in moments):
         raise FeaturesNotFinite
     measure = DISTANCES[distance]
+    left, right = _prepared(one), _prepared(others)
 
     @torch.inference_mode()
     def fill(tile: tuple[slice, slice]) -> None:
         rows, columns = tile
-        mine, theirs = Moments(*(part[rows] for part in one)), Moments(*(part[columns] for part in others))
+        mine, theirs = _Prepared(*(part[rows] for part in left)), _Prepared(*(part[columns] for part in right))
         found[:, rows, columns] = measure(*_differences(mine, theirs)).mean(-1).double().movedim(-1, 0)
 
     if len(tiles) == 1:  # not worth a pool
@@ -113,55 +117,75 @@ def _tiles(images: int, width: int) -> Iterator[slice]:
         start += rows
 
 
-def _differences(one: Moments, others: Moments) -> tuple[torch.Tensor, torch.Tensor]:
+class _Prepared(NamedTuple):
+    """Moments and (2 s)^-1/2, of which two make the unit in which their images differ."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    unit: torch.Tensor
+
+
+def _prepared(moments: Moments) -> _Prepared:
+    mean, std = moments.mean.float(), moments.std.float()
+    return _Prepared(mean, std, (2 * std).rsqrt())
+
+
+def _differences(one: _Prepared, others: _Prepared) -> tuple[torch.Tensor, torch.Tensor]:
     """`shift` and `stretch` [rows, images, groups, channels] of moments [rows, ...] against [images, ...]."""
-    widths = one.std[:, None], others.std
-    shift, stretch = (mine[:, None] - theirs for mine, theirs in zip(one, others, strict=True))
-    return (shift / widths[0]).mul_(shift.div_(widths[1])), (stretch / widths[0]).mul_(stretch.div_(widths[1]))
+    unit = one.unit[:, None] * others.unit
+    shift = (one.mean[:, None] - others.mean).mul_(unit).square_()
+    return shift, (one.std[:, None] - others.std).mul_(unit).square_()
 
 
 def _bhattacharyya(shift: torch.Tensor, stretch: torch.Tensor) -> torch.Tensor:
-    """(m1 - m2)^2 / (8 s^2) + 1/2 ln(s^2 / (s1 s2)) with s^2 = (s1^2 + s2^2) / 2 = s1 s2 (1 + stretch / 2).
+    """(m1 - m2)^2 / (8 s^2) + 1/2 ln(s^2 / (s1 s2)) with s^2 = (s1^2 + s2^2) / 2 = s1 s2 (1 + 2 stretch).
 
     What grade_layers_jsd.py, the paper's analysis code, computes, without its cancellation (arXiv 2412.19853).
     """
-    half = stretch / 2
-    return shift.div_(8).div_(1 + half).add_(half.log1p_(), alpha=0.5)
+    twice = stretch.mul_(2)
+    return shift.div_(1 + twice).add_(twice.log1p_()).mul_(0.5)
 
 
 def _jensen_shannon(shift: torch.Tensor, stretch: torch.Tensor) -> torch.Tensor:
-    """Jensen-Shannon divergence in nats: `_growth` times the nearest entry of the table of what that leaves out."""
-    near = _cells(shift, HALF_SHIFT).mul_(CELLS + 1).add_(_cells(stretch, HALF_STRETCH))
-    left_out = _jensen_shannon_table(shift.device).index_select(0, near.flatten()).view_as(shift)
-    return left_out.mul_(_growth(shift, stretch)).clamp_(max=LN_2)
+    """Jensen-Shannon divergence in nats: 1 / `_slowness` times the cell of the table of what that leaves out."""
+    cells = torch.add(_cells(stretch), _cells(shift), alpha=ROW)
+    left_out = _jensen_shannon_table(shift.device).index_select(0, cells.flatten()).view_as(shift)
+    return left_out.div_(_slowness(shift, stretch)).clamp_(max=LN_2)
 
 
-def _growth(shift: torch.Tensor, stretch: torch.Tensor) -> torch.Tensor:
-    """Like the divergence shift / 8 + stretch / 4 where differences are tiny, and ln 2 where they are huge."""
-    return (shift / 8).add_(stretch, alpha=0.25).reciprocal_().add_(1 / LN_2).reciprocal_()
+def _slowness(shift: torch.Tensor, stretch: torch.Tensor) -> torch.Tensor:
+    """1 / (shift / 2 + stretch), like the divergence where differences are tiny, + 1 / ln 2, the most it can be."""
+    return torch.add(stretch, shift, alpha=0.5).reciprocal_().add_(1 / LN_2)
 
 
-def _cells(difference: torch.Tensor, middle: float) -> torch.Tensor:
-    """The entry nearest to CELLS * difference / (middle + difference): 0 at no difference, CELLS at infinity."""
-    return (difference + middle).reciprocal_().mul_(-CELLS * middle).add_(CELLS + 0.5).int()
+def _cells(difference: torch.Tensor) -> torch.Tensor:
+    """The first bits of a float32 that is not negative, which part the numbers evenly in octaves."""
+    return difference.view(torch.int32) >> 31 - BITS
 
 
 @cache
 def _jensen_shannon_table(device: torch.device) -> torch.Tensor:
-    """Divergence / growth at every pair of cells, shift by stretch, flat [(CELLS + 1)^2], float32, 0.8 to 1.24.
+    """Divergence times slowness in the middle of every pair of cells, shift by stretch, flat [2^BITS * ROW], float32.
 
-    1 in the first entry and along both far ends, where growth alone is right; smooth between, so that the nearest entry
-    is enough.
+    0.8 to 1.24: 1 in the first cell and along both far ends, where slowness alone is right; smooth between, so that one
+    number a cell is enough.
     """
     along = np.arange(KNOTS) / KNOTS
     shift, stretch = HALF_SHIFT * (along / (1 - along))[:, None], HALF_STRETCH * (along / (1 - along))[None, :]
-    exact = jensen_shannon_of(np.sqrt(shift), 2 * np.arcsinh(np.sqrt(stretch) / 2))
-    growth = _growth(*torch.broadcast_tensors(torch.from_numpy(shift), torch.from_numpy(stretch))).numpy()
+    exact = jensen_shannon_of(2 * np.sqrt(shift), 2 * np.arcsinh(np.sqrt(stretch)))
     knots = np.ones((KNOTS + 1, KNOTS + 1))
-    np.divide(exact, growth, out=knots[:-1, :-1], where=growth > 0)
-    at, between = np.linspace(0, 1, KNOTS + 1), np.linspace(0, 1, CELLS + 1)
-    table = RectBivariateSpline(at, at, knots)(between, between)
-    return torch.from_numpy(table.ravel()).float().to(device)
+    slowness = _slowness(torch.from_numpy(shift), torch.from_numpy(stretch)).numpy()
+    np.multiply(exact, slowness, out=knots[:-1, :-1], where=np.isfinite(slowness))
+    at, middles = np.linspace(0, 1, KNOTS + 1), _middles()
+    table = RectBivariateSpline(at, at, knots)(middles / (HALF_SHIFT + middles), middles / (HALF_STRETCH + middles))
+    return torch.from_numpy(np.pad(table, ((0, 0), (0, ROW - len(middles)))).ravel()).float().to(device)
+
+
+def _middles() -> np.ndarray:
+    """The number in the middle of each cell [2^BITS]; the last ones, for infinity, hold the largest."""
+    largest = np.float32(np.finfo(np.float32).max).view(np.int32)
+    starts = np.minimum(np.arange(2**BITS + 1) << 31 - BITS, largest).astype(np.int32).view(np.float32)
+    return (starts[:-1].astype(np.float64) + starts[1:]) / 2
 
 
 def jensen_shannon_of(gap: np.ndarray, log_ratio: np.ndarray) -> np.ndarray:
