@@ -1,10 +1,9 @@
-"""Train the demo models: `python dev.py train [PART ...]`; all parts in order by default.
+"""Train the drawn world's models: `python dev.py train drawn [PART ...]`; all parts in order by default.
 
-Parts are autoencoder, decoder, judge, unet, profile, controlnet and geometry. Each trains for `--samples` pictures or
-`--minutes`, whichever ends first, and writes its weights to `--out`; profile and geometry measure the shipped UNet. The
-learning rate falls to zero over that span. They go on from weights that are there unless `--fresh`. On a CPU one
-single-threaded process per core shares each step, which is faster than threads. Pictures are drawn by the world's own
-generator, so there is no data set to fetch.
+Parts are autoencoder, unet, controlnet and transformer. Each ends after its share of `--minutes` or after `--samples`
+pictures, writes its weights to `--out`, and leaves a checkpoint there: the same command goes on where it was stopped
+(or where `--stop` stopped it), and leaves alone what is finished. `prepare` draws the atlas and makes the folder that a
+machine without network needs (see `demo/drawn/gpu.py`).
 """
 
 from __future__ import annotations
@@ -13,63 +12,126 @@ import argparse
 import math
 import os
 import sys
+import time
 from pathlib import Path
 
 import torch
 
-from demo import models
-from demo.training.autoencoder import train_autoencoder, train_decoder
-from demo.training.controlnet import train_controlnet
-from demo.training.judge import train_judge
+from demo import nets
+from demo.drawn import subjects
+from demo.drawn.atlas import unpack
+from demo.drawn.training.autoencoder import train_autoencoder
+from demo.drawn.training.controlnet import train_controlnet
+from demo.drawn.training.pool import World
+from demo.drawn.training.run import finished
+from demo.drawn.training.transformer import train_transformer
+from demo.drawn.training.unet import train_unet
+from demo.drawn.words import load_vocabulary
 from demo.training.processes import default_processes, spread
-from demo.training.profiles import measure_geometry, measure_profile
-from demo.training.unet import train_unet
+
+ROOT = Path(__file__).resolve().parents[2]
+PREPARED = ROOT / ".cache" / "drawn"
+PARTS = {
+    "autoencoder": train_autoencoder,
+    "unet": train_unet,
+    "controlnet": train_controlnet,
+    "transformer": train_transformer,
+}
+MINUTES = {"autoencoder": 0.08, "unet": 0.55, "controlnet": 0.13, "transformer": 0.25}  # shares of the whole
+# What suits a GPU, and what suits two cores.
+SIZES = {
+    "cuda": {"batch": 640, "pool": 100, "renew": 200, "pause": 5, "rate": 1.5e-3, "save_every": 90.0, "average": 0.98},
+    "cpu": {"batch": 32, "pool": 400, "renew": 2, "pause": 1, "rate": 1e-3, "save_every": 600.0, "average": 0.99},
+}
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="part", help=f"{', '.join(PARTS)}; all by default")
-    parser.add_argument("--samples", type=float, help="pictures to train each part on")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="stop each part after this long")
-    parser.add_argument("--batch", type=int, default=32, help="pictures per step and process; 512 suits a GPU")
-    parser.add_argument("--pool", type=int, default=12_000, help="pictures drawn in advance")
-    parser.add_argument("--rate", type=float, default=1e-3, help="the highest learning rate")
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"prepare, {', '.join(PARTS)}; these by default")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="for all parts together, shared out among them")
+    parser.add_argument("--samples", type=float, help="pictures to train each part on; by default as the clock allows")
+    parser.add_argument("--stop", type=float, default=math.inf, help="stop by the clock after so many minutes")
+    parser.add_argument("--subjects", type=int, default=len(subjects.KNOWN_SUBJECTS), help="how many; 32 for two cores")
+    parser.add_argument("--batch", type=int, help="pictures per step and process")
+    parser.add_argument("--pool", type=int, help="blocks of pairs drawn in advance")
+    parser.add_argument("--renew", type=int, help="pairs to a block")
+    parser.add_argument("--pause", type=int, help="steps between renewals; each draws one block anew")
+    parser.add_argument("--rate", type=float, help="the highest learning rate")
+    parser.add_argument("--save-every", type=float, help="seconds between checkpoints")
+    parser.add_argument("--speak", type=float, default=10.0, help="seconds between lines")
+    parser.add_argument("--sheet", type=int, default=32, help="prompts to paint at the end of a part, eights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fresh", action="store_true", help="start anew")
-    parser.add_argument("--out", type=Path, default=models.WEIGHTS)
+    parser.add_argument("--prepared", type=Path, default=PREPARED, help="where `prepare` put atlas and words")
+    parser.add_argument("--out", type=Path, default=ROOT / "demo" / "drawn" / "weights")
+    parser.add_argument("--start", type=Path, default=ROOT / "demo" / "weights" / "autoencoder.safetensors")
+    parser.add_argument("--begin", type=Path, help="a folder with weights of UNet and text encoder to go on from")
+    parser.add_argument("--record", action="store_true", help="on a GPU, record steps once and replay them")
     parser.add_argument("--processes", type=int, help="processes that share each step; a CPU's cores by default")
     options = parser.parse_args(argv)
-    options.device = "cuda" if torch.cuda.is_available() else "cpu"
-    options.dtype = models.fast_dtype(options.device)
-    options.out.mkdir(parents=True, exist_ok=True)
-    options.rank = int(os.environ.get("RANK", 0))
-    options.processes = int(os.environ.get("WORLD_SIZE", 0)) or options.processes or default_processes(options.device)
-    unknown = [part for part in options.parts if part not in PARTS]
-    if unknown:
-        parser.error(f"there is no part '{unknown[0]}'; choose from {', '.join(PARTS)}.")
+    complete(options, parser)
+    if options.parts == ["prepare"]:
+        from demo.drawn.prepare import prepare
+
+        return prepare(options.prepared)
     if options.processes > 1 and "RANK" not in os.environ:
         sys.exit(spread(options.processes))
-    train(options)
+    run(options)
 
 
-def train(options: argparse.Namespace) -> None:
+def complete(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Fill in what the device decides, and refuse what cannot be."""
+    unknown = [part for part in options.parts if part not in (*PARTS, "prepare")]
+    if unknown or ("prepare" in options.parts and len(options.parts) > 1):
+        wrong = " ".join(unknown or options.parts)
+        parser.error(f"there is no part '{wrong}'; choose from prepare, {', '.join(PARTS)}.")
+    if not 2 <= options.subjects <= len(subjects.KNOWN_SUBJECTS):
+        parser.error(f"--subjects must lie between 2 and {len(subjects.KNOWN_SUBJECTS)}.")
+    options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    options.record = options.record and options.device == "cuda"
+    options.dtype = nets.fast_dtype(options.device)
+    for name, value in SIZES[options.device].items():
+        if getattr(options, name, None) is None:
+            setattr(options, name, value)
+    options.deadline = time.monotonic() + 60 * options.stop
+    options.parts = options.parts or list(PARTS)
+    whole = sum(MINUTES.get(part, 1) for part in options.parts)
+    options.minutes = {part: options.minutes * MINUTES.get(part, 1) / whole for part in options.parts}
+    if options.samples is None:
+        options.samples = math.inf if math.isfinite(max(options.minutes.values())) else 1e6
+    options.rank = int(os.environ.get("RANK", 0))
+    given = int(os.environ.get("WORLD_SIZE", 0)) or options.processes
+    options.processes = given or default_processes(options.device)
+
+
+def run(options: argparse.Namespace) -> None:
     torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
+    options.out.mkdir(parents=True, exist_ok=True)
     if options.processes > 1:
         torch.distributed.init_process_group("gloo")
-    for part in options.parts or list(PARTS):
-        torch.manual_seed(options.seed + 1000 * options.rank)
-        PARTS[part](options)
+    world = prepared_world(options)
+    for part in options.parts:
+        if time.monotonic() > options.deadline:
+            print(f"{part}: no time left", flush=True)
+        elif finished(part, options):
+            print(f"{part}: finished before", flush=True)
+        else:
+            torch.manual_seed(options.seed)
+            PARTS[part](options, world)
 
 
-PARTS = {
-    "autoencoder": train_autoencoder,
-    "decoder": train_decoder,
-    "judge": train_judge,
-    "unet": train_unet,
-    "profile": measure_profile,
-    "controlnet": train_controlnet,
-    "geometry": measure_geometry,
-}
+def prepared_world(options: argparse.Namespace) -> World:
+    paths = options.prepared / "atlas.bin", options.prepared / "words.json"
+    if not all(path.exists() for path in paths):
+        raise SystemExit(f"There is no atlas in {options.prepared}: run `python dev.py train drawn prepare` first.")
+    atlas = unpack(paths[0])
+    names = subjects.KNOWN_SUBJECTS[:: max(1, len(subjects.KNOWN_SUBJECTS) // options.subjects)][: options.subjects]
+    small = atlas.half().to(options.device)
+    seed = options.seed + 1000 * options.rank
+    vocabulary = load_vocabulary(paths[1])
+    return World(atlas.to(options.device), small, vocabulary, names, options.device, options.dtype, seed)
+
 
 if __name__ == "__main__":
     main()

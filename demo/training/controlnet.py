@@ -3,78 +3,54 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from demo import models
-from demo.training.captions import caption_rows, caption_tokens
-from demo.training.diffusion import (
-    OutOfPlace,
-    attention_options,
-    drawn_times,
-    encoded_prompts,
-    noised,
-    subject_weighted,
-)
-from demo.training.loop import Trainer, save, steps
-from demo.training.pictures import contour_pool, encoded_pool, load_autoencoder
+from demo.drawn import nets
+from demo.drawn.training.autoencoder import load_autoencoder
+from demo.drawn.training.diffusion import both, subject_weighted
+from demo.drawn.training.pool import Pairs, World, new_pool
+from demo.drawn.training.run import Run
+from demo.drawn.training.unet import load_painters
+from demo.training.diffusion import OutOfPlace, drawn_times, encoded_prompts, noised, plain_attention
+from demo.training.loop import Trainer, save
 
 
-def train_controlnet(options: argparse.Namespace) -> None:
-    """A ControlNet on the scenes' true contours, beside a frozen UNet with the UNet's own loss (arXiv 2302.05543).
-
-    Time is drawn twice as densely at the noisy end as in the middle, since layout is decided there. Muon goes
-    twice as fast as for the UNet: what starts at zero has far to go.
-    """
-    path = options.out / "controlnet.safetensors"
-    unet, text, word_rows = frozen_models(options)
-    control = models.new_control_net(options.device, unet=unet)
-    if path.exists() and not options.fresh:
-        print(f"controlnet: going on from {path.name}", flush=True)
-        control.load_state_dict(load_file(path))
+def train_controlnet(options: argparse.Namespace, world: World) -> None:
+    """On the scenes' edges, with the UNet's own loss (arXiv 2302.05543), time twice as dense at the noisy end."""
+    unet, text = load_painters(options, world)
+    control = nets.new_control_net(options.device, unet=unet)
     control.to(options.dtype, memory_format=torch.channels_last)
-    pool = encoded_pool(options, load_autoencoder(options))
-    maps = contour_pool(pool.specs)
-    trainer = Trainer(control, rate=options.rate, muon_rate=20 * options.rate)
-    attention = attention_options(options.device)
-
-    for progress, speak in steps(options, options.batch * options.processes, 3e5, "controlnet"):
-        rows = torch.randint(len(pool.latents), (options.batch,), device=options.device)
-        times = drawn_times(options.batch, options.device, lean=2.0)
-        noisy, target = noised(pool.latents[rows], times, options.dtype)
-        hint = (maps[rows, None].to(options.dtype) / 255).expand(-1, 3, -1, -1)
+    trainer = Trainer(control, rate=options.rate, muon_rate=20 * options.rate, average=options.average)
+    run = Run("controlnet", options, trainer)
+    vae = load_autoencoder(options)
+    blocks = max(1, options.pool // 4)
+    pool = new_pool(world, vae, options, blocks, with_edges=True)
+    pool.fill(run.step)
+    attention = {"optimized_attention_override": plain_attention}
+    for progress, speak in run.steps(options.batch):
+        pairs: Pairs = pool.content[pool.rows(max(1, options.batch // 2))]
+        times = drawn_times(2 * len(pairs), options.device, lean=2.0)
+        noisy, target = noised(both(pairs.latents), times, options.dtype)
         with torch.no_grad():
-            context, y = encoded_prompts(text, word_rows[caption_rows(pool.specs[rows])], options.dtype)
+            context, y = encoded_prompts(text, both(pairs.captions).long(), options.dtype)
         inputs = {"x": noisy, "timesteps": times, "context": context, "y": y}
         with OutOfPlace():
-            residuals = control(hint=hint, **inputs)
+            residuals = control(hint=hints(both(pairs.edges), options.dtype), **inputs)
             predicted = unet(control=residuals, transformer_options=attention, **inputs)
         error = (predicted.float() - target).square().mean(1)
-        trainer.step(subject_weighted(error, pool.coverage[rows].float()), progress)
+        pool.renew(run.step)
+        trainer.step(subject_weighted(error, both(pairs.masks).float() / 255), progress)
         if speak:
             with torch.no_grad():
                 alone = (unet(transformer_options=attention, **inputs).float() - target).square().mean()
             print(f"loss {error.mean().item():.4f}, {alone.item():.4f} without control", flush=True)
-        if trainer.count % 500 == 0 and options.rank == 0:
-            with trainer.averaged():
-                save(control.state_dict(), path)
     trainer.use_averages()
     if options.rank == 0:
-        save(control.state_dict(), path)
+        save(control.state_dict(), options.out / "controlnet.safetensors")
 
 
-def frozen_models(options: argparse.Namespace) -> tuple[nn.Module, nn.Module, Tensor]:
-    """The trained UNet and text encoder, which learn no more, and the captions in its small vocabulary."""
-    paths = options.out / "unet.safetensors", options.out / "text_encoder.safetensors"
-    if not all(path.exists() for path in paths):
-        sys.exit(f"There is no {paths[0]} with its text encoder: train the part 'unet' first.")
-    unet = models.new_unet(options.device).to(options.dtype, memory_format=torch.channels_last)
-    unet.load_state_dict(load_file(paths[0]))
-    tokens = caption_tokens().to(options.device)
-    words = tokens.unique()
-    text = models.with_vocabulary(models.new_text_model(options.device), words).to(options.dtype)
-    models.load_packed_text_weights(text, load_file(paths[1]), words)
-    return unet.requires_grad_(False), text.requires_grad_(False), torch.searchsorted(words, tokens)
+def hints(edges: Tensor, dtype: torch.dtype) -> Tensor:
+    """Edge maps [B, H, W] of bytes as the ControlNet takes them."""
+    return (edges[:, None].to(dtype) / 255).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
