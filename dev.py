@@ -5,7 +5,7 @@
     python dev.py test [ARGS]     runs the linter, the type checker and every test; ARGS go to pytest
     python dev.py serve           opens ComfyUI with this pack and the demo nodes
     python dev.py bench [NAME]    runs a benchmark, or lists them
-    python dev.py train [PART]    trains the demo model again; `train drawn` the drawn world's models
+    python dev.py train [PART]    trains the demo models again
     python dev.py profile ...     measures a checkpoint on folders of pictures, on one machine or on many (--help)
     python dev.py pictures [NAME] makes the pictures of README, templates and help pages again, or of one demo workflow
 
@@ -103,12 +103,10 @@ def _list_benchmarks() -> int:
 
 
 def train(arguments: list[str]) -> int:
-    """The training of the demo model, from nothing or from where it stopped."""
-    is_drawn = arguments[:1] == ["drawn"]
-    script = ROOT / "demo" / ("drawn/train.py" if is_drawn else "train.py")
+    """The training of the demo models, from nothing or from where it stopped."""
+    script = ROOT / "demo" / "train.py"
     if not script.exists():
         raise Failed(f"There is no {script.relative_to(ROOT)} in this copy of the repository.")
-    arguments = arguments[1:] if is_drawn else arguments
     comfy, env = ready(TRAIN_TOOLS)
     return _run([env.python, ROOT / "devtools" / "run.py", script, *arguments], comfy)
 

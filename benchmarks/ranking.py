@@ -19,8 +19,8 @@ from conditional_balance.engine.agreement import spearman
 from conditional_balance.engine.profile import SensitivityProfile
 from conditional_balance.runtime.profile.clusters import Clusters, with_cluster
 from conditional_balance.runtime.profile.profiling import Settings, profile_model
-from demo.drawn.drawing import icon_series, icon_subjects
-from demo.drawn.sets import ICON_FAMILIES
+from demo.world.drawing import icon_series, icon_subjects
+from demo.world.sets import ICON_FAMILIES
 
 SIDE = 128
 PLAIN_TEXT = "a picture"

@@ -1,4 +1,4 @@
-"""The demo world: a procedural picture generator, small models trained on it, and nodes that offer both.
+"""The demo world: scenes of real drawings by many hands, small models trained on them, and nodes that offer these.
 
 As a custom node folder of its own it gives ComfyUI the demo nodes; `dev.py` links it there.
 """

@@ -1,4 +1,4 @@
-"""A small autoencoder: 128 x 128 pictures to 8 x 16 x 16 latents, cheap enough to train and run on a laptop's CPU.
+"""A small autoencoder: 192 x 192 pictures to 8 x 24 x 24 latents, cheap enough to train and run on a laptop's CPU.
 
 TAESD's layout works at full resolution and costs thirty times as much; this one folds 4 x 4 pixels into channels first.
 """

@@ -1,9 +1,9 @@
-"""Trains the drawn world on a machine without network: `python3 demo/drawn/gpu.py PREPARED RESULTS [OPTION ...]`.
+"""Trains the demo models on a machine without network: `python3 demo/gpu.py PREPARED RESULTS [OPTION ...]`.
 
-PREPARED is the folder that `python dev.py train drawn prepare` has made, options are those of `demo/drawn/train.py`;
+PREPARED is the folder that `python dev.py train prepare` has made, options are those of `demo/train.py`;
 torch with numpy is all that must be there. Checkpoints and weights stay in PREPARED/trained, so that a second call goes
 on where the first stopped. RESULTS receives the weights and sheets as pieces of one archive of at most 15 MiB each;
-`python3 demo/drawn/gpu.py --join RESULTS FOLDER` makes files of them again.
+`python3 demo/gpu.py --join RESULTS FOLDER` makes files of them again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tarfile
 import types
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 PIECE = 15 * 2**20
 
 
@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> None:
     prepared, results, *rest = arguments
     out = Path(prepared).resolve() / "trained"
     make_importable(Path(prepared).resolve())
-    from demo.drawn import train
+    from demo import train
 
     try:
         train.main([*rest, "--prepared", prepared, "--out", str(out), "--processes", "1"])

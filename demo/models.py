@@ -1,6 +1,7 @@
-"""The demo world's models: an SDXL-shaped UNet and a CLIP text encoder on ComfyUI's own classes, a small autoencoder.
+"""The demo model: an SDXL-shaped UNet, a transformer in Flux form, a CLIP text encoder, a ControlNet, an autoencoder.
 
-Weights lie in `weights/` as fp16 safetensors. `python dev.py train` makes them from nothing.
+All but the autoencoder are ComfyUI's own classes (`nets.py`). Weights lie in `weights/` as fp16 safetensors.
+`python dev.py train` makes them from nothing.
 """
 
 from __future__ import annotations
@@ -18,65 +19,14 @@ import comfy.sd1_clip
 import comfy.supported_models
 import comfy.supported_models_base
 import torch
-from comfy.cldm.cldm import ControlNet
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.taesd.taesd import TAESD
 from safetensors.torch import load_file
 from torch import nn
 
-from . import nets
 from .autoencoder import CHANNELS, Autoencoder
-from .nets import (  # noqa: F401 - the models' users find them here
-    SIZE_WIDTH,
-    TEXT_CONFIG,
-    TEXT_WIDTH,
-    WORD_TABLE,
-    fast_dtype,
-    load_packed_text_weights,
-    new_text_model,
-    pack_text_weights,
-    unpack_text_weights,
-    with_vocabulary,
-)
+from .nets import TEXT_CONFIG, TRANSFORMER_CONFIG, UNET_CONFIG, new_control_net, unpack_text_weights
 
 WEIGHTS = Path(__file__).parent / "weights"
-
-# 17 self-attention layers over three resolutions, most of them deep, as in SDXL.
-UNET_CONFIG = {
-    "image_size": 16,
-    "in_channels": CHANNELS,
-    "out_channels": CHANNELS,
-    "model_channels": 64,
-    "channel_mult": [1, 2, 2],
-    "num_res_blocks": [1, 1, 1],
-    "transformer_depth": [1, 2, 2],
-    "transformer_depth_middle": 2,
-    "transformer_depth_output": [1, 1, 2, 2, 2, 2],
-    "context_dim": TEXT_WIDTH,
-    "num_head_channels": 32,
-    "num_classes": "sequential",
-    "adm_in_channels": TEXT_WIDTH + SIZE_WIDTH,  # pooled text and six size numbers, as SDXL
-    "use_linear_in_transformer": True,
-    "use_spatial_transformer": True,
-    "use_temporal_attention": False,
-    "legacy": False,
-}
-CONTROL_CONFIG = {
-    **{name: value for name, value in UNET_CONFIG.items() if name not in ("out_channels", "transformer_depth_output")},
-    "hint_channels": 3,
-    "transformer_depth": [1, 1, 1],  # one where the UNet has two: 8 MB instead of 10
-    "transformer_depth_middle": 1,
-}
-
-
-def new_unet(device: str | torch.device, dtype: torch.dtype = torch.float32) -> UNetModel:
-    return nets.new_unet(UNET_CONFIG, device, dtype)
-
-
-def new_control_net(
-    device: str | torch.device, dtype: torch.dtype = torch.float32, unet: UNetModel | None = None
-) -> ControlNet:
-    return nets.new_control_net(CONTROL_CONFIG, device, dtype, unet)
 
 
 class DemoLatent(comfy.latent_formats.LatentFormat):
@@ -91,12 +41,24 @@ def patcher_of(model: nn.Module, device: torch.device, offload: torch.device) ->
     return kind(model, load_device=device, offload_device=offload)
 
 
+def placed(dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
+    """Where a model runs, and in which numbers unless it is said."""
+    device = comfy.model_management.get_torch_device()
+    usual = torch.float16 if comfy.model_management.should_use_fp16(device) else torch.float32
+    return device, dtype or usual
+
+
+def needed(path: Path, part: str) -> None:
+    """Raises ValueError for weights that are not there."""
+    if not path.exists():
+        raise ValueError(f"There is no {path.name} in {path.parent.name}: run `python dev.py train {part}` first.")
+
+
 def load_unet(
     path: Path = WEIGHTS / "unet.safetensors", dtype: torch.dtype | None = None
 ) -> comfy.model_patcher.ModelPatcher:
     """The demo UNet as a MODEL: SDXL conditioning, v-prediction, SD's noise schedule."""
-    device = comfy.model_management.get_torch_device()
-    dtype = dtype or (torch.float16 if comfy.model_management.should_use_fp16(device) else torch.float32)
+    device, dtype = placed(dtype)
     config = comfy.supported_models.SDXL(dict(UNET_CONFIG))
     config.unet_config.update(UNET_CONFIG)  # it puts SDXL's own number of heads in place of ours
     config.set_inference_dtype(dtype, None)
@@ -106,14 +68,29 @@ def load_unet(
     return patcher_of(model, device, comfy.model_management.unet_offload_device())
 
 
+def load_transformer(
+    path: Path = WEIGHTS / "transformer.safetensors", dtype: torch.dtype | None = None
+) -> comfy.model_patcher.ModelPatcher:
+    """The demo transformer as a MODEL: Flux's flow, without guidance, on the same text encoder and latents as the UNet.
+
+    Raises ValueError when it has not been trained yet.
+    """
+    needed(path, "transformer")
+    device, dtype = placed(dtype)
+    config = comfy.supported_models.Flux(dict(TRANSFORMER_CONFIG))
+    config.set_inference_dtype(dtype, None)
+    config.latent_format = DemoLatent()
+    model = comfy.model_base.Flux(config)
+    model.diffusion_model.load_state_dict({k: v.to(dtype) for k, v in load_file(path).items()})
+    return patcher_of(model, device, comfy.model_management.unet_offload_device())
+
+
 def load_control_net(
     path: Path = WEIGHTS / "controlnet.safetensors", dtype: torch.dtype | None = None
 ) -> comfy.controlnet.ControlNet:
     """The demo ControlNet for edge maps as a CONTROL_NET. Raises ValueError when it has not been trained yet."""
-    if not path.exists():
-        raise ValueError(f"There is no {path.name} in demo/weights: run `python dev.py train controlnet` first.")
-    device = comfy.model_management.get_torch_device()
-    dtype = dtype or (torch.float16 if comfy.model_management.should_use_fp16(device) else torch.float32)
+    needed(path, "controlnet")
+    device, dtype = placed(dtype)
     net = new_control_net(comfy.model_management.unet_offload_device(), dtype)
     net.load_state_dict({k: v.to(dtype) for k, v in load_file(path).items()})
     return comfy.controlnet.ControlNet(net.requires_grad_(False), load_device=device)

@@ -1,4 +1,4 @@
-"""The demo's own nodes: load its model, draw its pictures. Only `dev.py` puts them in a menu."""
+"""The demo's own nodes: load its models, paint its pictures. Only `dev.py` puts them in a menu."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import torch
 from comfy_api.latest import ComfyExtension, io
 from PIL import Image, ImageDraw, ImageFont
 
-from . import models, world
-from .hands import HANDS
+from . import models, painting
+from .world.media import KNOWN_MEDIA, PLAIN
+from .world.scenes import edges
+from .world.sets import HANDS, KNOWN_HANDS
 
 SHEET_ROWS = 6
 GAP = 6  # pixels between pictures of a sheet
@@ -26,8 +28,8 @@ class CBLoadDemoModel(io.ComfyNode):
             description="Loads the small SDXL-shaped model that shows and tests this pack's nodes on any computer.",
             inputs=[],
             outputs=[
-                io.Model.Output(tooltip="The demo UNet; sample 128 x 128 pictures, 20 steps, cfg 2."),
-                io.Clip.Output(tooltip="Knows captions such as 'a fish by the sea, comic style'."),
+                io.Model.Output(tooltip="The demo UNet; sample 192 x 192 pictures, 12 to 20 steps, cfg 3."),
+                io.Clip.Output(tooltip="Knows captions such as 'a fox in the forest, ink drawing, comic style'."),
                 io.Vae.Output(tooltip="Autoencoder of the demo pictures."),
             ],
         )
@@ -36,6 +38,25 @@ class CBLoadDemoModel(io.ComfyNode):
     def execute(cls) -> io.NodeOutput:
         with torch.inference_mode(False):  # weights made in inference mode could not be attributed by gradients later
             return io.NodeOutput(models.load_unet(), models.load_clip(), models.load_vae())
+
+
+class CBLoadDemoTransformer(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CBLoadDemoTransformer",
+            display_name="Load Demo Transformer",
+            category="conditional balance/demo",
+            description="Loads the demo transformer, in Flux form. Its text encoder and autoencoder are those of "
+            "Load Demo Model.",
+            inputs=[],
+            outputs=[io.Model.Output(tooltip="The demo transformer; sample 192 x 192 pictures, 20 steps, cfg 3.")],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        with torch.inference_mode(False):
+            return io.NodeOutput(models.load_transformer())
 
 
 class CBLoadDemoControlNet(io.ComfyNode):
@@ -47,7 +68,7 @@ class CBLoadDemoControlNet(io.ComfyNode):
             category="conditional balance/demo",
             description="Loads the ControlNet of the demo model. It follows edge maps, white lines on black.",
             inputs=[],
-            outputs=[io.ControlNet.Output(tooltip="Give Apply ControlNet an edge map from Draw Demo Pictures.")],
+            outputs=[io.ControlNet.Output(tooltip="Give Apply ControlNet an edge map from Paint Demo Pictures.")],
         )
 
     @classmethod
@@ -61,60 +82,52 @@ class CBDemoPictures(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="CBDemoPictures",
-            display_name="Draw Demo Pictures",
+            display_name="Paint Demo Pictures",
             category="conditional balance/demo",
-            description="Draws scenes of the demo world in one style; the style seed fixes its hues, texture and line.",
+            description="Paints scenes in one style with the demo model, each from a noise of its own; another hand or "
+            "medium paints the same scenes anew.",
             inputs=[
                 io.Combo.Input(
-                    "style",
-                    options=list(world.FAMILY_NAMES),
-                    tooltip="Style family; the last three were never shown to the demo model.",
-                ),
-                io.Int.Input(
-                    "style_seed",
-                    default=0,
-                    min=0,
-                    max=2**31,
-                    tooltip="Fixes what the family leaves open: hues, texture size and angle, line width.",
-                ),
-                io.Int.Input("count", default=5, min=1, max=64, tooltip="How many pictures; five make a good cluster."),
-                io.Int.Input(
-                    "scene_seed",
-                    default=0,
-                    min=0,
-                    max=2**31,
-                    tooltip="Fixes subjects and backgrounds. Give all clusters the same, so that only style differs.",
+                    "hand",
+                    options=[HANDS[name] for name in KNOWN_HANDS],
+                    default="flat",
+                    tooltip="Whose drawing: one of the eight studios that the demo model has learnt from.",
                 ),
                 io.Combo.Input(
-                    "hand",
-                    options=list(HANDS),
-                    default="plain",
-                    optional=True,
-                    tooltip="How shapes are drawn: the same scene in another geometry. plain is the demo model's own.",
+                    "medium",
+                    options=list(KNOWN_MEDIA),
+                    default=PLAIN,
+                    tooltip="What the drawing is laid down with: its texture and palette.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**31,
+                    tooltip="Fixes what words leave open: poses, colours of the place, grain.",
+                ),
+                io.String.Input(
+                    "scenes",
+                    multiline=True,
+                    default="a fox in the forest",
+                    tooltip="One picture for each line, such as 'a fox left of a teacup by the sea'. Give all clusters "
+                    "the same, so that only style differs.",
                 ),
             ],
             outputs=[
-                io.Image.Output(tooltip="The pictures, 128 x 128."),
-                io.Mask.Output(tooltip="Where each picture's subject is."),
-                io.String.Output(tooltip="One caption per line."),
-                io.Image.Output(display_name="edges", tooltip="The scenes' true contours, white on black."),
+                io.Image.Output(tooltip="The pictures, 192 x 192."),
+                io.String.Output(tooltip="The prompts they were painted with, one on each line."),
+                io.Image.Output(display_name="edges", tooltip="Where their colours change, white on black."),
             ],
         )
 
     @classmethod
-    def execute(cls, style: str, style_seed: int, count: int, scene_seed: int, hand: str = "plain") -> io.NodeOutput:
-        specs = drawn_specs(style, style_seed, count, scene_seed)
-        scene = world.draw_scene(specs, world.SIZE, HANDS[hand])
-        pictures, edges = world.paint(scene, specs).movedim(1, -1), world.contours(scene)
-        captions = "\n".join(world.captions(specs))
-        return io.NodeOutput(pictures, scene.mask, captions, edges[..., None].repeat(1, 1, 1, 3))
-
-
-def drawn_specs(style: str, style_seed: int, count: int, scene_seed: int) -> world.Specs:
-    """`count` scenes in one style."""
-    scenes = world.random_specs(count, torch.Generator().manual_seed(scene_seed))
-    painter = world.random_specs(1, torch.Generator().manual_seed(style_seed), (style,))
-    return scenes.in_style_of(painter[torch.zeros(count, dtype=torch.long)])
+    def execute(cls, hand: str, medium: str, seed: int, scenes: str) -> io.NodeOutput:
+        lines = [line.strip() for line in scenes.splitlines() if line.strip()]
+        captions = [painting.caption(line, hand, medium) for line in lines or [""]]
+        pictures = painting.painted(captions, seed)
+        lines_of = edges(pictures.movedim(-1, 1))[..., None].expand(-1, -1, -1, 3)
+        return io.NodeOutput(pictures, "\n".join(captions), lines_of)
 
 
 class CBDemoSheet(io.ComfyNode):
@@ -139,7 +152,7 @@ class CBDemoSheet(io.ComfyNode):
                 ),
                 *rows,
             ],
-            outputs=[io.Image.Output(tooltip="The sheet at twice the pictures' size.")],
+            outputs=[io.Image.Output(tooltip="The sheet.")],
         )
 
     @classmethod
@@ -148,7 +161,7 @@ class CBDemoSheet(io.ComfyNode):
         return io.NodeOutput(contact_sheet(batches, labels.splitlines()))
 
 
-def contact_sheet(batches: list[torch.Tensor], labels: list[str], scale: int = 2, margin: int = 150) -> torch.Tensor:
+def contact_sheet(batches: list[torch.Tensor], labels: list[str], scale: int = 1, margin: int = 150) -> torch.Tensor:
     """[B, H, W, 3] pictures of equal size, a row for each batch, as one picture [1, H', W', 3]."""
     height, width = (scale * side for side in batches[0].shape[1:3])
     columns = max(len(batch) for batch in batches)
@@ -165,7 +178,7 @@ def contact_sheet(batches: list[torch.Tensor], labels: list[str], scale: int = 2
 
 class DemoExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [CBLoadDemoModel, CBLoadDemoControlNet, CBDemoPictures, CBDemoSheet]
+        return [CBLoadDemoModel, CBLoadDemoTransformer, CBLoadDemoControlNet, CBDemoPictures, CBDemoSheet]
 
 
 async def comfy_entrypoint() -> DemoExtension:

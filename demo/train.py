@@ -1,9 +1,9 @@
-"""Train the drawn world's models: `python dev.py train drawn [PART ...]`; all parts in order by default.
+"""Train the demo models: `python dev.py train [PART ...]`; all parts in order by default.
 
 Parts are autoencoder, unet, controlnet and transformer. Each ends after its share of `--minutes` or after `--samples`
 pictures, writes its weights to `--out`, and leaves a checkpoint there: the same command goes on where it was stopped
 (or where `--stop` stopped it), and leaves alone what is finished. `prepare` draws the atlas and makes the folder that a
-machine without network needs (see `demo/drawn/gpu.py`).
+machine without network needs (see `demo/gpu.py`). `profile` and `geometry` measure the UNet that is shipped.
 """
 
 from __future__ import annotations
@@ -18,25 +18,27 @@ from pathlib import Path
 import torch
 
 from demo import nets
-from demo.drawn import subjects
-from demo.drawn.atlas import unpack
-from demo.drawn.training.autoencoder import train_autoencoder
-from demo.drawn.training.controlnet import train_controlnet
-from demo.drawn.training.pool import World
-from demo.drawn.training.run import finished
-from demo.drawn.training.transformer import train_transformer
-from demo.drawn.training.unet import train_unet
-from demo.drawn.words import load_vocabulary
+from demo.training.autoencoder import train_autoencoder
+from demo.training.controlnet import train_controlnet
+from demo.training.pool import World
 from demo.training.processes import default_processes, spread
+from demo.training.run import finished
+from demo.training.transformer import train_transformer
+from demo.training.unet import train_unet
+from demo.world import subjects
+from demo.world.atlas import Atlas, unpack
+from demo.world.words import load_vocabulary
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 PREPARED = ROOT / ".cache" / "drawn"
+WEIGHTS = ROOT / "demo" / "weights"
 PARTS = {
     "autoencoder": train_autoencoder,
     "unet": train_unet,
     "controlnet": train_controlnet,
     "transformer": train_transformer,
 }
+ALONE = ("prepare", "profile", "geometry")  # each a command of its own
 MINUTES = {"autoencoder": 0.08, "unet": 0.55, "controlnet": 0.13, "transformer": 0.25}  # shares of the whole
 # What suits a GPU, and what suits two cores.
 SIZES = {
@@ -47,7 +49,7 @@ SIZES = {
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="part", help=f"prepare, {', '.join(PARTS)}; these by default")
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"{', '.join(PARTS)} by default; {', '.join(ALONE)}")
     parser.add_argument("--minutes", type=float, default=math.inf, help="for all parts together, shared out among them")
     parser.add_argument("--samples", type=float, help="pictures to train each part on; by default as the clock allows")
     parser.add_argument("--stop", type=float, default=math.inf, help="stop by the clock after so many minutes")
@@ -63,28 +65,39 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fresh", action="store_true", help="start anew")
     parser.add_argument("--prepared", type=Path, default=PREPARED, help="where `prepare` put atlas and words")
-    parser.add_argument("--out", type=Path, default=ROOT / "demo" / "drawn" / "weights")
-    parser.add_argument("--start", type=Path, default=ROOT / "demo" / "weights" / "autoencoder.safetensors")
+    parser.add_argument("--out", type=Path, default=WEIGHTS)
+    parser.add_argument("--start", type=Path, default=WEIGHTS / "autoencoder.safetensors")
     parser.add_argument("--begin", type=Path, help="a folder with weights of UNet and text encoder to go on from")
     parser.add_argument("--record", action="store_true", help="on a GPU, record steps once and replay them")
     parser.add_argument("--processes", type=int, help="processes that share each step; a CPU's cores by default")
     options = parser.parse_args(argv)
     complete(options, parser)
-    if options.parts == ["prepare"]:
-        from demo.drawn.prepare import prepare
-
-        return prepare(options.prepared)
+    if options.parts[0] in ALONE:
+        return alone(options.parts[0], options.prepared)
     if options.processes > 1 and "RANK" not in os.environ:
         sys.exit(spread(options.processes))
     run(options)
 
 
+def alone(part: str, prepared: Path) -> None:
+    """What needs more of ComfyUI or of this machine than training does."""
+    if part == "prepare":
+        from demo.training.prepare import prepare
+
+        return prepare(prepared)
+    from demo.training.profiles import measure_geometry, measure_profile
+
+    atlas = prepared_atlas(prepared)
+    return {"profile": measure_profile, "geometry": measure_geometry}[part](atlas)
+
+
 def complete(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Fill in what the device decides, and refuse what cannot be."""
-    unknown = [part for part in options.parts if part not in (*PARTS, "prepare")]
-    if unknown or ("prepare" in options.parts and len(options.parts) > 1):
-        wrong = " ".join(unknown or options.parts)
-        parser.error(f"there is no part '{wrong}'; choose from prepare, {', '.join(PARTS)}.")
+    unknown = [part for part in options.parts if part not in (*PARTS, *ALONE)]
+    if unknown:
+        parser.error(f"there is no part '{unknown[0]}'; choose from {', '.join((*PARTS, *ALONE))}.")
+    if len(options.parts) > 1 and (apart := set(options.parts) & set(ALONE)):
+        parser.error(f"'{min(apart)}' is a command of its own; give it no other part.")
     if not 2 <= options.subjects <= len(subjects.KNOWN_SUBJECTS):
         parser.error(f"--subjects must lie between 2 and {len(subjects.KNOWN_SUBJECTS)}.")
     options.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -122,15 +135,19 @@ def run(options: argparse.Namespace) -> None:
 
 
 def prepared_world(options: argparse.Namespace) -> World:
-    paths = options.prepared / "atlas.bin", options.prepared / "words.json"
-    if not all(path.exists() for path in paths):
-        raise SystemExit(f"There is no atlas in {options.prepared}: run `python dev.py train drawn prepare` first.")
-    atlas = unpack(paths[0])
+    atlas = prepared_atlas(options.prepared)
     names = subjects.KNOWN_SUBJECTS[:: max(1, len(subjects.KNOWN_SUBJECTS) // options.subjects)][: options.subjects]
     small = atlas.half().to(options.device)
     seed = options.seed + 1000 * options.rank
-    vocabulary = load_vocabulary(paths[1])
+    vocabulary = load_vocabulary(options.prepared / "words.json")
     return World(atlas.to(options.device), small, vocabulary, names, options.device, options.dtype, seed)
+
+
+def prepared_atlas(prepared: Path) -> Atlas:
+    """The drawings. Stops, saying what to do, where they have not been prepared."""
+    if not all((prepared / name).exists() for name in ("atlas.bin", "words.json")):
+        raise SystemExit(f"There is no atlas in {prepared}: run `python dev.py train prepare` first.")
+    return unpack(prepared / "atlas.bin")
 
 
 if __name__ == "__main__":

@@ -11,13 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from devtools import comfyui, environment, examples, server
+from devtools import comfyui, demo_scenes, environment, examples, server
 from devtools.comfyui import ROOT
 from devtools.sheet import Blueprint, Sheet, Source, save
 
-SCENES = "scene 1, scene 2, scene 3, scene 4, scene 5"
-STYLES = ("comic", "engraving", "stained glass", "neon", "mosaic", "poster")
-DEMO = {"seed": 5, "steps": 12, "cfg": 2.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
+DEMO = {"seed": demo_scenes.SEED, **demo_scenes.SAMPLING}
 SDXL = DEMO | {"seed": 10, "steps": 30, "cfg": 5.0}
 BASE_SDXL = "sd_xl_base_1.0.safetensors"
 HUGGING_FACE = "https://huggingface.co"
@@ -51,7 +49,7 @@ class Painting(NamedTuple):
 
 
 def profile_demo(sheet: Sheet) -> None:
-    """Measure the demo model on six styles that draw the same five scenes."""
+    """Measure the demo model on six styles that paint the same five scenes."""
     sheet.next_column("Model")
     sheet.note(
         "## Where does this model keep style?\n\nSix clusters, each five pictures in one style, all of the same scenes."
@@ -64,14 +62,16 @@ def profile_demo(sheet: Sheet) -> None:
     prompt = sheet.add("CLIPTextEncode", "Prompt for all pictures", clip=(model, 1), text="a picture")
     empty = sheet.add("CLIPTextEncode", "Negative", clip=(model, 1), text="")
     clusters: Source | None = None
-    for number, style in enumerate(STYLES):
+    scenes = "\n".join(demo_scenes.CLUSTER_SCENES)
+    subjects = ", ".join(scene.split()[1] for scene in demo_scenes.CLUSTER_SCENES)
+    for number, (style, hand, medium) in enumerate(demo_scenes.CLUSTERS):
         if number % 3 == 0:
             sheet.next_column(f"Clusters {number + 1} to {number + 3}")
-        pictures = sheet.add("CBDemoPictures", style=style, style_seed=number, count=5, scene_seed=7)
+        pictures = sheet.add("CBDemoPictures", hand=hand, medium=medium, seed=7, scenes=scenes)
         previous = {"previous": clusters} if clusters else {}
-        named = {"name": style, "subjects": SCENES}
+        named = {"name": style, "subjects": subjects}
         clusters = (sheet.add("CBImageClusters", images=(pictures, 0), **named, **previous), 0)
-    _measured(sheet, model, clusters, (prompt, 0), (empty, 0), 128, "demo.style.mine")
+    _measured(sheet, model, clusters, (prompt, 0), (empty, 0), demo_scenes.SIDE, "demo.style.mine")
 
 
 def profile_sdxl(sheet: Sheet) -> None:
@@ -162,7 +162,7 @@ def style_demo(sheet: Sheet) -> None:
     sheet.next_column("1  Press Run")
     sheet.note(
         "## Style, balanced\n\nPress **Run**: the first row paints four prompts without the reference picture, the last"
-        " one takes its style through all 17 attention layers, and the row between through the few that **style"
+        " one takes its style through all 21 attention layers, and the row between through the few that **style"
         " amount** keeps.\n\nDrag **style amount** in *Select Layers*: the map lights up the layers that will listen; press"
         " **Run** again and the middle row changes.\n\nAt 0 it is the first row and at 1 the last: look for the least that"
         " brings the style over and leaves what you asked for in the picture.",
@@ -275,22 +275,15 @@ def _demo_painting(sheet: Sheet) -> Painting:
     model = sheet.add("CBLoadDemoModel")
     profile = sheet.add("CBLoadSensitivityProfile", profile=DEMO_PROFILE, model=(model, 0))
     sheet.next_column("Whose style")
-    picture = sheet.add(
-        "CBDemoPictures", "Reference picture", style="stained glass", style_seed=4, count=1, scene_seed=3
-    )
-    about = sheet.add(
-        "CLIPTextEncode", "What the reference shows", clip=(model, 1), text="a picture, stained glass style"
-    )
+    picture = sheet.add("CBDemoPictures", "Reference picture", **demo_scenes.REFERENCE)
+    about = sheet.add("CLIPTextEncode", "What the reference shows", clip=(model, 1), text=demo_scenes.SHOWS)
     latent = sheet.add("VAEEncode", pixels=(picture, 0), vae=(model, 2))
     reference = sheet.add("CBStyleReference", latent=(latent, 0), prompt=(about, 0))
     sheet.next_column("What to paint")
-    prompts = "\n".join(
-        f"{thing}, stained glass style"
-        for thing in ("a house in the hills", "a cat in the city", "a boat by the sea", "a tree in the mountains")
-    )
+    prompts = "\n".join(demo_scenes.PROMPTS)
     positive = sheet.add("CBPromptBatch", clip=(model, 1), prompts=prompts)
     negative = sheet.add("CLIPTextEncode", "Negative", clip=(model, 1), text="")
-    canvas = sheet.add("EmptyLatentImage", width=128, height=128, batch_size=4)
+    canvas = sheet.add("EmptyLatentImage", width=demo_scenes.SIDE, height=demo_scenes.SIDE, batch_size=4)
     first = ((number, 0) for number in (profile, picture, reference, positive, negative, canvas))
     return Painting((model, 0), (model, 2), *first, DEMO)
 
@@ -340,15 +333,15 @@ def style_picture_demo(sheet: Sheet) -> None:
     """The smallest graph that takes a picture's style, with the demo model."""
     sheet.next_column("1  Press Run")
     sheet.note(
-        "## Style from a picture\n\nPress **Run**: your prompt comes out in the style of the drawn picture. Drag **style"
+        "## Style from a picture\n\nPress **Run**: your prompt comes out in the style of the painted picture. Drag **style"
         " amount** and press **Run** again: 0 leaves the style to the prompt, 1 takes all there is. Say in **what it"
         " shows** what the picture shows, so that its subject stays out of yours.",
         300,
     )
     model = sheet.add("CBLoadDemoModel")
-    picture = sheet.add("CBDemoPictures", "Whose style", style="stained glass", style_seed=4, count=1, scene_seed=3)
-    shows, prompt = "a picture, stained glass style", "a boat by the sea, stained glass style"
-    _style_of_picture(sheet, model, picture, (shows, prompt, ""), 128, DEMO, "demo_")
+    picture = sheet.add("CBDemoPictures", "Whose style", **demo_scenes.REFERENCE)
+    texts = (demo_scenes.SHOWS, demo_scenes.PROMPT, "")
+    _style_of_picture(sheet, model, picture, texts, demo_scenes.SIDE, DEMO, "demo_")
 
 
 def style_picture_sdxl(sheet: Sheet) -> None:
@@ -425,10 +418,8 @@ def structure_demo(sheet: Sheet) -> None:
     model = sheet.add("CBLoadDemoModel")
     control = sheet.add("CBLoadDemoControlNet")
     sheet.next_column("Whose style")
-    picture = sheet.add(
-        "CBDemoPictures", "Reference picture", style="stained glass", style_seed=4, count=1, scene_seed=3
-    )
-    about = sheet.add("CLIPTextEncode", "What the reference shows", clip=(model, 1), text=(picture, 2))
+    picture = sheet.add("CBDemoPictures", "Reference picture", **demo_scenes.REFERENCE)
+    about = sheet.add("CLIPTextEncode", "What the reference shows", clip=(model, 1), text=(picture, 1))
     latent = sheet.add("VAEEncode", pixels=(picture, 0), vae=(model, 2))
     reference = sheet.add("CBStyleReference", latent=(latent, 0), prompt=(about, 0))
     sheet.next_column("Which layers take it", 420)
@@ -436,17 +427,18 @@ def structure_demo(sheet: Sheet) -> None:
     gate = sheet.add("CBSelectLayers", profile=(profile, 0), **{"lambda": BALANCED})
     injected = sheet.add("CBStyleInjection", model=(model, 0), gate=(gate, 0), reference=(reference, 0))
     sheet.next_column("Whose structure")
-    scenes = sheet.add("CBDemoPictures", "Edge maps", style="stained glass", style_seed=9, count=4, scene_seed=11)
-    positive = sheet.add("CBPromptBatch", clip=(model, 1), prompts=(scenes, 2))
+    scenes = sheet.add("CBDemoPictures", "Edge maps", **demo_scenes.EDGES)
+    prompts = "\n".join(demo_scenes.PROMPTS)
+    positive = sheet.add("CBPromptBatch", clip=(model, 1), prompts=prompts)
     negative = sheet.add("CLIPTextEncode", "Negative", clip=(model, 1), text="")
-    canvas = sheet.add("EmptyLatentImage", width=128, height=128, batch_size=4)
+    canvas = sheet.add("EmptyLatentImage", width=demo_scenes.SIDE, height=demo_scenes.SIDE, batch_size=4)
     shared = Painting(
         (injected, 0), (model, 2), (profile, 0), (picture, 0), (reference, 0), (positive, 0), (negative, 0),
         (canvas, 0), DEMO,
     )  # fmt: skip
-    rows = {"edge maps": (scenes, 3), "whole control": _controlled(sheet, shared, (control, 0), (scenes, 3), None)}
+    rows = {"edge maps": (scenes, 2), "whole control": _controlled(sheet, shared, (control, 0), (scenes, 2), None)}
     for kept in (0.5, 0.15, 0.0):
-        rows[f"kept {kept:g}"] = _controlled(sheet, shared, (control, 0), (scenes, 3), kept)
+        rows[f"kept {kept:g}"] = _controlled(sheet, shared, (control, 0), (scenes, 2), kept)
     rows["no control"] = _row(sheet, shared, "no control")
     _saved(sheet, _contact_sheet(sheet, shared, rows), "demo_structure_balanced")
 
@@ -516,7 +508,7 @@ def structure_sdxl(sheet: Sheet) -> None:
 
 
 def subject_demo(sheet: Sheet) -> None:
-    """The demo model keeps what it draws and takes the surroundings from a drawn picture."""
+    """The demo model keeps what it paints and takes the surroundings from another picture."""
     sheet.next_column("Model and background")
     sheet.note(
         "## Keep the subject, replace the background\n\nThe prompt names a subject; the reference gives everything "
@@ -526,9 +518,8 @@ def subject_demo(sheet: Sheet) -> None:
         340,
     )
     model = sheet.add("CBLoadDemoModel")
-    picture = sheet.add("CBDemoPictures", "Reference picture", style="comic", style_seed=4, count=1, scene_seed=3)
-    words = {"prompt": "a cat in the hills, comic style", "phrase": "cat", "surroundings": "hills"}
-    _keep_subject(sheet, model, picture, words, "", DEMO, "demo_")
+    picture = sheet.add("CBDemoPictures", "Reference picture", **demo_scenes.SURROUNDINGS)
+    _keep_subject(sheet, model, picture, demo_scenes.SUBJECT, "", DEMO, "demo_")
 
 
 def subject_sd15(sheet: Sheet) -> None:

@@ -28,6 +28,7 @@ from conditional_balance.engine.profile_file import load
 from conditional_balance.engine.structure import PaperSchedule, RankedSlots, StructureGate, parse_weights, slot_layout
 from conditional_balance.render.gate_map import sampled, spread_sigmas, standard_sigma
 
+from . import demo_scenes
 from .comfyui import ROOT
 from .contact import grids, parts, sheet, stacked
 from .graph import Graph, Link
@@ -35,7 +36,7 @@ from .server import Server
 
 PUBLISHED = "sdxl-base-1.0.style.published.safetensors"
 MAP_WIDTH = 760
-LOOK = {"noise_levels": 6, "size": 128, "features": "q"}  # of the profiles that only figures show
+LOOK = {"noise_levels": 6, "size": demo_scenes.SIDE, "features": "q"}  # of the profiles that only figures show
 SLOTS = 6  # residuals of the demo model besides the middle one
 STEPS = 48  # columns of a chart over the schedule
 
@@ -108,9 +109,9 @@ def overview(name: str, of: str) -> Callable:
 @figure("CBStyleFromPicture")
 def style_of_picture(studio: Studio, graph: Graph) -> Image.Image:
     model = graph.add("CBLoadDemoModel")
-    picture = graph.add("CBDemoPictures", style="stained glass", style_seed=4, count=1, scene_seed=3)
-    prompts = "\n".join(f"a {thing}, stained glass style" for thing in ("house in the hills", "boat by the sea"))
-    taken = {**_checkpoint(model), "image": [picture, 0], "shows": "a picture, stained glass style"}
+    picture = graph.add("CBDemoPictures", **demo_scenes.REFERENCE)
+    prompts = "\n".join(demo_scenes.PROMPTS[:2])
+    taken = {**_checkpoint(model), "image": [picture, 0], "shows": demo_scenes.SHOWS}
     styled = [graph.add("CBStyleFromPicture", **taken, **{"lambda": amount}) for amount in (0.2, 0.43)]
     painted = [_painted(graph, model, source, prompts) for source in (model, *styled)]
     (shown, *results) = studio.shoot(graph, [picture, 0], *painted)
@@ -120,11 +121,10 @@ def style_of_picture(studio: Studio, graph: Graph) -> Image.Image:
 
 @figure("CBKeepSubject")
 def subject_in_surroundings(studio: Studio, graph: Graph) -> Image.Image:
-    model, prompt = graph.add("CBLoadDemoModel"), "a cat in the hills, comic style"
-    picture = graph.add("CBDemoPictures", style="comic", style_seed=4, count=1, scene_seed=3)
-    kept = graph.add(
-        "CBKeepSubject", **_checkpoint(model), image=[picture, 0], prompt=prompt, phrase="", surroundings="hills"
-    )
+    model, prompt = graph.add("CBLoadDemoModel"), demo_scenes.SUBJECT["prompt"]
+    picture = graph.add("CBDemoPictures", **demo_scenes.SURROUNDINGS)
+    words = demo_scenes.SUBJECT | {"phrase": ""}
+    kept = graph.add("CBKeepSubject", **_checkpoint(model), image=[picture, 0], **words)
     painted = _painted(graph, model, kept, prompt, positive=[kept, 2])
     shown = studio.shoot(graph, [picture, 0], _painted(graph, model, model, prompt), painted)
     return sheet([("", [first for first, *_ in shown])], ["picture", "without", "with"])
@@ -133,14 +133,14 @@ def subject_in_surroundings(studio: Studio, graph: Graph) -> Image.Image:
 @figure("CBStyleAndStructure")
 def style_over_structure(studio: Studio, graph: Graph) -> Image.Image:
     model, control = graph.add("CBLoadDemoModel"), graph.add("CBLoadDemoControlNet")
-    picture = graph.add("CBDemoPictures", style="stained glass", style_seed=4, count=1, scene_seed=3)
-    scene = graph.add("CBDemoPictures", style="stained glass", style_seed=9, count=1, scene_seed=11)
+    picture = graph.add("CBDemoPictures", **demo_scenes.REFERENCE)
+    scene = graph.add("CBDemoPictures", **demo_scenes.EDGES | {"scenes": demo_scenes.SCENES[0]})
     common = {**_checkpoint(model), "control_net": [control, 0], "style_image": [picture, 0]}
-    common |= {"structure_image": [scene, 3], "prompt": [scene, 2], "shows": [picture, 2]}
+    common |= {"structure_image": [scene, 2], "prompt": demo_scenes.PROMPTS[0], "shows": demo_scenes.SHOWS}
     amounts = {"ControlNet alone": {"lambda": 0.0, "kept": 1.0}, "with style": {"lambda": 0.57, "kept": 0.15}}
     nodes = [graph.add("CBStyleAndStructure", **common, **amount) for amount in amounts.values()]
     painted = [_painted(graph, model, node, "", positive=[node, 1]) for node in nodes]
-    shown = studio.shoot(graph, [picture, 0], [scene, 3], *painted)
+    shown = studio.shoot(graph, [picture, 0], [scene, 2], *painted)
     return sheet([("", [first for first, *_ in shown])], ["style", "structure", *amounts])
 
 
@@ -153,10 +153,11 @@ def _painted(graph: Graph, model: str, source: str, prompts: str, positive: Link
     lines = prompts.count("\n") + 1
     positive = positive or [graph.add("CBPromptBatch", clip=[model, 1], prompts=prompts), 0]
     negative = _empty(graph, model)
-    canvas = graph.add("EmptyLatentImage", width=128, height=128, batch_size=lines)
+    side = demo_scenes.SIDE
+    canvas = graph.add("EmptyLatentImage", width=side, height=side, batch_size=lines)
     sampled = graph.add(
-        "KSampler", model=[source, 0], positive=positive, negative=negative, latent_image=[canvas, 0], seed=5,
-        steps=12, cfg=2.0,
+        "KSampler", model=[source, 0], positive=positive, negative=negative, latent_image=[canvas, 0],
+        seed=demo_scenes.SEED, **demo_scenes.SAMPLING,
     )  # fmt: skip
     return [graph.add("VAEDecode", samples=[sampled, 0], vae=[model, 2]), 0]
 
@@ -207,7 +208,7 @@ def loaded(studio: Studio, graph: Graph) -> Image.Image:
 
 @figure("CBCombineProfiles")
 def contrasted(studio: Studio, graph: Graph) -> Image.Image:
-    style, geometry = _measured(graph, "style"), graph.add("CBLoadSensitivityProfile", profile=_geometry(studio))
+    style, geometry = _measured(graph, "medium"), graph.add("CBLoadSensitivityProfile", profile=_geometry(studio))
     operation = "contrast (first minus second)"
     mixed = graph.add("CBCombineProfiles", operation=operation, profile_1=[style, 0], profile_2=[geometry, 0])
     maps = studio.shoot(graph, [style, 1], [geometry, 1], [mixed, 1])
@@ -225,17 +226,19 @@ def _geometry(studio: Studio) -> str:
 
 
 def _measured(graph: Graph, question: str) -> str:
-    """Add a small profile of clusters that differ in the `style` or in the `hand` of Draw Demo Pictures."""
+    """Add a small profile of clusters that differ in the `medium` or in the `hand` of Paint Demo Pictures."""
     model = graph.add("CBLoadDemoModel")
     clusters: dict[str, Link] = {}
-    for number, name in enumerate(graph.choices("CBDemoPictures", question)[:5]):
-        scene = {"style": "comic", "style_seed": number, "count": 4, "scene_seed": 7} | {question: name}
-        pictures = [graph.add("CBDemoPictures", **scene), 0]
-        clusters = {"previous": [graph.add("CBImageClusters", images=pictures, name=name, **clusters), 0]}
+    for name in graph.choices("CBDemoPictures", question)[:5]:
+        scenes = demo_scenes.CLUSTER_SCENES
+        painted = {"hand": "flat", "medium": "plain", "seed": 7, "scenes": "\n".join(scenes)} | {question: name}
+        named = {"name": name, "subjects": ", ".join(scene.split()[1] for scene in scenes)}
+        pictures = [graph.add("CBDemoPictures", **painted), 0]
+        clusters = {"previous": [graph.add("CBImageClusters", images=pictures, **named, **clusters), 0]}
     text = graph.add("CLIPTextEncode", clip=[model, 1], text="a picture")
     return graph.add(
         "CBProfileSensitivity", model=[model, 0], clusters=clusters["previous"], vae=[model, 2], positive=[text, 0],
-        measures={"hand": "geometry"}.get(question, question), **LOOK,
+        measures={"hand": "geometry", "medium": "style"}[question], **LOOK,
     )  # fmt: skip
 
 
@@ -255,25 +258,25 @@ def profiled(studio: Studio, graph: Graph) -> Image.Image:
     return stacked([heat_map], MAP_WIDTH)
 
 
-RECORDED_STYLES = ("comic", "engraving", "neon", "mosaic")
-RECORDED_SUBJECTS = ("cat", "house", "tree")
+RECORDED_STYLES = ("flat", "glossy", "ink", "blob")
+RECORDED_SUBJECTS = ("fox", "house", "mushroom")
 
 
 def _recorded(graph: Graph) -> tuple[Link, dict[str, str]]:
     """Add runs that record three subjects in four styles; the last latent of a chain, and each style's pictures."""
     model = graph.add("CBLoadDemoModel")
     empty = graph.add("CLIPTextEncode", clip=[model, 1], text="")
-    canvas = graph.add("EmptyLatentImage", width=128, height=128, batch_size=3)
+    canvas = graph.add("EmptyLatentImage", width=demo_scenes.SIDE, height=demo_scenes.SIDE, batch_size=3)
     latent, decoded = [canvas, 0], {}
     for style in RECORDED_STYLES:
-        prompts = "\n".join(f"a {subject} by the sea, {style} style" for subject in RECORDED_SUBJECTS)
+        prompts = "\n".join(f"a {subject} by the sea, {style} drawing" for subject in RECORDED_SUBJECTS)
         positive = graph.add("CBPromptBatch", clip=[model, 1], prompts=prompts)
         subjects = ", ".join(RECORDED_SUBJECTS)
         recording = graph.add("CBRecordSensitivity", model=[model, 0], label=style, subject=subjects, noise_levels=6)
         latent = [
             graph.add(
                 "KSampler", model=[recording, 0], positive=[positive, 0], negative=[empty, 0], latent_image=latent,
-                seed=5, steps=12, cfg=2.0,
+                seed=demo_scenes.SEED, **demo_scenes.SAMPLING,
             ),
             0,
         ]  # fmt: skip
@@ -368,7 +371,7 @@ def set_side_by_side(studio: Studio, graph: Graph) -> Image.Image:
 @figure("CBStyleReference", of="style_balanced_demo")
 def referred(studio: Studio, graph: Graph) -> Image.Image:
     styled = graph.first("VAEDecode", upstream="CBSelectLayers")
-    first, other = _reference(graph), [graph.changed(_reference(graph)[0], style_seed=8, scene_seed=5), 0]
+    first, other = _reference(graph), [graph.changed(_reference(graph)[0], **demo_scenes.OTHER), 0]
     swapped = graph.rebuilt(styled, _reference(graph)[0], other[0])
     references = studio.shoot(graph, first, other)
     results = studio.shoot(graph, [styled, 0], [swapped, 0])
@@ -421,11 +424,11 @@ def _slot_names() -> list[tuple[int, str]]:
 @figure("CBProfileControlSlots", of="style_balanced_demo")
 def ablated(studio: Studio, graph: Graph) -> Image.Image:
     model, control = graph.first("CBLoadDemoModel"), graph.add("CBLoadDemoControlNet")
-    scenes = graph.add("CBDemoPictures", style="comic", style_seed=9, count=4, scene_seed=11)
-    prompts = graph.add("CBPromptBatch", clip=[model, 1], prompts=[scenes, 2])
+    scenes = graph.add("CBDemoPictures", **demo_scenes.EDGES)
+    prompts = graph.add("CBPromptBatch", clip=[model, 1], prompts=[scenes, 1])
     applied = graph.add(
         "ControlNetApplyAdvanced", positive=[prompts, 0], negative=[prompts, 0], control_net=[control, 0],
-        image=[scenes, 3],
+        image=[scenes, 2],
     )  # fmt: skip
     latent = graph.add("VAEEncode", pixels=[scenes, 0], vae=[model, 2])
     node = graph.add("CBProfileControlSlots", model=[model, 0], positive=[applied, 0], latent=[latent, 0])

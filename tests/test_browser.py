@@ -71,8 +71,8 @@ def _around_the_blueprint(known: dict) -> tuple[dict[str, Any], list[dict[str, A
     sheet.next_column("Demo")
     model = sheet.add("CBLoadDemoModel")
     control = sheet.add("CBLoadDemoControlNet")
-    scene = sheet.add("CBDemoPictures", count=1)
-    text = sheet.add("CLIPTextEncode", clip=(model, 1), text="a cat in the city, comic style")
+    scene = sheet.add("CBDemoPictures")
+    text = sheet.add("CLIPTextEncode", clip=(model, 1), text="a cat in the city, flat drawing")
     sheet.next_column("Style")
     latent = sheet.add("VAEEncode", pixels=(scene, 0), vae=(model, 2))
     sampled = sheet.add("KSampler", latent_image=(latent, 0), steps=2)
@@ -80,7 +80,7 @@ def _around_the_blueprint(known: dict) -> tuple[dict[str, Any], list[dict[str, A
     sheet.add("SaveImage", images=(decoded, 0))
     into = {
         "model": (model, 0), "clip": (model, 1), "vae": (model, 2), "positive": (text, 0), "negative": (text, 0),
-        "style picture": (scene, 0), "control_net": (control, 0), "control image": (scene, 3),
+        "style picture": (scene, 0), "control_net": (control, 0), "control image": (scene, 2),
     }  # fmt: skip
     links = [{"from": node, "slot": slot, "to": "blueprint", "name": name} for name, (node, slot) in into.items()]
     out = ("model", "positive", "negative")

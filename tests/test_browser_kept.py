@@ -9,11 +9,11 @@ import pytest
 from devtools.server import Server
 from visits import RENDERERS, needs_browser, visited
 
-PICTURES = {"count": 2, "style_seed": 1}
+PICTURES = {"medium": "plain", "seed": 1, "scenes": "a fox\na house"}
 PROMPT = {
     "1": {"class_type": "CBLoadDemoModel", "inputs": {}},
-    "2": {"class_type": "CBDemoPictures", "inputs": {"style": "neon", **PICTURES}},
-    "3": {"class_type": "CBDemoPictures", "inputs": {"style": "comic", **PICTURES}},
+    "2": {"class_type": "CBDemoPictures", "inputs": {"hand": "ink", **PICTURES}},
+    "3": {"class_type": "CBDemoPictures", "inputs": {"hand": "flat", **PICTURES}},
     "4": {"class_type": "CBImageClusters", "inputs": {"images": ["2", 0], "name": "a"}},
     "5": {"class_type": "CBImageClusters", "inputs": {"images": ["3", 0], "name": "b", "previous": ["4", 0]}},
     "6": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a picture"}},
@@ -62,7 +62,7 @@ def test_a_run_says_its_results_and_adds_no_step_of_undo(seen: dict[str, Any], r
     assert seen[renderer]["end"]["event"] == "execution_success"
     assert ran["CBImageClusters 5"]["words"].startswith("2 clusters: a (2), b (2)")
     assert ran["CBProfileSensitivity 7"]["map"] and ran["CBSelectLayers 8"]["map"]
-    assert "of 17 layers" in ran["CBSelectLayers 8"]["words"]
+    assert "of 21 layers" in ran["CBSelectLayers 8"]["words"]
     assert not seen[renderer]["moved"], seen[renderer]["boxes"]
     assert seen[renderer]["steps"] == 0
 

@@ -10,13 +10,14 @@ from devtools.server import Server
 from visits import RENDERERS, needs_browser, visited
 
 WINDOWS = ["22% to 48%", "48% to 68%", "68% to 90%"]
+PICTURES = {"hand": "flat", "medium": "plain", "seed": 0, "scenes": "a cat in the city\na dog in the city"}
 PROMPT = {
     "1": {"class_type": "CBLoadDemoModel", "inputs": {}},
-    "2": {"class_type": "CBDemoPictures", "inputs": {"count": 2}},
+    "2": {"class_type": "CBDemoPictures", "inputs": PICTURES},
     "3": {"class_type": "VAEEncode", "inputs": {"pixels": ["2", 0], "vae": ["1", 2]}},
     "4": {
         "class_type": "CBSubject",
-        "inputs": {"clip": ["1", 1], "prompt": "a cat in the city, comic style", "phrase": "cat, city"},
+        "inputs": {"clip": ["1", 1], "prompt": "a cat in the city, flat drawing", "phrase": "cat, city"},
     },
     "5": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": ""}},
     "6": {

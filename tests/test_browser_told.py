@@ -9,11 +9,12 @@ import pytest
 from devtools.server import Server
 from visits import RENDERERS, needs_browser, visited
 
+PICTURE = {"hand": "flat", "medium": "plain", "seed": 0, "scenes": "a cat in the city"}
 PROMPT = {
     "1": {"class_type": "CBLoadDemoModel", "inputs": {}},
-    "2": {"class_type": "CBDemoPictures", "inputs": {"count": 1}},
+    "2": {"class_type": "CBDemoPictures", "inputs": PICTURE},
     "3": {"class_type": "VAEEncode", "inputs": {"pixels": ["2", 0], "vae": ["1", 2]}},
-    "4": {"class_type": "CBSubject", "inputs": {"clip": ["1", 1], "prompt": "a cat, comic style", "phrase": "cat"}},
+    "4": {"class_type": "CBSubject", "inputs": {"clip": ["1", 1], "prompt": "a cat, flat drawing", "phrase": "cat"}},
     "6": {
         "class_type": "CBGradSAMBlend",
         "inputs": {"model": ["1", 0], "reference": ["3", 0], "subject": ["4", 1], "windows": "0.3-0.4, 0.6-0.9"},

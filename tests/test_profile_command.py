@@ -20,23 +20,25 @@ from conditional_balance.nodes.profile import CBProfileSensitivity
 from conditional_balance.runtime.profile.clusters import load_clusters
 from conditional_balance.runtime.profile.parts import Parts
 from conditional_balance.runtime.profile.profiling import Measurement, Settings, profile_model
-from demo import models, world
+from demo import models
 from devtools.server import ROOT
 
 STYLES, EACH = 3, 7
 LEVELS = 2
+SIDE = 192
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
-    """Three styles of seven scenes each, named by their scene."""
+    """Three styles of seven scenes each, named by their scene: colours of its own laid over each scene's stripes."""
     folder = tmp_path_factory.mktemp("series")
-    scenes = world.random_specs(EACH, torch.Generator().manual_seed(0))
+    dice = torch.Generator().manual_seed(0)
+    scenes = torch.rand(EACH, 1, SIDE // 16, SIDE // 16, generator=dice)
+    drawn = torch.nn.functional.interpolate(scenes, (SIDE, SIDE), mode="bilinear")
     for style in range(STYLES):
-        painter = world.random_specs(1, torch.Generator().manual_seed(style), (world.FAMILY_NAMES[style],))
-        drawn, _ = world.render(scenes.in_style_of(painter[torch.zeros(EACH, dtype=torch.long)]))
+        paper, ink = torch.rand(2, 3, 1, 1, generator=dice)
         (folder / f"style {style}").mkdir()
-        for number, one in enumerate(drawn):
+        for number, one in enumerate(paper + (ink - paper) * drawn):
             pixels = (255 * one.movedim(0, -1).clamp(0, 1)).round().byte().numpy()
             Image.fromarray(pixels).save(folder / f"style {style}" / f"scene {'abcdefg'[number]}.png")
     return folder
@@ -44,7 +46,7 @@ def pictures(tmp_path_factory) -> Path:
 
 def command(pictures: Path, out: Path, *more: str) -> list[str]:
     script = [sys.executable, ROOT / "devtools" / "run.py", ROOT / "devtools" / "profile.py"]
-    levels = ["--noise-levels", str(LEVELS), "--size", "128"]
+    levels = ["--noise-levels", str(LEVELS), "--size", str(SIDE)]
     return [str(part) for part in (*script, "demo", pictures, out, *levels, *more)]
 
 
@@ -67,7 +69,7 @@ def by_node(pictures: Path, loaded):
     with torch.inference_mode():
         out = CBProfileSensitivity.execute(
             model=model, clusters=load_clusters(pictures, 1000), vae=vae, positive=prompt, measures="style",
-            noise_levels=LEVELS, features="q and k", seed=0, aspect="from images", size=128,
+            noise_levels=LEVELS, features="q and k", seed=0, aspect="from images", size=SIDE,
             distance="jensen_shannon",
         )  # fmt: skip
     return out.args[0]
@@ -104,7 +106,7 @@ def parts_of(loaded, pictures: Path, folder: Path, **settings) -> Parts:
     model, clip, vae = loaded
     prompt = clip.encode_from_tokens_scheduled(clip.tokenize("a picture"))
     chosen = {"name": "style", "levels": LEVELS, "features": ("q", "k"), "distance": "jensen_shannon", "seed": 0,
-              "aspect": "from images", "side": 128} | settings  # fmt: skip
+              "aspect": "from images", "side": SIDE} | settings  # fmt: skip
     measurement = Measurement(model, load_clusters(pictures, 1000), vae, prompt, None, Settings(**chosen))
     return Parts(measurement, folder, {"positive": "a picture"})
 

@@ -1,4 +1,4 @@
-"""Training of the autoencoder, from the first world's, which already knows flat colours and edges."""
+"""Training of the autoencoder, from the shipped one where there is one."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from demo.autoencoder import Autoencoder
-from demo.drawn import scenes
-from demo.drawn.training.pool import Pool, World
-from demo.drawn.training.run import Run
-from demo.training.autoencoder import difference, misfit
 from demo.training.loop import Trainer, save
+from demo.training.pool import Pool, World
+from demo.training.run import Run
+from demo.world import scenes
 
 CROP = 128
 
@@ -81,3 +80,12 @@ def load_autoencoder(options: argparse.Namespace) -> Autoencoder:
     vae = Autoencoder()
     vae.load_state_dict(load_file(path))
     return vae.to(options.device, options.dtype, memory_format=torch.channels_last).requires_grad_(False)
+
+
+def difference(restored: Tensor, target: Tensor) -> Tensor:
+    """In units of the whole brightness range."""
+    return (restored - target).float() / 2
+
+
+def misfit(error: Tensor) -> Tensor:
+    return error.abs().mean() + 4 * error.square().mean()

@@ -7,14 +7,14 @@ import argparse
 import torch
 from torch import Tensor
 
-from demo.drawn import nets
-from demo.drawn.training.autoencoder import load_autoencoder
-from demo.drawn.training.diffusion import both, subject_weighted
-from demo.drawn.training.pool import Pairs, World, new_pool
-from demo.drawn.training.run import Run
-from demo.drawn.training.unet import load_painters
+from demo import nets
+from demo.training.autoencoder import load_autoencoder
+from demo.training.couples import both, subject_weighted
 from demo.training.diffusion import OutOfPlace, drawn_times, encoded_prompts, noised, plain_attention
 from demo.training.loop import Trainer, save
+from demo.training.pool import Pairs, World, new_pool
+from demo.training.run import Run
+from demo.training.unet import load_painters
 
 
 def train_controlnet(options: argparse.Namespace, world: World) -> None:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from demo.drawn.scenes import NOTHING
-from demo.drawn.subjects import SUBJECTS
-from demo.drawn.training.pool import Pairs, Pool
 from demo.training.diffusion import attended
+from demo.training.pool import Pairs, Pool
+from demo.world.scenes import NOTHING
+from demo.world.subjects import SUBJECTS
 
 GROUND = len(SUBJECTS)  # the head's class for what is no subject
 LOSS_SHARES = {"pictures": 1.0, "patches": 0.2, "colours": 0.3, "subjects": 0.1}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from demo import nets, world
+from demo import nets
 
 
 @cache
@@ -64,15 +64,6 @@ def encoded_prompts(text: nn.Module, tokens: Tensor, dtype: torch.dtype) -> tupl
     return context, functional.pad(pooled, (0, nets.SIZE_WIDTH))
 
 
-SUBJECT_ROLES = [world.SLOTS.index(name) for name in ("body", "detail")]
-
-
-def subject_weighted(error: Tensor, roles: Tensor) -> Tensor:
-    """Mean of an error [B, H, W] in which the subject counts three times."""
-    weight = 1 + 2 * roles[:, SUBJECT_ROLES].sum(1)
-    return (weight * error).mean() / weight.mean()
-
-
 def pooled_error(error: Tensor, times: Tensor, size: int, drift: Tensor | float = 0.0) -> Tensor:
     """The loss of v-prediction on means over `size` x `size` latents, for an error of v [B, C, H, W] at times [B].
 
@@ -108,10 +99,6 @@ def coupled_attention(func: object, q: Tensor, k: Tensor, v: Tensor, heads: int,
     both = torch.cat([second_k, first_k], 1), torch.cat([second_v, first_v], 1)
     first = plain_attention(func, first_q, first_k, first_v, heads)
     return torch.cat([first, plain_attention(func, second_q, *both, heads)])
-
-
-def attention_options(device: str) -> dict[str, object]:
-    return {"optimized_attention_override": plain_attention} if device == "cpu" else {}
 
 
 class OutOfPlace(TorchFunctionMode):

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from demo.muon import Muon
+from demo.training.muon import Muon
 
 
 def save(weights: dict[str, Tensor], path: Path) -> None:

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from demo.autoencoder import Autoencoder
-from demo.drawn import scenes
-from demo.drawn.atlas import Atlas
-from demo.drawn.nets import CELLS
-from demo.drawn.words import Vocabulary
-from demo.training.pictures import encode_bytes
+from demo.nets import CELLS
+from demo.world import scenes
+from demo.world.atlas import Atlas
+from demo.world.words import Vocabulary
 
 CHUNK = {"cuda": 640, "cpu": 12}  # pictures composed at once: all on a GPU, few where they must stay in the cache
 
@@ -105,6 +104,10 @@ def in_other_styles(specs: scenes.Specs, dice: torch.Generator) -> scenes.Specs:
         hand=torch.where(same_hand, specs.hand, other.hand),
         colour=torch.where(same_hand, recoloured, other.colour),
     )
+
+
+def encode_bytes(vae: Autoencoder, pictures: Tensor, dtype: torch.dtype) -> Tensor:
+    return vae.encode((pictures.to(dtype) / 127.5 - 1).contiguous(memory_format=torch.channels_last))
 
 
 def joined(*parts: scenes.Specs) -> scenes.Specs:

@@ -10,8 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from demo.drawn import atlas
-from demo.drawn.words import new_vocabulary
+from demo.world import atlas
+from demo.world.words import new_vocabulary
 
 CARRIED = ("einops", "tqdm", "psutil", "safetensors", "typing_extensions")  # what ComfyUI's networks import
 CLASSES = (

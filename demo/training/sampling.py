@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from demo.autoencoder import CHANNELS, Autoencoder
-from demo.drawn import scenes
-from demo.drawn.nets import CELLS
-from demo.drawn.training.pool import World
+from demo.nets import CELLS
 from demo.training.diffusion import signal_shares
+from demo.training.pool import World
+from demo.world import scenes
 
 Guess = Callable[[Tensor, Tensor, Tensor], Tensor]
 

@@ -7,21 +7,21 @@ import argparse
 import torch
 from torch import Tensor, nn
 
-from demo.drawn import nets
-from demo.drawn.training.autoencoder import load_autoencoder
-from demo.drawn.training.diffusion import (
+from demo import nets
+from demo.training.autoencoder import load_autoencoder
+from demo.training.couples import (
     Batch,
     SubjectHead,
     couples,
     joint_attention,
     subject_weighted,
 )
-from demo.drawn.training.pool import World, new_pool
-from demo.drawn.training.run import Run
-from demo.drawn.training.sampling import painted_sheet
-from demo.drawn.training.unet import load_painters
 from demo.training.diffusion import OutOfPlace
 from demo.training.loop import Trainer, save
+from demo.training.pool import World, new_pool
+from demo.training.run import Run
+from demo.training.sampling import painted_sheet
+from demo.training.unet import load_painters
 
 WATCHED = 4  # the single-stream block behind which the head looks
 GRID = nets.CELLS // 2

@@ -11,15 +11,9 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import Upsample
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from demo import nets as text_nets
-from demo.drawn import nets
-from demo.drawn.training.autoencoder import load_autoencoder
-from demo.drawn.training.diffusion import LOSS_SHARES, Batch, SubjectHead, couples, diptychs, subject_weighted
-from demo.drawn.training.pool import Pool, World, new_pool
-from demo.drawn.training.recorded import stepper
-from demo.drawn.training.run import Run
-from demo.drawn.training.sampling import painted_sheet
-from demo.drawn.words import Vocabulary
+from demo import nets
+from demo.training.autoencoder import load_autoencoder
+from demo.training.couples import LOSS_SHARES, Batch, SubjectHead, couples, diptychs, subject_weighted
 from demo.training.diffusion import (
     OutOfPlace,
     coupled_attention,
@@ -30,6 +24,11 @@ from demo.training.diffusion import (
     pooled_error,
 )
 from demo.training.loop import Trainer, save
+from demo.training.pool import Pool, World, new_pool
+from demo.training.recorded import stepper
+from demo.training.run import Run
+from demo.training.sampling import painted_sheet
+from demo.world.words import Vocabulary
 
 Kind = Callable[[Pool, int], Batch]
 LEAN = 1.2  # a little denser toward the noisy end, where it is decided what is where
@@ -38,9 +37,17 @@ LEAN = 1.2  # a little denser toward the noisy end, where it is decided what is 
 def train_unet(options: argparse.Namespace, world: World) -> None:
     """UNet and text encoder together, v-prediction on SD's schedule (arXiv 2202.00512).
 
-    The recipe is the first world's (`demo/training/unet.py`): couples in one style, the second of which has drifted and
-    sees the first by self-attention alone, and with every fourth step diptychs; subjects count three times; a head
-    tells which subject is where.
+    Subjects' latents count three times, and a head tells which subject is where.
+
+    Nothing in single pictures teaches self-attention that style is worth looking for in another scene, which large
+    models learn from all they are trained on; without it sharing attention moves little. So pictures come in couples of
+    one style, and the second of each sees the first, but by self-attention alone. Every fourth step shows diptychs
+    instead, two scenes in one style side by side under a caption that names the style alone; there convolutions and
+    normalisation carry style across as well, and leave attention less to learn.
+
+    Under the noise of training are true pictures, under that of sampling the UNet's own estimates (exposure bias,
+    arXiv 2301.11706), and one that has only met the former trusts whatever colours it has begun with. So the second of
+    a couple has drifted toward another style, and the first tells which is the true one.
     """
     unet = nets.new_unet(options.device).to(options.dtype, memory_format=torch.channels_last)
     text = new_text(world.vocabulary, options)
@@ -65,7 +72,7 @@ def train_unet(options: argparse.Namespace, world: World) -> None:
     trainer.use_averages()
     if options.rank == 0:
         save(unet.state_dict(), options.out / "unet.safetensors")
-        packed = text_nets.pack_text_weights(text.state_dict(), world.vocabulary.tokens)
+        packed = nets.pack_text_weights(text.state_dict(), world.vocabulary.tokens)
         save(packed, options.out / "text_encoder.safetensors")
         painted_sheet(unet_guess(unet, text, options), vae, world, options, "unet")
 
@@ -73,7 +80,7 @@ def train_unet(options: argparse.Namespace, world: World) -> None:
 def new_text(vocabulary: Vocabulary, options: argparse.Namespace) -> nn.Module:
     """An untrained text encoder on the world's own words."""
     tokens = vocabulary.tokens.to(options.device)
-    return text_nets.with_vocabulary(text_nets.new_text_model(options.device), tokens).to(options.dtype)
+    return nets.with_vocabulary(nets.new_text_model(options.device), tokens).to(options.dtype)
 
 
 def begin_with(unet: nn.Module, text: nn.Module, options: argparse.Namespace, world: World) -> None:
@@ -81,7 +88,7 @@ def begin_with(unet: nn.Module, text: nn.Module, options: argparse.Namespace, wo
     if options.begin:
         unet.load_state_dict(load_file(options.begin / "unet.safetensors"))
         packed = load_file(options.begin / "text_encoder.safetensors")
-        text_nets.load_packed_text_weights(text, packed, world.vocabulary.tokens)
+        nets.load_packed_text_weights(text, packed, world.vocabulary.tokens)
 
 
 def load_painters(options: argparse.Namespace, world: World) -> tuple[nn.Module, nn.Module]:
@@ -92,7 +99,7 @@ def load_painters(options: argparse.Namespace, world: World) -> tuple[nn.Module,
     unet = nets.new_unet(options.device).to(options.dtype, memory_format=torch.channels_last)
     unet.load_state_dict(load_file(paths[0]))
     text = new_text(world.vocabulary, options)
-    text_nets.load_packed_text_weights(text, load_file(paths[1]), world.vocabulary.tokens)
+    nets.load_packed_text_weights(text, load_file(paths[1]), world.vocabulary.tokens)
     return unet.requires_grad_(False), text.requires_grad_(False)
 
 

@@ -1,1 +1,1 @@
-"""The drawn world: scenes of real drawings by many hands, what is known of them, and the models trained on them."""
+"""The demo world: scenes of real drawings by many hands, and what is known of them."""

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from demo.world import TEXTURES, grid
+from .places import grid
+from .textures import TEXTURES
 
 PARAMETERS = ("hue", "hue_gap", "chroma", "key", "tint", "contrast", "frequency", "angle", "amount", "phase")
 
@@ -87,7 +88,7 @@ def _texture(picture: Tensor, medium: Medium, style: Tensor) -> Tensor:
     frequency, phase = _open(style, medium, "frequency")[:, 0], 6.28 * raw(style, "phase")[:, 0]
     a = (x * angle.cos() + y * angle.sin()) * frequency + phase
     b = (y * angle.cos() - x * angle.sin()) * frequency + 1.7 * phase
-    return TEXTURES[medium.texture](a, b, torch.full_like(a, 9.0))[0][:, None]
+    return TEXTURES[medium.texture](a, b)[:, None]
 
 
 def raw(style: Tensor, name: str) -> Tensor:
@@ -125,6 +126,12 @@ def srgb(lab: Tensor) -> Tensor:
     linear = mixed(mixed(lab, back) ** 3, torch.linalg.inv(torch.tensor(TO_LONG_MEDIUM_SHORT).double()).tolist())
     linear = linear.clamp(0, 1)
     return torch.where(linear < 0.0031308, 12.92 * linear, 1.055 * linear.clamp_min(1e-6) ** (1 / 2.4) - 0.055)
+
+
+def oklch(lightness: Tensor, chroma: Tensor, turn: Tensor) -> Tensor:
+    """OKLCH [B, H, W], hue in turns, to sRGB [B, 3, H, W], clipped to [0, 1]."""
+    angle = 2 * torch.pi * turn
+    return srgb(torch.stack(torch.broadcast_tensors(lightness, chroma * angle.cos(), chroma * angle.sin()), 1))
 
 
 def mixed(picture: Tensor, matrix: tuple | list) -> Tensor:

@@ -1,4 +1,4 @@
-"""Scenes of the drawn world: one subject or two with a relation, drawn by a hand, in a place, in a medium.
+"""Scenes of the demo world: one subject or two with a relation, drawn by a hand, in a place, in a medium.
 
 A batch is specified by `Specs` and composed as one tensor program on any device; its captions and masks are true by
 construction. A *style* is what the scenes of a couple share: hand, medium, colour and the open parameters.
@@ -13,17 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from demo.shapes import BACKGROUNDS, SLOTS
-from demo.world import PLACES, grid, oklch, soft
-
 from .atlas import Atlas
-from .media import KNOWN_MEDIA, MEDIA, PARAMETERS, PLAIN, laid, raw
+from .media import KNOWN_MEDIA, MEDIA, PARAMETERS, PLAIN, laid, oklch, raw
+from .places import PHRASES, PLACES, SLOTS, grid, soft
 from .sets import HANDS, KNOWN_HANDS, ONE_COLOUR
 from .subjects import KNOWN_SUBJECTS, UNCOUNTED, WORDS, rows_of
 
 SIZE = 192
 NOTHING = -1
-PLACE_NAMES = tuple(BACKGROUNDS)
+PLACE_NAMES = tuple(PLACES)
 RELATIONS = ("left of", "right of", "above", "below")  # where the first subject is
 WHERE = ((-0.48, 0.0), (0.48, 0.0), (0.0, -0.48), (0.0, 0.48))  # the first subject's centre, the second's mirrored
 COLOURS = {  # hue in turns of OKLab, lightness and chroma of the paper of one-colour hands
@@ -141,7 +139,7 @@ def _caption(
     if says_subject and second > NOTHING:
         parts += [RELATIONS[relation], article(f"{paint} {WORDS[second]}".strip())]
     if says_place and place > NOTHING:
-        parts += [PLACES[PLACE_NAMES[place]]]
+        parts += [PHRASES[PLACE_NAMES[place]]]
     text = [" ".join(parts)] if parts else []
     if says_style:
         text.append(f"{list(HANDS.values())[hand]} drawing")
@@ -165,7 +163,7 @@ def article(words: str) -> str:
 
 def all_words() -> list[str]:
     """Every word that captions are made of, and the comma."""
-    names = (*WORDS, *PLACES.values(), *RELATIONS, *HANDS.values(), *MEDIA, *COLOUR_NAMES)
+    names = (*WORDS, *PHRASES.values(), *RELATIONS, *HANDS.values(), *MEDIA, *COLOUR_NAMES)
     texts = [*names, DIPTYCH, "a an drawing style"]
     return sorted({word for text in texts for word in text.split()} | {","})
 
@@ -199,8 +197,13 @@ def render(specs: Specs, atlas: Atlas, small: Atlas, size: int = SIZE) -> tuple[
 
 
 def contours(scene: Scene) -> Tensor:
-    """Edge maps [B, H, W] in [0, 1], white on black: where colours change, as lines about two pixels wide."""
-    padded = functional.pad(scene.picture, (1, 1, 1, 1), mode="replicate")
+    """Edge maps [B, H, W] in [0, 1], white on black, of what is drawn beneath any medium."""
+    return edges(scene.picture)
+
+
+def edges(pictures: Tensor) -> Tensor:
+    """Where the colours of pictures [B, 3, H, W] change, as lines about two pixels wide: [B, H, W] in [0, 1]."""
+    padded = functional.pad(pictures, (1, 1, 1, 1), mode="replicate")
     across = (padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]).abs().amax(1)
     along = (padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]).abs().amax(1)
     return ((torch.hypot(across, along) - 0.08) / 0.12).clamp(0, 1)
@@ -215,21 +218,22 @@ def grounds(specs: Specs, size: int) -> Tensor:
     for index, name in enumerate(PLACE_NAMES):
         rows = (specs.place == index).nonzero()[:, 0]
         if len(rows):
-            for slot, distance in BACKGROUNDS[name](x[rows], y[rows], specs.layout[rows][:, None, None, :]):
+            for slot, distance in PLACES[name](x[rows], y[rows], specs.layout[rows][:, None, None, :]):
                 alpha = soft(distance, 2.0 / size)
                 coverage[rows] = coverage[rows] * (1 - alpha[:, None])
                 coverage[rows, SLOTS.index(slot)] += alpha
     lightness, chroma, turn = palette(specs)
-    colours = oklch(lightness[:, :, None], chroma, turn[:, :, None])  # [B, 3, 6, 1]
+    colours = oklch(lightness[:, :, None], chroma[:, :, None], turn[:, :, None])  # [B, 3, 4, 1]
     return torch.einsum("bcsi,bshw->bchw", colours, coverage)
 
 
 def palette(specs: Specs) -> tuple[Tensor, Tensor, Tensor]:
-    """Lightness [B, 6], chroma [B, 1, 1] and hue in turns [B, 6] of the place's roles."""
-    levels = torch.tensor([0.93, 0.84, 0.76, 0.97, 0.7, 0.89], device=specs.hand.device)
+    """Lightness [B, 4], chroma [B, 4] and hue in turns [B, 4] of the place's roles; the lightest have least chroma."""
+    levels = torch.tensor([0.93, 0.84, 0.76, 0.97], device=specs.hand.device)
     hue, gap, chroma, key = (raw(specs.style, name)[:, 0, 0] for name in ("hue", "hue_gap", "chroma", "key"))
-    offsets = torch.cat([0 * gap, 0.08 + 0.1 * gap, 0.16 + 0.2 * gap, -0.1 * gap, 0.5 * gap, 0.3 + 0.3 * gap], 1)
-    return (levels + 0.06 * (key - 0.5)).clamp(0, 0.99), (0.03 + 0.11 * chroma)[:, :, None], hue + offsets
+    offsets = torch.cat([0 * gap, 0.08 + 0.1 * gap, 0.16 + 0.2 * gap, -0.1 * gap], 1)
+    lightness = (levels + 0.06 * (key - 0.5)).clamp(0.03, 0.99)
+    return lightness, (0.03 + 0.11 * chroma) * (1 - (2 * lightness - 1).abs() ** 3), hue + offsets
 
 
 def placed(specs: Specs, which: int, atlas: Atlas, size: int) -> Tensor:
@@ -257,17 +261,9 @@ def placed(specs: Specs, which: int, atlas: Atlas, size: int) -> Tensor:
 def painted(drawings: Tensor, colour: Tensor) -> Tensor:
     """One-colour drawings on paper of their colour."""
     hue, light, chroma = torch.tensor(list(COLOURS.values()), device=drawings.device).T[:, :, None, None]
-    papers = oklch_exact(light, chroma, hue)[:, :, 0, 0].T  # [colours, 3]
+    papers = oklch(light, chroma, hue)[:, :, 0, 0]  # [colours, 3]
     tint = torch.where((colour > NOTHING)[:, None], papers[colour.clamp_min(0)], 1.0)
     return torch.cat([drawings[:, :3] * tint[:, :, None, None], drawings[:, 3:]], 1)
-
-
-def oklch_exact(lightness: Tensor, chroma: Tensor, turn: Tensor) -> Tensor:
-    """OKLCH (hue in turns) to sRGB [3, ...], clipped."""
-    from .media import srgb
-
-    lab = torch.stack([lightness, chroma * (2 * torch.pi * turn).cos(), chroma * (2 * torch.pi * turn).sin()])
-    return srgb(lab.movedim(0, 1)).movedim(1, 0)
 
 
 def latent_masks(masks: Tensor, cells: int) -> Tensor:

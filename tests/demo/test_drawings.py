@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from demo.drawn import drawing, fetch, sets
+from demo.world import drawing, fetch, sets
 
 DISC = '<circle cx="12" cy="8" r="4" fill="#f00"/>'
 

@@ -1,186 +1,202 @@
-"""Training: every part starts, stops, writes weights that load, and goes on from them."""
+"""Training: every part writes weights that load, and a stop changes nothing."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from demo import train, world
-from demo.training import captions, judge
-from demo.training.diffusion import coupled_attention, noised, plain_attention, pooled_error, signal_shares
-from demo.training.pictures import Pool, contour_pool, in_other_styles, joined
-from demo.training.unet import couples, diptychs
+from demo import gpu, nets, train
+from demo.training import couples, transformer
+from demo.training.loop import Trainer
+from demo.training.pool import Pool, in_other_styles
+from demo.world import atlas, scenes, sets, subjects
+from demo.world.words import new_vocabulary
 
-SHORT = ["--samples", "8", "--batch", "4", "--pool", "8", "--processes", "1"]
-PARTS = ("autoencoder", "judge", "unet", "text_encoder", "controlnet")
+TINY = ["--batch", "4", "--pool", "4", "--renew", "2", "--sheet", "0", "--processes", "1", "--save-every", "0"]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("weights")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An atlas of small discs instead of drawings, and the words."""
+    folder = tmp_path_factory.mktemp("prepared")
+    axis = (torch.arange(32) + 0.5) / 16 - 1
+    disc = (torch.hypot(axis, axis[:, None]) < 0.9).byte()
+    drawings = torch.full((len(sets.HANDS), len(subjects.SUBJECTS), 4, 32, 32), 255, dtype=torch.uint8) * disc
+    drawings[:, :, :3] //= torch.arange(1, 11, dtype=torch.uint8)[:, None, None, None, None]
+    atlas.pack(atlas.Atlas(drawings, tuple(sets.HANDS), subjects.SUBJECTS), folder / "atlas.bin")
+    new_vocabulary().save(folder / "words.json")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("drawn")
     with torch.enable_grad():
-        train.main(["autoencoder", "decoder", "judge", "unet", "controlnet", *SHORT, "--out", str(folder)])
+        train.main([*TINY, "--samples", "8", "--prepared", str(prepared), "--out", str(folder)])
     return folder
 
 
 def test_every_part_writes_its_weights(trained: Path) -> None:
-    names = {path.name for path in trained.iterdir()}
-    assert names == {f"{part}.safetensors" for part in PARTS}
-    for name in names:
-        assert all(bool(torch.isfinite(tensor).all()) for tensor in load_file(trained / name).values())
+    parts = {"autoencoder", "unet", "text_encoder", "controlnet", "transformer"}
+    assert {path.stem for path in trained.glob("*.safetensors")} == parts
+    for part in parts:
+        assert all(bool(torch.isfinite(weight).all()) for weight in load_file(trained / f"{part}.safetensors").values())
+    assert sum(path.stat().st_size for path in trained.glob("*.safetensors")) < 60e6
 
 
-def test_it_goes_on_from_weights_that_are_there(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = load_file(trained / "unet.safetensors")
-    with torch.enable_grad():
-        train.main(["unet", *SHORT, "--out", str(trained)])
-    assert "going on from unet.safetensors" in capsys.readouterr().out
-    after = load_file(trained / "unet.safetensors")
-    change = max(float((after[name].float() - weight.float()).abs().max()) for name, weight in before.items())
-    assert 0 < change < 0.02  # a step or two of Adam, not a new start
+def test_what_is_finished_is_left_alone(trained: Path, prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.read_bytes() for path in trained.glob("*.safetensors")}
+    train.main([*TINY, "--samples", "8", "--prepared", str(prepared), "--out", str(trained)])
+    assert capsys.readouterr().out.count("finished before") == 4
+    assert all(path.read_bytes() == content for path, content in before.items())
 
 
-def test_the_controlnet_learns_beside_a_unet_that_does_not(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("part", ["autoencoder", "unet"])
+def test_a_training_that_was_killed_ends_where_it_would_have(
+    part: str, trained: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A step opens the zero convolutions, a second run goes on from there, and the UNet's file stays as it is."""
-    folder = shutil.copytree(trained, tmp_path / "weights")
-    (folder / "controlnet.safetensors").unlink()
-    unet = (folder / "unet.safetensors").read_bytes()
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+        if part == "unet":
+            (folder / "autoencoder.safetensors").write_bytes((trained / "autoencoder.safetensors").read_bytes())
+    order = [part, *TINY, "--samples", "20", "--prepared", str(prepared)]
+    apply = Trainer.apply
+
+    def dies(self: Trainer, gradients: list[torch.Tensor], progress: float) -> None:
+        if self.count == 3:
+            raise KeyboardInterrupt
+        apply(self, gradients, progress)
+
     with torch.enable_grad():
-        train.main(["controlnet", *SHORT, "--out", str(folder)])
-        first = load_file(folder / "controlnet.safetensors")
-        train.main(["controlnet", *SHORT, "--out", str(folder)])
-    second = load_file(folder / "controlnet.safetensors")
-    assert all(float(first[f"zero_convs.{slot}.0.weight"].abs().max()) > 0 for slot in range(6))
-    assert float(first["middle_block_out.0.weight"].abs().max()) > 0
-    assert "going on from controlnet.safetensors" in capsys.readouterr().out
-    change = max(float((second[name].float() - weight.float()).abs().max()) for name, weight in first.items())
-    assert 0 < change < 0.02
-    assert (folder / "unet.safetensors").read_bytes() == unet
-    assert (folder / "controlnet.safetensors").stat().st_size < 9e6
+        train.main([*order, "--out", str(whole)])
+        monkeypatch.setattr(Trainer, "apply", dies)
+        with pytest.raises(KeyboardInterrupt):
+            train.main([*order, "--out", str(killed)])
+        monkeypatch.setattr(Trainer, "apply", apply)
+        assert not train.finished(part, train_options(killed))
+        train.main([*order, "--out", str(killed)])
+    one, other = (load_file(folder / f"{part}.safetensors") for folder in (whole, killed))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_without_a_unet_there_is_no_controlnet(trained: Path, tmp_path: Path) -> None:
-    shutil.copy(trained / "autoencoder.safetensors", tmp_path)
-    with pytest.raises(SystemExit, match="train the part 'unet' first"):
-        train.main(["controlnet", *SHORT, "--out", str(tmp_path)])
+def train_options(out: Path):
+    return type("Options", (), {"out": out, "fresh": False})
 
 
-def test_edge_maps_are_pooled_in_the_order_of_their_scenes() -> None:
-    specs = world.random_specs(40, torch.Generator().manual_seed(0))
-    pool = contour_pool(specs)
-    assert pool.shape == (40, 128, 128) and pool.dtype == torch.uint8
-    own = world.contours(world.draw_scene(specs[35:36], 128))
-    assert float((pool[35:36].float() / 255 - own).abs().max()) < 0.01
+def test_the_clock_stops_a_part_and_its_weights_are_there(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    order = ["autoencoder", *TINY, "--samples", "1e9", "--stop", "0.02", "--prepared", str(prepared)]
+    with torch.enable_grad():
+        train.main([*order, "--out", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "stopped by the clock" in said or "no time left" in said
+    assert "no time left" in said or (tmp_path / "autoencoder.safetensors").exists()
 
 
-@pytest.fixture(scope="module")
-def pool() -> Pool:
-    """Latents that tell their row; rows i and i + 20 share a style."""
-    half = world.random_specs(20, torch.Generator().manual_seed(0))
-    specs = joined(half, world.random_specs(20, torch.Generator().manual_seed(1)).in_style_of(half))
-    return Pool(torch.arange(40.0)[:, None, None, None].expand(-1, 8, 16, 16), torch.zeros(40, 6, 16, 16), specs)
-
-
-def agrees(specs: world.Specs, rows: torch.Tensor) -> torch.Tensor:
-    """[B, 3]: whether captions say of subject, background and family what pictures show, or leave it out."""
-    shown = torch.stack([specs.subject, specs.background, specs.family[:, 0]], 1)
-    named = torch.stack(captions.parts_named(rows), 1)
-    return (named == shown) | (named == torch.tensor(captions.CAPTION_PARTS) - 1)
-
-
-def test_captions_say_what_the_pictures_show_or_leave_it_out(pool: Pool) -> None:
-    torch.manual_seed(0)
-    latents, _, rows, _ = couples(pool, pool.latents[20:], 64)
-    assert agrees(pool.specs[latents[:, 0, 0, 0].long()], rows).all()
-    assert len(rows.unique()) > 20 and (rows < captions.single_captions()).all()
-
-
-def test_couples_are_two_scenes_in_one_style(pool: Pool) -> None:
-    first, second = couples(pool, pool.latents[20:], 64)[0][:, 0, 0, 0].long().chunk(2)
-    assert torch.equal(first + 20, second)
-
-
-def test_only_the_second_of_a_couple_drifts_and_toward_its_own_scene(pool: Pool) -> None:
-    torch.manual_seed(0)
-    latents, _, _, drift = couples(pool, pool.latents[20:] ** 2, 64)
-    first, second = drift.chunk(2)
-    share = second / (latents[32:] ** 2 - latents[32:])
-    assert not first.any() and ((share >= 0) & (share < 1)).all()
-    assert float(share.std((1, 2, 3)).max()) < 1e-4 and share[:, 0, 0, 0].unique().numel() > 20
-
-
-def test_what_is_to_be_predicted_leads_back_from_noise_and_drift() -> None:
-    clean, drift = torch.randn(2, 8, 8, 4, 4, generator=torch.Generator().manual_seed(0))
-    times = torch.tensor([0, 20, 100, 300, 500, 700, 900, 999])
-    alpha = signal_shares()[times][:, None, None, None]
-    torch.manual_seed(0)
-    noisy, target = noised(clean, times, torch.float32, drift)
-    torch.manual_seed(0)
-    straight, _ = noised(clean, times, torch.float32)
-    sigma = (1 - alpha**2).sqrt()
-    assert torch.allclose(alpha * noisy - sigma * target, clean, atol=1e-5)
-    assert torch.allclose(noisy - straight, torch.minimum(sigma, alpha) * drift, atol=1e-5)
-
-
-def test_strayed_pictures_show_the_same_scenes_in_other_styles() -> None:
-    specs = world.random_specs(400, torch.Generator().manual_seed(0))
-    strayed = in_other_styles(specs, torch.Generator().manual_seed(1))
-    assert all(torch.equal(getattr(strayed, part), getattr(specs, part)) for part in ("subject", "background", "pose"))
-    assert not torch.equal(strayed.style, specs.style)
-    assert 0.45 < float((strayed.family == specs.family).all(1).float().mean()) < 0.7  # half, and one in nine by chance
-
-
-def test_only_the_second_of_a_couple_sees_the_other() -> None:
-    dice = torch.Generator().manual_seed(0)
-    q, k, v = torch.randn(3, 2, 5, 8, generator=dice)
-    first, second = coupled_attention(None, q, k, v, 2)
-    both = (part.flatten(0, 1)[None] for part in (k, v))
-    assert torch.allclose(first, plain_attention(None, q[:1], k[:1], v[:1], 2)[0])
-    assert torch.allclose(second, plain_attention(None, q[1:], *both, 2)[0], atol=1e-6)
-    words = torch.randn(2, 2, 7, 8, generator=dice)
-    assert torch.equal(coupled_attention(None, q, *words, 2), plain_attention(None, q, *words, 2))
-
-
-@pytest.mark.parametrize("size", [1, 4, 16])
-def test_means_weigh_what_latents_weigh(size: int) -> None:
-    """An estimate that is merely the noisy picture is off by noise / alpha in v: a loss of about 1 at every scale."""
-    times = torch.full((64,), 20)
-    noise = torch.randn(64, 8, 16, 16, generator=torch.Generator().manual_seed(0))
-    error = noise / signal_shares()[times][:, None, None, None]
-    assert float(pooled_error(error, times, size)) == pytest.approx(1, abs=0.12)
-    assert float(pooled_error(noise, times, 1)) == pytest.approx(float(noise.square().mean()))
-
-
-def test_diptychs_name_the_style_of_both_halves_or_nothing(pool: Pool) -> None:
-    torch.manual_seed(0)
-    latents, _, rows = diptychs(pool, 64)
-    assert latents.shape == (32, 8, 16, 32)
-    left, right = latents[:, 0, 0, 0].long(), latents[:, 0, 0, 16].long()
-    assert torch.equal(left + 20, right) and agrees(pool.specs[left], rows).all()
-    assert (rows >= captions.single_captions()).all()
+def test_nothing_is_trained_without_an_atlas(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="train prepare"):
+        train.main(["unet", *TINY, "--prepared", str(tmp_path), "--out", str(tmp_path)])
 
 
 def test_an_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         train.main(["painter"])
     assert "there is no part 'painter'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        train.main(["unet", "prepare"])
+    assert "'prepare' is a command of its own" in capsys.readouterr().err
 
 
-def test_contrast_prefers_partners() -> None:
-    first = torch.nn.functional.normalize(torch.randn(6, 8, generator=torch.Generator().manual_seed(0)), dim=1)
-    with_partners, with_others = (judge.contrast(torch.cat([first, second])) for second in (first, first.roll(1, 0)))
-    assert float(with_partners) < float(with_others)
+@pytest.mark.parametrize("step", range(8))
+def test_a_pool_that_is_filled_late_stands_as_one_that_was_renewed(step: int) -> None:
+    def block(number: int) -> torch.Tensor:
+        return torch.full((2,), float(number))
+
+    renewed, late = Pool(block, 3, 2), Pool(block, 3, 2)
+    renewed.fill(0)
+    for number in range(step):
+        renewed.renew(number)
+    late.fill(step)
+    assert torch.equal(renewed.content, late.content)
+    assert sorted(late.content.unique().tolist()) == [step, step + 1, step + 2]
 
 
-def test_a_remixed_style_is_of_no_family() -> None:
-    specs = world.random_specs(200, torch.Generator().manual_seed(0), remixed=True)
-    is_pure = (specs.family == specs.family[:, :1]).all(1)
-    names = judge.family_or_none(specs)
-    assert bool((names[~is_pure] == judge.NONE).all()) and torch.equal(names[is_pure], specs.family[is_pure, 0])
-    assert 0 < int(is_pure.sum()) < 200
+def test_strayed_scenes_are_by_possible_hands() -> None:
+    specs = scenes.random_specs(400, torch.Generator().manual_seed(0))
+    strayed = in_other_styles(specs, torch.Generator().manual_seed(1))
+    one_colour = torch.isin(strayed.hand, torch.tensor([list(sets.HANDS).index(name) for name in sets.ONE_COLOUR]))
+    assert torch.equal(one_colour, strayed.colour != scenes.NOTHING)
+    assert torch.equal(strayed.subject, specs.subject)
+    assert 0.4 < float((strayed.hand == specs.hand).float().mean()) < 0.7
+
+
+def test_the_flows_velocity_leads_back_from_noise_and_drift() -> None:
+    clean, noise, drift = torch.randn(3, 4, 8, 4, 4, generator=torch.Generator().manual_seed(0))
+    levels = torch.tensor([0.01, 0.3, 0.7, 1.0])
+    noisy, velocity = transformer.flowing(clean, noise, levels, drift)
+    assert torch.allclose(noisy - levels[:, None, None, None] * velocity, clean, atol=1e-5)
+    straight, plain = transformer.flowing(clean, noise, levels, 0.0)
+    assert torch.allclose(plain, noise - clean, atol=1e-4) and torch.allclose(straight[3], noise[3])
+
+
+def test_only_the_second_of_a_couple_sees_the_others_picture() -> None:
+    q, k, v = torch.randn(3, 4, 2, 7, 8, generator=torch.Generator().manual_seed(0))
+    seen = couples.joint_attention(True, words=3)(None, q, k, v, 2)
+    alone = couples.joint_attention(False)(None, q, k, v, 2)
+    assert seen.shape == (4, 7, 16) and torch.equal(seen[:2], alone[:2])
+    other = k.clone()
+    other[:2, :, :3] += 1  # the first ones' words
+    assert torch.equal(couples.joint_attention(True, words=3)(None, q, other, v, 2)[2:], seen[2:])
+    other[:2, :, 3:] += 1
+    assert not torch.allclose(couples.joint_attention(True, words=3)(None, q, other, v, 2)[2:], seen[2:])
+
+
+def test_the_head_is_right_when_it_tells_what_is_there() -> None:
+    head = couples.SubjectHead(couples.GROUND + 1)
+    torch.nn.init.eye_(head.tell.weight[:, :, 0, 0].data)
+    head.tell.bias.data.zero_()
+    masks = torch.zeros(1, 2, 4, 4)
+    masks[0, 0, :2] = 1
+    batch = couples.Batch(torch.zeros(1), masks, torch.tensor([[5, scenes.NOTHING]]), torch.zeros(1), 0.0)
+    told = torch.zeros(1, couples.GROUND + 1, 4, 4)
+    told[0, 5, :2] = told[0, couples.GROUND, 2:] = 20
+    with torch.no_grad():
+        assert float(head(told, batch)) < 1e-3 < float(head(told.flip(2), batch))
+
+
+def test_pieces_of_the_results_make_the_files_again(trained: Path, tmp_path: Path) -> None:
+    gpu.split(trained, tmp_path / "pieces")
+    assert all(piece.stat().st_size <= gpu.PIECE for piece in (tmp_path / "pieces").iterdir())
+    gpu.join(tmp_path / "pieces", tmp_path / "whole")
+    for path in trained.glob("*.safetensors"):
+        assert (tmp_path / "whole" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_networks_begin_as_they_should() -> None:
+    model = nets.new_transformer("cpu")
+    latents, words = torch.randn(1, 8, 24, 24), torch.randn(1, 77, 128)
+    with torch.no_grad():
+        assert not model(latents, torch.tensor([0.5]), words, torch.randn(1, 128)).any()
+    assert sum(p.numel() for p in model.parameters()) < 10e6
+    assert sum(p.numel() for p in nets.new_unet("cpu").parameters()) < 12e6
+
+
+def test_gradients_lie_in_memory_as_their_weights_do() -> None:
+    net = torch.nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)
+    trainer = Trainer(net, rate=1e-3)
+    assert all(master.grad.stride() == master.stride() for master in trainer.masters)
+    assert sum(master.grad.numel() for master in trainer.masters) == len(trainer.gradients)
+
+
+def test_a_training_goes_on_from_weights(trained: Path, prepared: Path, tmp_path: Path) -> None:
+    (tmp_path / "autoencoder.safetensors").write_bytes((trained / "autoencoder.safetensors").read_bytes())
+    order = ["unet", *TINY, "--samples", "1", "--rate", "0", "--prepared", str(prepared), "--out", str(tmp_path)]
+    with torch.enable_grad():
+        train.main([*order, "--begin", str(trained)])
+    before, after = (load_file(folder / "unet.safetensors") for folder in (trained, tmp_path))
+    assert all(torch.equal(before[name], after[name]) for name in before)
