@@ -20,6 +20,7 @@ from conditional_balance.runtime.inject.reference import StyleReference
 from conditional_balance.runtime.inject.style import StyleInjection, StyleSettings, inject_style
 from demo import world
 from demo.judge import style_distance
+from demo.world.sets import HELD_OUT_HANDS, KNOWN_HANDS
 from devtools.bootstrap import ROOT
 
 PROFILE = ROOT / "sensitivity_profiles" / "demo.style.safetensors"
@@ -37,9 +38,9 @@ class Setting(NamedTuple):
 
 
 SETTINGS = (
-    Setting("style named, parameters open", world.KNOWN, True, POLICIES, SWEEP),
-    Setting("no style word, known styles", world.KNOWN, False, ("per-step", "random", "reversed"), (0.43,)),
-    Setting("no style word, unseen styles", world.HELD_OUT, False, ("per-step", "random", "reversed"), (0.43,)),
+    Setting("style named, parameters open", KNOWN_HANDS, True, POLICIES, SWEEP),
+    Setting("no style word, known styles", KNOWN_HANDS, False, ("per-step", "random", "reversed"), (0.43,)),
+    Setting("no style word, unseen styles", HELD_OUT_HANDS, False, ("per-step", "random", "reversed"), (0.43,)),
 )
 
 

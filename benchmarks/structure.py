@@ -42,8 +42,8 @@ from conditional_balance.runtime.inject.style import StyleInjection, inject_styl
 from conditional_balance.runtime.profile.ablation import ablate_slots
 from conditional_balance.runtime.profile.profiling import noise_levels
 from demo import models, world
-from demo.hands import HANDS
 from demo.judge import style_distance
+from demo.world.sets import HANDS
 from devtools.bootstrap import ROOT
 
 PROFILES = ROOT / "sensitivity_profiles"

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .world import BACKGROUND_NAMES, KNOWN, SUBJECT_NAMES
-
+# As many as its weights know, which are of the world before this one.
+SUBJECT_NAMES, BACKGROUND_NAMES, KNOWN = range(8), range(6), range(9)
 WEIGHTS = Path(__file__).parent / "weights" / "judge.safetensors"
 
 
