@@ -17,10 +17,16 @@ from torch import Tensor
 
 from benchmarks._command import command_line, keep
 from conditional_balance.runtime.inject.prompts import encode_rows
-from demo import judge, models, world
+from demo import judge, models, nets
+from demo.autoencoder import CHANNELS
+from demo.world import atlas, scenes
+from demo.world.media import PLAIN
+from demo.world.subjects import SUBJECTS
+from devtools.bootstrap import ROOT
 
-CFG = 2.0
-BATCH = 64
+CFG = 3.0
+BATCH = 16
+PREPARED = ROOT / ".cache" / "drawn"  # where `python dev.py train prepare` puts the drawings
 
 
 def options(about: str | None, **defaults: Any) -> argparse.Namespace:
@@ -38,12 +44,14 @@ def report(results: dict[str, Any], chosen: argparse.Namespace) -> None:
 class Demo:
     """The demo model and its judge; on CPUs in the precision that is fastest there."""
 
-    def __init__(self, dtype: torch.dtype | None = None, cfg: float = CFG) -> None:
+    def __init__(self, dtype: torch.dtype | None = None, cfg: float = CFG, weights: Path = models.WEIGHTS) -> None:
         self.cfg = cfg
         torch.set_grad_enabled(False)
         if dtype is None and comfy.model_management.cpu_mode():
-            dtype = models.fast_dtype("cpu")
-        self.model, self.clip, self.vae = models.load_unet(dtype=dtype), models.load_clip(), models.load_vae()
+            dtype = nets.fast_dtype("cpu")
+        self.model = models.load_unet(weights / "unet.safetensors", dtype)
+        self.clip = models.load_clip(weights / "text_encoder.safetensors")
+        self.vae = models.load_vae(weights / "autoencoder.safetensors")
         self.judge = judge.load_judge()
         self._prompts: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -56,8 +64,8 @@ class Demo:
         return [[torch.cat(rows), {"pooled_output": torch.cat(pooled)}]]
 
     def sample(self, model: Any, prompts: Sequence[str], seed: int, steps: int = 20) -> Tensor:
-        """Latents [B, 8, 16, 16], euler on the normal schedule, through the sampler that KSampler uses."""
-        latent = torch.zeros(len(prompts), 8, 16, 16)
+        """Latents [B, 8, 24, 24], euler on the normal schedule, through the sampler that KSampler uses."""
+        latent = torch.zeros(len(prompts), CHANNELS, nets.CELLS, nets.CELLS)
         noise = comfy.sample.prepare_noise(latent, seed)
         positive, negative = self.conditioning(prompts), self.conditioning([""])
         return comfy.sample.sample(
@@ -65,8 +73,8 @@ class Demo:
         )
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures [B, 3, 128, 128] in [0, 1]."""
-        return torch.cat([self.vae.decode(part).movedim(-1, 1) for part in latents.split(BATCH)])
+        """Pictures [B, 3, 192, 192] in [0, 1]."""
+        return torch.cat([self.vae.decode(part).movedim(-1, 1) for part in latents.split(BATCH)]).clamp(0, 1)
 
     def encode(self, pictures: Tensor) -> Tensor:
         return torch.cat([self.vae.encode(part.movedim(1, -1)) for part in pictures.split(BATCH)])
@@ -74,14 +82,31 @@ class Demo:
     def autoencoded(self, pictures: Tensor) -> Tensor:
         return self.decode(self.encode(pictures))
 
-    def verdict(self, pictures: Tensor) -> judge.Verdict:
-        parts = [self.judge(part) for part in pictures.split(BATCH)]
-        return judge.Verdict(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
+class Truth:
+    """The drawings, and scenes made of them."""
 
-def draw(specs: world.Specs) -> Tensor:
-    """Pictures [B, 3, 128, 128], a few at a time so that they stay in the processor's cache."""
-    return torch.cat([world.render(specs[rows])[0] for rows in torch.arange(len(specs)).split(32)])
+    def __init__(self, prepared: Path = PREPARED) -> None:
+        if not (prepared / "atlas.bin").exists():
+            raise SystemExit(f"There are no drawings in {prepared}: run `python dev.py train prepare` first.")
+        self.atlas = atlas.unpack(prepared / "atlas.bin")
+        self.small = self.atlas.half()
+
+    def rendered(self, specs: scenes.Specs) -> tuple[Tensor, Tensor]:
+        """Pictures [B, 3, 192, 192] and masks [B, 2, 192, 192], a few at a time so that they stay in the cache."""
+        rows = torch.arange(len(specs)).split(8)
+        pictures, masks = zip(*(scenes.render(specs[part], self.atlas, self.small) for part in rows), strict=True)
+        return torch.cat(pictures), torch.cat(masks)
+
+    def draw(self, specs: scenes.Specs) -> Tensor:
+        return self.rendered(specs)[0]
+
+    def scenes_by(
+        self, hand: str, count: int, dice: torch.Generator, media: tuple[str, ...] = (PLAIN,)
+    ) -> scenes.Specs:
+        """Scenes of what a hand draws."""
+        names = tuple(SUBJECTS[row] for row in self.atlas.drawn_by(hand))
+        return scenes.random_specs(count, dice, (hand,), names, media)
 
 
 def interval(values: Tensor, groups: Tensor, statistic: Callable[[Tensor], Tensor] = torch.mean) -> tuple[float, float]:
@@ -92,6 +117,12 @@ def interval(values: Tensor, groups: Tensor, statistic: Callable[[Tensor], Tenso
     draws = [statistic(torch.cat([rows[i] for i in dice.integers(len(rows), size=len(rows))])) for _ in range(1000)]
     low, high = np.quantile([float(value) for value in draws], (0.025, 0.975))
     return float(low), float(high)
+
+
+def described(values: Tensor, groups: Tensor, statistic: Callable[[Tensor], Tensor] = torch.mean) -> dict[str, float]:
+    """A statistic with its 95 % interval over groups."""
+    low, high = interval(values, groups, statistic)
+    return {"mean": round(float(statistic(values)), 4), "low": round(low, 4), "high": round(high, 4)}
 
 
 def auc(same: Tensor, different: Tensor) -> float:

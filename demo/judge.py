@@ -1,93 +1,186 @@
-"""The judge: what a picture shows, which style family it is of, and how far two pictures are apart in style.
+"""The judges: what a picture shows, where, whose hand drew it, and how far two pictures are apart in style.
 
-Three small convolutional networks. `subject`, `background` and `family` (of the known ones) are classes. Style is a
-point on a sphere, learned so that two scenes in one style lie together and two styles lie apart (NT-Xent, arXiv
-2002.05709 eq. 1), over styles remixed from the known families, so that it also orders styles it never saw.
+All look through one network that learnt on photographs (`imagenet`); what is learnt here is how to read its features:
+linear for subjects, two layers for the rest. A hand is a direction on a sphere, learned so that two scenes by one hand
+lie together and two hands apart, over known hands, icon families and redrawn hands, so that it also tells hands it
+never saw. No judge has seen a generated picture.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-# As many as its weights know, which are of the world before this one.
-SUBJECT_NAMES, BACKGROUND_NAMES, KNOWN = range(8), range(6), range(9)
+from .imagenet import ImageNet, load_imagenet
+from .world.media import oklab
+from .world.scenes import PLACE_NAMES, WHERE
+from .world.sets import KNOWN_HANDS
+from .world.subjects import SUBJECTS
+
 WEIGHTS = Path(__file__).parent / "weights" / "judge.safetensors"
+SIDE = 192
+NEAR = 0.53  # half the side of what is looked at for one subject of two, in halves of the picture
+LINES, THINGS = (0, 1, 3, 5, 8, 11), (8, 11, 15, 17)  # maps that tell how it is drawn, and what
+WIDTHS = (32, 16, 24, 24, 40, 40, 80, 80, 80, 112, 112, 112, 192, 192, 192, 192, 320, 1280)
+COLOURS = 2 * (10 + 8 + 24)
+GREY = 4 * sum(WIDTHS[m] for m in LINES)
+LOOK = GREY + COLOURS
+THING = 2 * sum(WIDTHS[m] for m in THINGS)
 
 
-def stage(fan_in: int, fan_out: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(fan_in, fan_out, 3, stride, 1, bias=False), nn.BatchNorm2d(fan_out), nn.ReLU(),
-        nn.Conv2d(fan_out, fan_out, 3, 1, 1, bias=False), nn.BatchNorm2d(fan_out), nn.ReLU(),
-    )  # fmt: skip
+def windows(height: int, device: torch.device) -> Tensor:
+    """Where to look, [2, H, H] weights that sum to one: everywhere, and in the middle."""
+    axis = (torch.arange(height, device=device) + 0.5) / height * 2 - 1
+    middle = torch.exp(-(((axis**2 + axis[:, None] ** 2) / 0.5) ** 2))
+    both = torch.stack([torch.ones_like(middle), middle])
+    return both / both.sum((1, 2), keepdim=True)
 
 
-class ContentNet(nn.Module):
-    """[B, 3, 128, 128] to logits of subject and background, looked at in half size."""
+def summary(maps: Tensor) -> Tensor:
+    """Means and spreads of maps [B, C, H, W] everywhere and in the middle, [B, 4 C]."""
+    weights = windows(maps.shape[-1], maps.device)
+    means = torch.einsum("bchw,nhw->bnc", maps, weights)
+    squares = torch.einsum("bchw,nhw->bnc", maps.square(), weights)
+    return torch.cat([means, (squares - means.square()).clamp_min(0).sqrt()], 1).flatten(1)
 
-    def __init__(self) -> None:
+
+def colours(pictures: Tensor) -> Tensor:
+    """Shares of lightness, chroma and hue (of what has chroma, pale or strong), [B, COLOURS]."""
+    lab = functional.avg_pool2d(oklab(pictures), 4)
+    light, chroma = lab[:, 0], lab[:, 1:].norm(dim=1)
+    hue = torch.atan2(lab[:, 2], lab[:, 1]) / (2 * torch.pi) % 1
+    parts = [_shares(light, 10, 1.0), _shares(chroma / 0.3, 8, 1.0)]
+    around = _shares(hue, 12, 0.0)
+    strong = (chroma / 0.12).clamp(0, 1)[:, None]
+    parts += [around * (1 - strong), around * strong]
+    everything = torch.cat(parts, 1)
+    return torch.einsum("bchw,nhw->bnc", everything, windows(everything.shape[-1], lab.device)).flatten(1).sqrt()
+
+
+def _shares(values: Tensor, count: int, ends: float) -> Tensor:
+    """Soft membership of values [B, H, W] in `count` equal parts of [0, 1], [B, count, H, W]; `ends` 0: in a ring."""
+    centres = torch.arange(count, device=values.device)[:, None, None] / (count - ends)
+    off = (values[:, None] - centres).abs()
+    off = off if ends else torch.minimum(off, 1 - off)
+    return (1 - off * (count - ends)).clamp_min(0)
+
+
+def grey(pictures: Tensor) -> Tensor:
+    """Lightness alone, of even brightness and contrast, so that shapes are all there is to see."""
+    light = oklab(pictures)[:, :1]
+    mean, spread = light.mean((2, 3), keepdim=True), light.std((2, 3), keepdim=True)
+    return (0.5 + 0.25 * (light - mean) / (spread + 0.02)).clamp(0, 1).expand(-1, 3, -1, -1)
+
+
+def near(pictures: Tensor, relation: Tensor, which: int) -> Tensor:
+    """The part of each picture [B, 3, H, W] where the first or second subject of a relation [B] belongs, enlarged."""
+    at = torch.tensor(WHERE, device=pictures.device)[relation] * (1 if which == 0 else -1)
+    at = at.clamp(NEAR - 1, 1 - NEAR)
+    scale = torch.full_like(at[:, 0], NEAR)
+    zero = torch.zeros_like(scale)
+    move = torch.stack([scale, zero, at[:, 0], zero, scale, at[:, 1]], 1).view(-1, 2, 3)
+    where = functional.affine_grid(move, [len(at), 3, SIDE, SIDE], align_corners=False)
+    return functional.grid_sample(pictures, where, padding_mode="border", align_corners=False)
+
+
+class Head(nn.Module):
+    """Features, standardised, to logits or to a point; with `hidden` units, two layers."""
+
+    def __init__(self, features: int, out: int, hidden: int = 0) -> None:
         super().__init__()
-        widths = (3, 32, 64, 96, 128)
-        self.body = nn.Sequential(*(stage(a, b, 2) for a, b in pairwise(widths)))
-        self.head = nn.Linear(128 * 16, len(SUBJECT_NAMES) + len(BACKGROUND_NAMES))
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("spread", torch.ones(features))
+        layers = [nn.Linear(features, hidden), nn.GELU(), nn.Dropout(0.2)] if hidden else []
+        self.read = nn.Sequential(nn.Dropout(0.3), *layers, nn.Linear(hidden or features, out))
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.body(functional.avg_pool2d(pictures, 2) * 2 - 1)
-        return self.head(features.flatten(1)).split((len(SUBJECT_NAMES), len(BACKGROUND_NAMES)), 1)
-
-
-class StyleNet(nn.Module):
-    """[B, 3, 128, 128] to [B, `size`], from mean and spread of features at four scales."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        widths = (3, 32, 48, 64, 96)
-        self.stages = nn.ModuleList(stage(a, b, 2) for a, b in pairwise(widths))
-        self.head = nn.Sequential(nn.Linear(2 * sum(widths), 256), nn.ReLU(), nn.Linear(256, size))
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        features, summaries = pictures * 2 - 1, []
-        for step in (nn.Identity(), *self.stages):
-            features = step(features)
-            summaries += [features.mean((2, 3)), (features.var((2, 3)) + 1e-5).sqrt()]
-        return self.head(torch.cat(summaries, 1))
-
-
-class Verdict(NamedTuple):
-    subject: Tensor  # [B] class indices
-    background: Tensor  # [B]
-    family: Tensor  # [B] indices into FAMILY_NAMES, whose first are the known ones
-    style: Tensor  # [B, 64] unit vectors
+    def forward(self, features: Tensor) -> Tensor:
+        return self.read(((features - self.mean) / self.spread).clamp(-6, 6))
 
 
 class Judge(nn.Module):
+    """All pictures are [B, 3, H, W] in [0, 1]; sizes other than 192 x 192 are brought to it."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.content, self.family, self.style = ContentNet(), StyleNet(len(KNOWN)), StyleNet(64)
+        self.subject = Head(THING, len(SUBJECTS))
+        self.place = Head(LOOK, len(PLACE_NAMES) + 1, 128)
+        self.named_hand = Head(LOOK, len(KNOWN_HANDS), 128)
+        self.hand, self.line, self.manner = Head(LOOK, 64, 256), Head(GREY, 64, 256), Head(LOOK, 64, 256)
 
-    def point(self, pictures: Tensor) -> Tensor:
-        """Where the pictures lie in style: unit vectors [B, 64]."""
-        return functional.normalize(self.style(pictures).float(), dim=1)
+    def subjects(self, pictures: Tensor) -> Tensor:
+        """Log-probabilities [B, 72] of the one subject that each picture shows."""
+        return self.subject(things(pictures)).log_softmax(1)
 
-    @torch.no_grad()
-    def forward(self, pictures: Tensor) -> Verdict:
-        """Judge pictures [B, 3, 128, 128] in [0, 1]."""
-        subject, background = self.content(pictures)
-        return Verdict(subject.argmax(1), background.argmax(1), self.family(pictures).argmax(1), self.point(pictures))
+    def pairs(self, pictures: Tensor, relation: Tensor) -> Tensor:
+        """Log-probabilities [B, 2, 72] of the first and second subject, looked for where the relation [B] puts them."""
+        return torch.stack([self.subjects(near(sized(pictures), relation, which)) for which in (0, 1)], 1)
+
+    def places(self, pictures: Tensor) -> Tensor:
+        """Log-probabilities [B, 7] of the places; the last is an even ground."""
+        return self.place(looks(pictures)).log_softmax(1)
+
+    def named_hands(self, pictures: Tensor) -> Tensor:
+        """Log-probabilities [B, 8] of the known hands."""
+        return self.named_hand(looks(pictures)).log_softmax(1)
+
+    def hands(self, pictures: Tensor) -> Tensor:
+        """Whose hand: unit vectors [B, 64]."""
+        return functional.normalize(self.hand(looks(pictures)), dim=1)
+
+    def geometry(self, pictures: Tensor) -> Tensor:
+        """Whose hand, by the picture's lightness alone, whatever its brightness and contrast: unit vectors [B, 64]."""
+        return functional.normalize(self.line(lines(pictures)), dim=1)
+
+    def style(self, pictures: Tensor) -> Tensor:
+        """Hand, medium and colours together: unit vectors [B, 64]."""
+        return functional.normalize(self.manner(looks(pictures)), dim=1)
 
 
 def style_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Angle between style vectors over pi, in [0, 1]; broadcasts over leading axes."""
+    """Angle between unit vectors over pi, in [0, 1]; broadcasts over leading axes."""
     return (a * b).sum(-1).clamp(-1, 1).arccos() / torch.pi
+
+
+def sized(pictures: Tensor) -> Tensor:
+    if pictures.shape[-1] == SIDE:
+        return pictures.float().clamp(0, 1)
+    return functional.interpolate(pictures.float(), (SIDE, SIDE), mode="bilinear", antialias=True).clamp(0, 1)
+
+
+def seen(pictures: Tensor, read: Callable[[list[Tensor], Tensor], Tensor]) -> Tensor:
+    """What `read` makes of the network's maps, a few pictures at a time so that they stay in the processor's cache."""
+    net: ImageNet = load_imagenet(str(pictures.device))
+    with torch.no_grad():
+        parts = (sized(part) for part in pictures.split(8 if pictures.device.type == "cpu" else 256))
+        return torch.cat([read([m.float() for m in net(part)], part) for part in parts])
+
+
+def things(pictures: Tensor) -> Tensor:
+    """Features for what is shown, [B, THING]: means in the middle and everywhere."""
+    return seen(pictures, lambda maps, _: torch.cat([_means(maps[m]) for m in THINGS], 1))
+
+
+def _means(maps: Tensor) -> Tensor:
+    return torch.einsum("bchw,nhw->bnc", maps, windows(maps.shape[-1], maps.device)).flatten(1)
+
+
+def looks(pictures: Tensor) -> Tensor:
+    """Features for how it is drawn, in colour, [B, LOOK]."""
+    return seen(pictures, lambda maps, part: torch.cat([*(summary(maps[m]) for m in LINES), colours(part)], 1))
+
+
+def lines(pictures: Tensor) -> Tensor:
+    """Features for how it is drawn, in grey, [B, GREY]."""
+    plain = grey(sized(pictures))
+    return seen(plain, lambda maps, _: torch.cat([summary(maps[m]) for m in LINES], 1))
 
 
 def load_judge(path: Path = WEIGHTS, device: str | torch.device = "cpu") -> Judge:
     judge = Judge()
-    judge.load_state_dict({k: v if v.dtype == torch.int64 else v.float() for k, v in load_file(path).items()})
-    return judge.eval().to(device)
+    judge.load_state_dict({name: weight.float() for name, weight in load_file(path).items()})
+    return judge.eval().requires_grad_(False).to(device)

@@ -20,6 +20,7 @@ import torch
 from demo import nets
 from demo.training.autoencoder import train_autoencoder
 from demo.training.controlnet import train_controlnet
+from demo.training.judge import train_judge
 from demo.training.pool import World
 from demo.training.processes import default_processes, spread
 from demo.training.run import finished
@@ -37,6 +38,7 @@ PARTS = {
     "unet": train_unet,
     "controlnet": train_controlnet,
     "transformer": train_transformer,
+    "judge": train_judge,
 }
 ALONE = ("prepare", "profile", "geometry")  # each a command of its own
 MINUTES = {"autoencoder": 0.08, "unet": 0.55, "controlnet": 0.13, "transformer": 0.25}  # shares of the whole
