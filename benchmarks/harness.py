@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,16 @@ def interval(values: Tensor, groups: Tensor, statistic: Callable[[Tensor], Tenso
     draws = [statistic(torch.cat([rows[i] for i in dice.integers(len(rows), size=len(rows))])) for _ in range(1000)]
     low, high = np.quantile([float(value) for value in draws], (0.025, 0.975))
     return float(low), float(high)
+
+
+@cache
+def truth() -> Truth:
+    return Truth()
+
+
+def draw(specs: scenes.Specs) -> Tensor:
+    """Pictures [B, 3, 192, 192] of scenes, from the drawings where `prepare` puts them."""
+    return truth().draw(specs)
 
 
 def described(values: Tensor, groups: Tensor, statistic: Callable[[Tensor], Tensor] = torch.mean) -> dict[str, float]:

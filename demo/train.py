@@ -1,9 +1,10 @@
-"""Train the demo models: `python dev.py train [PART ...]`; all parts in order by default.
+"""Train the demo models: `python dev.py train [PART ...]`; the painting parts in order by default.
 
-Parts are autoencoder, unet, controlnet and transformer. Each ends after its share of `--minutes` or after `--samples`
-pictures, writes its weights to `--out`, and leaves a checkpoint there: the same command goes on where it was stopped
-(or where `--stop` stopped it), and leaves alone what is finished. `prepare` draws the atlas and makes the folder that a
-machine without network needs (see `demo/gpu.py`). `profile` and `geometry` measure the UNet that is shipped.
+Parts are autoencoder, unet, controlnet and transformer, and where it is named the judge, which fetches its network and
+icons. Each ends after its share of `--minutes` or after `--samples` pictures, writes its weights to `--out`, and leaves
+a checkpoint there: the same command goes on where it was stopped (or where `--stop` stopped it), and leaves alone what
+is finished. `prepare` draws the atlas and makes the folder that a machine without network needs (see `demo/gpu.py`).
+`profile` and `geometry` measure the UNet that is shipped.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ PARTS = {
     "transformer": train_transformer,
     "judge": train_judge,
 }
+PAINTING = tuple(part for part in PARTS if part != "judge")  # the judge fetches what a machine without network has not
 ALONE = ("prepare", "profile", "geometry")  # each a command of its own
 MINUTES = {"autoencoder": 0.08, "unet": 0.55, "controlnet": 0.13, "transformer": 0.25}  # shares of the whole
 # What suits a GPU, and what suits two cores.
@@ -51,7 +53,8 @@ SIZES = {
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="part", help=f"{', '.join(PARTS)} by default; {', '.join(ALONE)}")
+    usual = f"{', '.join(PAINTING)} by default; judge, {', '.join(ALONE)}"
+    parser.add_argument("parts", nargs="*", metavar="part", help=usual)
     parser.add_argument("--minutes", type=float, default=math.inf, help="for all parts together, shared out among them")
     parser.add_argument("--samples", type=float, help="pictures to train each part on; by default as the clock allows")
     parser.add_argument("--stop", type=float, default=math.inf, help="stop by the clock after so many minutes")
@@ -109,7 +112,7 @@ def complete(options: argparse.Namespace, parser: argparse.ArgumentParser) -> No
         if getattr(options, name, None) is None:
             setattr(options, name, value)
     options.deadline = time.monotonic() + 60 * options.stop
-    options.parts = options.parts or list(PARTS)
+    options.parts = options.parts or list(PAINTING)
     whole = sum(MINUTES.get(part, 1) for part in options.parts)
     options.minutes = {part: options.minutes * MINUTES.get(part, 1) / whole for part in options.parts}
     if options.samples is None:

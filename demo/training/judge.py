@@ -229,8 +229,8 @@ def learn(head: Head, loss: Callable[[], Tensor], steps: int = 1200, rate: float
             value.backward()
             adamw.step()
             decay.step()
-    print(f"judge: loss {float(value):.3f}", flush=True)
-    return float(value)
+    print(f"judge: loss {value.item():.3f}", flush=True)
+    return value.item()
 
 
 def told(head: Head, rows: Tensor, truth: Tensor, dice: torch.Generator, batch: int = 256) -> None:
