@@ -10,7 +10,7 @@ REFERENCE = {"hand": "glossy", "medium": "comic", "seed": 4, "scenes": "a house 
 """Whose style the workflows take, as inputs of Paint Demo Pictures."""
 SHOWS = f"a house in the mountains, {STYLE}"
 OTHER = REFERENCE | {"seed": 8, "scenes": "a mushroom in the forest"}
-SCENES = ("a fox in the forest", "a sailboat by the sea", "an owl in the city", "a rocket in the hills")
+SCENES = ("a fox in the forest", "a sailboat by the sea", "an owl in the city", "a panda in the hills")
 PROMPTS = tuple(f"{scene}, {STYLE}" for scene in SCENES)
 PROMPT = PROMPTS[1]
 
@@ -25,12 +25,12 @@ CLUSTERS = (  # name, hand, medium
 CLUSTER_SCENES = (
     "a fox in the hills",
     "a house in the city",
-    "a car by the sea",
+    "a strawberry by the sea",
     "a mushroom in the forest",
-    "a rocket in the mountains",
+    "a bear in the mountains",
 )
 
-SUBJECT = {"prompt": "a fox in the hills, flat drawing", "phrase": "fox", "surroundings": "hills"}
+SUBJECT = {"prompt": "a bear in the hills, flat drawing", "phrase": "bear", "surroundings": "hills"}
 SURROUNDINGS = {"hand": "flat", "medium": "plain", "seed": 4, "scenes": "a house in the hills"}
 """The picture that Keep My Subject's and Grad-SAM Blend's demos put their subject into."""
 
