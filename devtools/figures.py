@@ -503,6 +503,53 @@ def previewed(studio: Studio, graph: Graph) -> Image.Image:
     return sheet(rows, ["map", "mask", "overlay"])
 
 
+# Trajectories
+
+
+@figure("CBRecordTrajectory", of="style_balanced_demo")
+def led_by_a_run(studio: Studio, graph: Graph) -> Image.Image:
+    decode = graph.first("VAEDecode", upstream="CBStyleInjection")
+    sampler, injection = graph.input(decode, "samples")[0], graph.first("CBStyleInjection")
+    model, prompt = graph.first("CBLoadDemoModel"), "a house in the hills, stained glass style"
+    text = graph.add("CLIPTextEncode", clip=[model, 1], text=prompt)
+    size = graph.changed(graph.input(sampler, "latent_image")[0], batch_size=1)
+    recorder = graph.add("CBRecordTrajectory", model=[model, 0])
+    painted = graph.changed(sampler, model=[recorder, 0], positive=[text, 0], latent_image=[size, 0])
+    way = graph.add(
+        "CBStyleReference", mode="trajectory", latent=[painted, 0], prompt=[text, 0], trajectory=[recorder, 1]
+    )
+    led = graph.rebuilt(decode, injection, graph.changed(injection, reference=[way, 0]))
+    plain = graph.first("VAEDecode", without="CBStyleInjection")
+    shown = graph.add("VAEDecode", samples=[painted, 0], vae=[model, 2])
+    (reference,), *results = studio.shoot(graph, [shown, 0], [plain, 0], [led, 0])
+    rows = [("", [part, *two]) for part, *two in zip([reference, None], *results, strict=False)]
+    return sheet(rows, ["recorded run", "without", "led by it"], tile=160)
+
+
+@figure("CBInvertLatent", of="style_balanced_demo")
+def inverted(studio: Studio, graph: Graph) -> Image.Image:
+    model = graph.first("CBLoadDemoModel")
+    many = graph.input(graph.first("CBStyleReference"), "latent")
+    latent = [graph.add("LatentFromBatch", samples=many, batch_index=0, length=1), 0]
+    texts = [graph.add("CLIPTextEncode", clip=[model, 1], text=text) for text in ("", "a boat by the sea")]
+    common = {"model": [model, 0], "positive": [texts[0], 0], "latent": latent, "steps": 20}
+    ways = [
+        graph.add("CBInvertLatent", **common, mode=mode, refinements=each)
+        for mode, each in (("plain", 0), ("direct", 1))
+    ]
+    empty = graph.add("LatentMultiply", samples=latent, multiplier=0.0)
+    sampler = graph.add("KSamplerSelect", sampler_name="euler")
+    links = []
+    for way, text in ((ways[0], texts[0]), (ways[1], texts[0]), (ways[1], texts[1])):
+        guider = graph.add("BasicGuider", model=[way, 1], conditioning=[text, 0])
+        back = graph.add("SamplerCustomAdvanced", noise=[way, 2], guider=[guider, 0], sampler=[sampler, 0],
+                         sigmas=[way, 3], latent_image=[empty, 0])  # fmt: skip
+        links.append([graph.add("VAEDecode", samples=[back, 0], vae=[model, 2]), 0])
+    (reference, *_), *shown = studio.shoot(graph, _reference(graph), *links)
+    heads = ["picture", "plain, 0 refinements", "direct", "another prompt"]
+    return sheet([("", [reference, *(first for first, *_ in shown)])], heads, tile=160)
+
+
 # LoRA
 
 
@@ -558,3 +605,17 @@ def projected(studio: Studio, graph: Graph) -> Image.Image:
     (reference, *_), *shown = studio.shoot(graph, _reference(graph), *results)
     rows = [("", [part, *three]) for part, *three in zip([reference, None], *shown, strict=False)]
     return sheet(rows, ["picture", "without", "low resolution", "colour"], tile=130)
+
+
+@figure("CBLayerContrast", of="style_balanced_demo")
+def guided_by_style(studio: Studio, graph: Graph) -> Image.Image:
+    decode, injection = graph.first("VAEDecode", without="CBStyleInjection"), graph.first("CBStyleInjection")
+    sampler = graph.input(decode, "samples")[0]
+    given = {name: graph.input(injection, name) for name in ("gate", "reference")}
+    results = [[decode, 0]]
+    for strength in (1.5, 3.0):
+        led = graph.add("CBLayerContrast", model=graph.input(sampler, "model"), strength=strength, **given)
+        results.append([graph.changed(decode, samples=[graph.changed(sampler, model=[led, 0]), 0]), 0])
+    (reference, *_), *shown = studio.shoot(graph, _reference(graph), *results)
+    rows = [("", [part, *three]) for part, *three in zip([reference, None], *shown, strict=False)]
+    return sheet(rows, ["reference", "without", "strength 1.5", "strength 3"], tile=130)

@@ -41,6 +41,11 @@ class LayerStyle(NamedTuple):
     share: float = 0.0
 
 
+    def times(self, strength: float) -> LayerStyle:
+        """The same, so many times as strong."""
+        return LayerStyle(*(strength * weight for weight in self))
+
+
 class Rows(NamedTuple):
     """Where pictures and their reference stand in each of `chunks` equal chunks of rows.
 
@@ -89,15 +94,18 @@ def layer_styles(
 
 
 def adain(x: torch.Tensor, reference: torch.Tensor, weight: float) -> torch.Tensor:
-    """Move the moments of x toward the reference's by `weight` in [0, 1]; both [..., tokens, channels], broadcast.
+    """Move the moments of x toward the reference's by `weight`; both [..., tokens, channels], broadcast.
 
     All of it is computed in fp32 or better: a channel that hardly varies is scaled beyond what fp16 holds. Weight 0
-    returns x itself.
+    returns x itself. Above 1 the deviation goes on by the same factor, so that it stays positive.
     """
     if weight == 0:
         return x
     (mean, deviation), (mean_to, deviation_to) = (moments_of(tokens, keepdim=True) for tokens in (x, reference))
-    scale = torch.lerp(deviation, deviation_to.expand_as(deviation), weight) / deviation
+    if 0 <= weight <= 1:
+        scale = torch.lerp(deviation, deviation_to.expand_as(deviation), weight) / deviation
+    else:
+        scale = (deviation_to / deviation) ** weight
     shift = torch.lerp(mean, mean_to.expand_as(mean), weight) - mean * scale
     precise = x.to(torch.promote_types(x.dtype, scale.dtype))
     return torch.addcmul(shift.to(precise), precise, scale.to(precise)).to(x)

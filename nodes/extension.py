@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from . import (
     attribution_preview,
     before_after,
+    contrast,
     gate,
     gradsam,
     jobs,
@@ -21,6 +22,7 @@ from . import (
     structure,
     style,
     subject,
+    trajectory,
 )
 
 
@@ -31,6 +33,7 @@ class ConditionalBalance(ComfyExtension):
             profile,
             gate,
             style,
+            trajectory,
             structure,
             subject,
             gradsam,
@@ -39,6 +42,7 @@ class ConditionalBalance(ComfyExtension):
             lora,
             metadata,
             projection,
+            contrast,
             prompts,
             ranking,
             measured,

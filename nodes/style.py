@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,18 +13,21 @@ from comfy_api.latest import io
 from ..engine.gates import LayerGate
 from ..engine.style import AUTO, POSITIONS, SHARINGS, StyleSettings
 from ..engine.texts import bounded
+from ..engine.trajectory import Trajectory
 from ..runtime.inject.prompts import encode_rows
 from ..runtime.inject.reference import FIRST_ROW, Conditioning, StyleReference
 from ..runtime.inject.style import StyleInjection, inject_style
+from ..runtime.inject.trajectory import Trajectories
 from .gate import Gate
 from .schema import Schema, found_by
 from .shown import summary, timed
-from .widgets import advanced, in_window, window_in_words, window_inputs
+from .widgets import advanced, check_window, in_window, window_in_words, window_inputs
 
 CATEGORY = "conditional balance/style"
 Reference = io.Custom("STYLE_REFERENCE")
+Way = io.Custom("TRAJECTORY")
 LONGEST_PROMPTS = 100_000  # characters
-FIRST, RENOISED = "first row of the batch", "renoised latent"
+FIRST, RENOISED, REPLAYED = "first row of the batch", "renoised latent", "trajectory"
 
 
 class CBPromptBatch(io.ComfyNode):
@@ -79,17 +83,18 @@ class CBStyleReference(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "mode",
-                    options=[RENOISED, FIRST],
+                    options=[RENOISED, FIRST, REPLAYED],
                     default=RENOISED,
                     tooltip=f"{RENOISED}: a picture, noised afresh at every step and run along unseen. {FIRST}: the "
                     "batch's first picture is the reference and appears in the result; it needs a batch of two or "
-                    "more.",
+                    f"more. {REPLAYED}: a picture as it was at every step of an inversion or of its own run.",
                 ),
                 io.Latent.Input(
                     "latent",
                     optional=True,
                     tooltip="The reference picture, encoded with the model's VAE; the first of a batch is used. "
-                    "Encode it at the size you generate, or it is resized. Not used by the other mode.",
+                    "Encode it at the size you generate, or it is resized. With a recorded trajectory: the latent of "
+                    "the sampler that painted it.",
                 ),
                 io.Conditioning.Input(
                     "prompt",
@@ -97,6 +102,13 @@ class CBStyleReference(io.ComfyNode):
                     tooltip="A prompt that describes the reference picture, style included. Without one it runs "
                     "under the sampler's positive prompt, which takes over less of its style.",
                 ),
+                Way.Input(
+                    "trajectory",
+                    optional=True,
+                    tooltip="From Invert Latent, or from Record Trajectory with its sampler's latent. Needed by the "
+                    "mode of that name.",
+                ),
+                *_several_inputs(),
             ],
             outputs=[Reference.Output(display_name="reference", tooltip="Connect to Style Injection.")],
         )
@@ -104,17 +116,96 @@ class CBStyleReference(io.ComfyNode):
     @classmethod
     @timed
     def execute(
-        cls, mode: str, latent: dict[str, torch.Tensor] | None = None, prompt: Conditioning | None = None
+        cls,
+        mode: str,
+        latent: dict[str, torch.Tensor] | None = None,
+        prompt: Conditioning | None = None,
+        trajectory: Trajectory | Trajectories | None = None,
+        strength: float = 1.0,
+        start_percent: float = 0.0,
+        end_percent: float = 1.0,
+        mask: torch.Tensor | None = None,
+        previous: StyleReference | None = None,
     ) -> io.NodeOutput:
-        if mode == FIRST:
-            return io.NodeOutput(FIRST_ROW, ui=summary("Style comes from the batch's first picture."))
-        if latent is None:
-            raise ValueError(
-                f"'latent' is empty: encode a reference picture and connect it, or set 'mode' to '{FIRST}'."
-            )
-        whose = "a prompt of its own" if prompt is not None else "the sampler's prompt"
-        words = f"Style comes from your picture, which runs along under {whose}."
-        return io.NodeOutput(StyleReference(latent["samples"][:1], prompt), ui=summary(words))
+        check_window(start_percent, end_percent)
+        if mask is not None and mask.ndim == 3 and len(mask) > 1:
+            raise ValueError(f"'mask' holds {len(mask)} masks: a style reference takes one for all pictures.")
+        if mode == REPLAYED:
+            taken = StyleReference(None, prompt, _way(trajectory, latent))
+        elif trajectory is not None:
+            raise ValueError(f"'trajectory' is connected and 'mode' is '{mode}': set it to '{REPLAYED}'.")
+        elif mode == FIRST:
+            taken = FIRST_ROW
+        else:
+            taken = StyleReference(_picture(latent), prompt)
+        where = None if mask is None else mask.reshape(mask.shape[-2:])
+        reference = replace(
+            taken, strength=strength, start=start_percent, end=end_percent, mask=where, previous=previous
+        )
+        return io.NodeOutput(reference, ui=summary(_taken_in_words(reference)))
+
+
+def _picture(latent: dict[str, torch.Tensor] | None) -> torch.Tensor:
+    if latent is None:
+        raise ValueError(f"'latent' is empty: encode a reference picture and connect it, or set 'mode' to '{FIRST}'.")
+    return latent["samples"][:1]
+
+
+def _way(trajectory: Trajectory | Trajectories | None, latent: dict[str, torch.Tensor] | None) -> Trajectory:
+    if trajectory is None:
+        raise ValueError(
+            f"'trajectory' is empty: connect Invert Latent or Record Trajectory, or set 'mode' to '{RENOISED}'."
+        )
+    if isinstance(trajectory, Trajectory):
+        return trajectory
+    return trajectory.of(None if latent is None else latent["samples"])
+
+
+def _taken_in_words(reference: StyleReference) -> str:
+    if reference.hidden:
+        whose = "a prompt of its own" if reference.prompt is not None else "the sampler's prompt"
+        words = f"Style comes from your picture, which runs along under {whose}"
+    else:
+        words = "Style comes from the batch's first picture"
+    if reference.strength != 1:
+        words += f", {reference.strength:.0%} of it" if reference.strength >= 0 else ", pushed away from"
+    if reference.mask is not None:
+        words += ", inside its mask"
+    if (reference.start, reference.end) != (0.0, 1.0):
+        words += f", {window_in_words(reference.start, reference.end)}"
+    beside = len(reference.chain) - 1
+    return f"{words}." if not beside else f"{words}; {beside} more beside it."
+
+
+def _several_inputs() -> list[io.Input]:
+    """How a reference acts, and what beside it."""
+    for each in (window := window_inputs()):
+        each.optional = True
+        advanced(each)
+    return [
+        io.Float.Input(
+            "strength",
+            default=1.0,
+            min=-1.0,
+            max=2.0,
+            step=0.05,
+            optional=True,
+            tooltip="How much of this reference is taken: 1 as Style Injection says, 2 more than that, 0 nothing. "
+            "Below 0 it is pushed away from; start at -0.3. References that act on one place share it by strength.",
+        ),
+        *window,
+        io.Mask.Input(
+            "mask",
+            optional=True,
+            tooltip="Where in the picture this reference acts; it is scaled to the picture's size. Without one, "
+            "everywhere.",
+        ),
+        Reference.Input(
+            "previous",
+            optional=True,
+            tooltip="Another Style Reference that acts as well. Each one costs as much as one more picture.",
+        ),
+    ]
 
 
 def _strength_inputs() -> list[io.Input]:

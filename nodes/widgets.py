@@ -54,6 +54,12 @@ def in_window(gate: LayerGate, start_percent: float, end_percent: float) -> Laye
         ) from error
 
 
+def check_window(start_percent: float, end_percent: float) -> None:
+    """Raises ValueError for a window that ends before it starts."""
+    if end_percent < start_percent:
+        raise ValueError(f"'end_percent' ({end_percent:g}) lies before 'start_percent' ({start_percent:g}): swap them.")
+
+
 def window_in_words(start_percent: float, end_percent: float) -> str:
     """The window for a summary: "at every step", or "from 20% to 80% of the schedule"."""
     if (start_percent, end_percent) == (0.0, 1.0):

@@ -6,6 +6,7 @@ know modules. A new family is one file beside this one and a line in `registry`;
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -49,7 +50,7 @@ class Projected:
     picture's tokens are `grid` (frames, rows, columns). `rotation` is what the model has turned q and k by. `attend` is
     the attention to call. When `whole`, it knows neither a bias nor a part of the rows: it is `earlier`, another pack's
     attn1 replace, and `underneath` is the attention that would run without it. `changed` says that another node's patch
-    has put other rows in the place of the call's.
+    has put other rows in the place of the call's, `reordered` that one has put the picture's tokens in another order.
     """
 
     q: torch.Tensor
@@ -64,6 +65,13 @@ class Projected:
     earlier: Callable[..., torch.Tensor] | None = None
     underneath: Attend | None = None
     changed: bool = False
+    reordered: bool = False
+
+    @property
+    def placed(self) -> bool:
+        """Whether the picture's tokens stand row by row in `grid`."""
+        tokens = self.q[..., self.image, :].shape[-2]
+        return self.grid is not None and not self.reordered and math.prod(self.grid) == tokens
 
     @property
     def plane(self) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import nn
 
 from ...engine.layers import LayerId
-from ..runs.keys import rows_of, with_rows
+from ..runs.keys import grid_of, rows_of, with_rows
 from .attention import ReplaceFunction, plain_attention, with_attention_replaced
 from .base import Architecture, Attend, Operator, Projected, Receive, parameters_under, removed_afterwards
 
@@ -107,10 +107,12 @@ def _replacement(operator: Operator, earlier: ReplaceFunction | None) -> Replace
             k,
             v,
             through,
+            grid=(1, *grid_of(extra_options)),
             whole=earlier is not None,
             earlier=earlier,
             underneath=plain,
             changed=not len(whole) == len(k) == rows_of(extra_options),
+            reordered=parts > 1,
         )
         return rearrange(operator(projected), "row (part token) c -> (row part) token c", part=parts)
 

@@ -1,10 +1,11 @@
-"""The style reference: the first row of the batch, or a picture that rides along in hidden rows."""
+"""Style references: the first row of the batch, or pictures that ride along in hidden rows."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from comfy import sampler_helpers, samplers, utils
@@ -13,6 +14,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.samplers import CFGGuider
 from einops import rearrange, repeat
 
+from ...engine.trajectory import OutsideTrajectory, Trajectory
 from ..arch.base import Architecture
 from ..arch.transformer import TEXT_PADS
 from ..runs.keys import sigmas_of
@@ -27,40 +29,94 @@ NOISE_SEED = 0x5317  # any number; a run that happens to use the same one only s
 
 @dataclass(frozen=True)
 class StyleReference:
-    """Where style is taken from. Without a latent: the first row of the batch.
+    """Where style is taken from. Without a latent and a trajectory: the first row of the batch.
 
-    With one [1, C, h, w]: that picture, noised to each call's sigma with one fixed noise, under its own prompt.
+    With a latent [1, C, h, w]: that picture, noised to each call's sigma with one fixed noise. With a trajectory: that
+    picture as it was at each call's sigma. Both run under their own `prompt`. `strength` (-1 to 2) says how much of the
+    style is taken, below 0 how far to keep off it; `mask` [H, W] where, 0 to 1 over the whole picture, None everywhere;
+    `start` and `end` when, in percent. `previous` acts beside it.
     """
 
     latent: torch.Tensor | None = None
     prompt: Conditioning | None = None
+    trajectory: Trajectory | None = None
+    strength: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    mask: torch.Tensor | None = None
+    previous: StyleReference | None = None
 
     @property
     def hidden(self) -> bool:
         """Whether it rides in rows of its own."""
-        return self.latent is not None
+        return self.latent is not None or self.trajectory is not None
+
+    @property
+    def chain(self) -> tuple[StyleReference, ...]:
+        """All that act together, in the order in which they were chained.
+
+        Raises ValueError when the batch's first row is one of several.
+        """
+        chained = (self,) if self.previous is None else (*self.previous.chain, self)
+        if len(chained) > 1 and not all(each.hidden for each in chained):
+            raise ValueError(
+                "'previous' and the first row of the batch do not go together: give every style reference of a chain a "
+                "picture or a trajectory of its own."
+            )
+        return chained
 
 
 FIRST_ROW = StyleReference()
 
 
+class Way(Protocol):
+    """A reference's state at every noise level."""
+
+    def at(self, model: BaseModel, call: ModelCall) -> torch.Tensor:
+        """x [1, C, (1,) h, w] at the call's sigma; a call on a part of the picture sees the reference's middle."""
+        ...
+
+
+@dataclass(frozen=True)
+class Renoised:
+    """A latent and its noise [1, C, (1,) H, W] at the run's size, in the model's scale."""
+
+    latent: torch.Tensor
+    noise: torch.Tensor
+
+    def at(self, model: BaseModel, call: ModelCall) -> torch.Tensor:
+        latent, noise = (_middle(x, call.x.shape[-2:]).to(call.x) for x in (self.latent, self.noise))
+        return model.model_sampling.noise_scaling(call.sigma[:1].reshape([1] * latent.ndim), noise, latent)
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A trajectory of the run's size."""
+
+    trajectory: Trajectory
+
+    def at(self, model: BaseModel, call: ModelCall) -> torch.Tensor:
+        try:
+            state = self.trajectory.at(float(call.sigma[0]))
+        except OutsideTrajectory as outside:
+            raise ValueError(
+                f"'trajectory' goes from sigma {outside.high:.4g} to {outside.low:.4g}, and this run asks for "
+                f"{outside.sigma:.4g}: record or invert over the whole schedule (denoise 1), or narrow the window."
+            ) from outside
+        return _middle(state[None], call.x.shape[-2:]).to(call.x)
+
+
 @dataclass(frozen=True)
 class HiddenReference:
-    """A reference made ready for one run: latent and noise [1, C, (1,) H, W] at the run's size, in the model's scale.
+    """A reference made ready for one run.
 
     `conds` holds what the model makes of the reference's prompt, by the argument's name, one row each. `fitting` is how
     a prompt of another length than the run's comes into one call with it.
     """
 
-    latent: torch.Tensor
-    noise: torch.Tensor
+    way: Way
     conds: dict[str, Any]
     fitting: TextFitting
-
-    def at(self, model: BaseModel, call: ModelCall) -> torch.Tensor:
-        """x [1, C, (1,) h, w] at the call's sigma; a call on a part of the picture sees the reference's middle."""
-        latent, noise = (_middle(x, call.x.shape[-2:]).to(call.x) for x in (self.latent, self.noise))
-        return model.model_sampling.noise_scaling(call.sigma[:1].reshape([1] * latent.ndim), noise, latent)
 
 
 def prepare(
@@ -69,12 +125,20 @@ def prepare(
     """Make a reference ready for a run whose noise is [B, C, (1,) H, W]; None when it needs no hidden rows.
 
     Without a prompt of its own the reference runs under the first positive prompt of the run.
-    Raises ValueError for a run of several frames, which a picture cannot lead.
+    Raises ValueError for a run of several frames, which a picture cannot lead, and for a trajectory of another size.
     """
-    if reference.latent is None:
+    if reference.trajectory is not None:
+        way, latent = _replayed(reference.trajectory, noise)
+    elif reference.latent is not None:
+        way, latent = _renoised(reference.latent, guider.inner_model, noise)
+    else:
         return None
-    model = guider.inner_model
-    latent = reference.latent[:1].to(noise)
+    return HiddenReference(way, _conds(reference, guider, latent), TextFitting.of(architecture))
+
+
+def _renoised(latent: torch.Tensor, model: BaseModel, noise: torch.Tensor) -> tuple[Way, torch.Tensor]:
+    """The way, and the latent [1, C, (1,) H, W] that stands for the picture in a prompt's encoding."""
+    latent = latent[:1].to(noise)
     latent = model.process_latent_in(latent.unsqueeze(2) if latent.ndim < noise.ndim else latent)
     if latent.shape[2:-2] != noise.shape[2:-2]:
         raise ValueError(
@@ -83,7 +147,17 @@ def prepare(
         )
     latent = utils.common_upscale(latent, noise.shape[-1], noise.shape[-2], "bicubic", "center")
     own_noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(NOISE_SEED)).to(latent)
-    return HiddenReference(latent, own_noise, _conds(reference, guider, latent), TextFitting.of(architecture))
+    return Renoised(latent, own_noise), latent
+
+
+def _replayed(trajectory: Trajectory, noise: torch.Tensor) -> tuple[Way, torch.Tensor]:
+    states = trajectory.states
+    if states.shape[1:] != noise.shape[1:]:
+        raise ValueError(
+            f"'trajectory' is of a latent of shape {list(states.shape[1:])} and the sampler works on "
+            f"{list(noise.shape[1:])}: its noise cannot be resized, so record or invert at the size that you generate."
+        )
+    return Replayed(trajectory), states[-1:].to(noise)
 
 
 def positive_prompts(guider: CFGGuider) -> list[dict[str, Any]]:
@@ -145,7 +219,7 @@ def _without_target(prompt: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in prompt.items() if name not in tied} | {"model_conds": {}}
 
 
-def with_hidden_rows(
+def with_hidden_row(
     call: ModelCall, layout: Layout, reference: HiddenReference, model: BaseModel, positive: int
 ) -> ModelCall:
     """The call with the reference as one more row at the end of every chunk.
@@ -157,28 +231,39 @@ def with_hidden_rows(
     """
     own = [kind == positive for kind in layout.kinds]
     sigmas = sigmas_of(call.options)
-    extra_options: dict[str, Any] = {"sigmas": torch.cat((sigmas, sigmas[-1:]))}
-    x = repeat(reference.at(model, call), "1 ... -> chunk 1 ...", chunk=layout.chunks)
+    x = repeat(reference.way.at(model, call), "1 ... -> chunk 1 ...", chunk=layout.chunks)
     always, prompted = [True] * layout.chunks, reference.conds
     text, own_text, pads = reference.fitting.fit(call.c_crossattn, prompted.get("c_crossattn"))
-    if any(pads):
-        rows = [[pads[0]] * layout.rows + [pads[1] if mine else pads[0]] for mine in own]
-        extra_options[TEXT_PADS] = tuple(pad for chunk in rows for pad in chunk)
+    extend = functools.partial(_extend, call=call, last=layout.pictures - 1)
     return replace(
         call,
         x=_append(call.x, x),
-        sigma=_extend(call.sigma, call, None, own),
-        c_concat=_extend(call.c_concat, call, prompted.get("c_concat"), always),
-        c_crossattn=_extend(text, call, own_text, own),
+        sigma=extend(call.sigma, made=None, own=own),
+        c_concat=extend(call.c_concat, made=prompted.get("c_concat"), own=always),
+        c_crossattn=extend(text, made=own_text, own=own),
         control=_each_residual(call, lambda residual: _with_zero_row(residual, call, layout)),
-        options={**call.options, **extra_options},
-        conds={name: _extend(value, call, prompted.get(name), own) for name, value in call.conds.items()},
+        options={
+            **call.options,
+            "sigmas": torch.cat((sigmas, sigmas[-1:])),
+            **_with_pads(call.options, layout, pads, own),
+        },
+        conds={name: extend(value, made=prompted.get(name), own=own) for name, value in call.conds.items()},
     )
 
 
-def without_hidden_rows(out: torch.Tensor, chunks: int) -> torch.Tensor:
-    """The model's output without the last row of every chunk."""
-    kept = rearrange(out, "(chunk row) ... -> chunk row ...", chunk=chunks)[:, :-1]
+def _with_pads(options: dict[str, Any], layout: Layout, pads: tuple[int, int], own: list[bool]) -> dict[str, Any]:
+    """How much of every row's text is padding after one more row in each chunk; what was padded before stays so."""
+    before = options.get(TEXT_PADS, ())
+    if not any(pads) and not any(before):
+        return {}
+    before = torch.tensor(before or [0] * layout.chunks * layout.rows).view(layout.chunks, layout.rows) + pads[0]
+    row = torch.where(torch.tensor(own), torch.tensor(pads[1]), before[:, layout.pictures - 1])
+    return {TEXT_PADS: tuple(torch.cat((before, row[:, None]), 1).flatten().tolist())}
+
+
+def without_hidden_rows(out: torch.Tensor, chunks: int, hidden: int) -> torch.Tensor:
+    """The model's output without the last rows of every chunk."""
+    kept = rearrange(out, "(chunk row) ... -> chunk row ...", chunk=chunks)[:, :-hidden]
     return rearrange(kept, "chunk row ... -> (chunk row) ...")
 
 
@@ -193,17 +278,17 @@ def _append(value: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
     return rearrange(torch.cat((value, row), dim=1), "chunk row ... -> (chunk row) ...")
 
 
-def _extend(value: Any, call: ModelCall, made: Any, own: list[bool]) -> Any:
-    """One more row per chunk: `made` in the chunks marked in `own`, elsewhere (or without it) the chunk's last row."""
+def _extend(value: Any, call: ModelCall, made: Any, own: list[bool], last: int) -> Any:
+    """One more row per chunk: `made` in the chunks marked in `own`, elsewhere or without it that of picture `last`."""
     if isinstance(value, list):
-        return [_extend(item, call, None, own) for item in value]
+        return [_extend(item, call, None, own, last) for item in value]
     if not isinstance(value, torch.Tensor) or value.ndim == 0 or value.shape[0] != call.x.shape[0]:
         return value
-    last = rearrange(value, "(chunk row) ... -> chunk row ...", chunk=len(own))[:, -1:]
+    row = rearrange(value, "(chunk row) ... -> chunk row ...", chunk=len(own))[:, last : last + 1]
     if isinstance(made, torch.Tensor) and made.shape[1:] == value.shape[1:]:
         made = made[:1].to(value)
-        last = torch.stack([made if mine else rows for mine, rows in zip(own, last, strict=True)])
-    return _append(value, last)
+        row = torch.stack([made if mine else rows for mine, rows in zip(own, row, strict=True)])
+    return _append(value, row)
 
 
 def with_free_first_row(call: ModelCall, layout: Layout) -> ModelCall:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ...engine.gates import LayerGate
+from ...engine.gates import LayerGate, inside
 from ...engine.joint_style import Unturned, inject_joint
 from ...engine.layers import LayerId
+from ...engine.several import Leads, Places, inject_several, inject_several_through
 from ...engine.style import AUTO, LayerStyle, Rows, StyleSettings, inject, inject_through, layer_styles
-from ..arch.base import Architecture, Projected
+from ..arch.base import Architecture, Projected, keep
 from ..arch.earlier import TakesNoMoreKeys, with_more_keys
 from ..arch.registry import architecture_of
 from ..runs import injector
@@ -25,18 +26,24 @@ from ..runs.model_call import ModelCall
 from ..runs.rows import misfits_of_prompts
 from .reference import (
     FIRST_ROW,
+    HiddenReference,
     StyleReference,
     check_latent,
     prepare,
     with_free_first_row,
-    with_hidden_rows,
+    with_hidden_row,
     without_hidden_rows,
 )
+from .regions import LeadsAt, fitted, leads_of
 
 ROWS_CHANGED = "took no style, because another node's patch changes how many rows run there"
 NOT_SHARED = (
     "shared no attention where another node has put one that does not take a reference's keys, as perturbed or "
     "self-attention guidance does"
+)
+UNPLACED = (
+    "took no style, because another node's patch changes the order or the number of a picture's tokens there, so the "
+    "'mask' of a style reference cannot be placed"
 )
 LATE = (
     "The gate opened between the steps of this sampler only, so a ControlNet has drawn the first picture until then: "
@@ -57,10 +64,10 @@ class StyleInjection(injector.Injector):
 
     @property
     def hidden_rows(self) -> int:
-        return int(self.reference.hidden)
+        return sum(each.hidden for each in self.reference.chain)
 
-    def start(self, sampling: Sampling) -> _Run:
-        return _Run(self, sampling)
+    def start(self, sampling: Sampling) -> StyleRun:
+        return StyleRun(self, sampling)
 
 
 def inject_style(model: ModelPatcher, injection: StyleInjection) -> ModelPatcher:
@@ -68,37 +75,96 @@ def inject_style(model: ModelPatcher, injection: StyleInjection) -> ModelPatcher
 
     Raises ValueError for a model of an unknown family, a gate of other layers or a reference that is no latent of it.
     """
+    return injector.inject(model, checked(model, injection))
+
+
+def checked(model: ModelPatcher, injection: StyleInjection) -> StyleInjection:
+    """The injection with what is left to the model's family decided. Raises ValueError as `inject_style`."""
     architecture = architecture_of(model)
     settings = _with_defaults(injection.settings, architecture)
     sampling = sampling_of(model)
     injection.gate.weights(float(sampling.sigma_max), architecture.layers, sampling.percent_to_sigma)
-    if injection.reference.latent is not None:
-        check_latent(model, injection.reference.latent)
-    return injector.inject(model, replace(injection, settings=settings, architecture=architecture))
+    for reference in injection.reference.chain:
+        if reference.latent is not None:
+            check_latent(model, reference.latent)
+    return replace(injection, settings=settings, architecture=architecture)
 
 
-class _Run(injector.Run):
+@dataclass(frozen=True)
+class _Lead:
+    """A reference in one run: as it was given, made ready when it rides in hidden rows, its mask [H, W] of latents."""
+
+    reference: StyleReference
+    hidden: HiddenReference | None
+    mask: torch.Tensor | None
+
+
+class _Call(NamedTuple):
+    """What the open layers of one model call do, and whose rows they do it to.
+
+    `leads` is None where one reference acts everywhere: then `rows` names it, and `styles` are as strong as it is.
+    `hidden` are the references' own rows in every chunk, which come last; `masked` says that one acts in places only.
+    """
+
+    styles: Mapping[LayerId, LayerStyle]
+    rows: Rows
+    hidden: int
+    leads: LeadsAt | None = None
+    masked: bool = False
+
+    def leads_at(self, projected: Projected) -> Leads:
+        """The references at the tokens of a layer, which matter where there is a mask."""
+        return self.leads(projected.grid if self.masked else None)
+
+
+class StyleRun(injector.Run):
+    """Style injection during one run of a sampler."""
+
     def __init__(self, injection: StyleInjection, sampling: Sampling) -> None:
         super().__init__(sampling)
         assert injection.architecture is not None  # `inject_style` knows it
         self.injection, self.architecture = injection, injection.architecture
-        self.hidden = prepare(injection.reference, sampling.guider, sampling.noise, self.architecture)
+        self.leads = tuple(
+            _Lead(each, prepare(each, sampling.guider, sampling.noise, self.architecture), fitted(each, sampling.noise))
+            for each in injection.reference.chain
+        )
         self.layers = CalledLayers(self.architecture.layers)
         self.without_sharing: list[Callable[..., torch.Tensor] | None] = []
         for sentence in misfits_of_prompts(sampling.guider.conds, sampling.pictures):
             sampling.notices.say(sentence)
 
+    @property
+    def first_row(self) -> bool:
+        """Whether the batch's first picture is the reference."""
+        return self.leads[0].hidden is None
+
     def at(self, sigma: float, positive: int) -> Around | None:
+        acting = self.acting(sigma)
         styles = self.styles(sigma)
-        if styles and self.hidden is None and self.sampling.controlled and not self.frees_first_row:
+        if styles and self.first_row and self.sampling.controlled and not self.frees_first_row:
             self.sampling.notices.say(LATE)
         if not styles and not self.frees_first_row:
             return None
         self.layers.opened.update(styles)
-        return functools.partial(self._around_call, styles, positive)
+        return functools.partial(self._around_call, styles, acting, positive)
+
+    def acts(self, sigma: float) -> bool:
+        """Whether any layer takes style at a noise level."""
+        return bool(self.styles(sigma))
+
+    def acting(self, sigma: float) -> tuple[_Lead, ...]:
+        """The references that act at a noise level."""
+        return tuple(
+            each
+            for each in self.leads
+            if each.reference.strength
+            and inside(sigma, each.reference.start, each.reference.end, self.sampling.to_sigma)
+        )
 
     def styles(self, sigma: float) -> dict[LayerId, LayerStyle]:
-        """The open layers at a noise level."""
+        """The open layers at a noise level; none where no reference acts."""
+        if not self.acting(sigma):
+            return {}
         weights = self.injection.gate.weights(sigma, self.architecture.layers, self.sampling.to_sigma)
         return layer_styles(weights, self.architecture.layers, self.injection.settings)
 
@@ -108,7 +174,7 @@ class _Run(injector.Run):
 
         It is, when the gate opens anywhere in the run: what the first steps draw, no later one takes back.
         """
-        if self.hidden is not None or not self.sampling.controlled:
+        if not self.first_row or not self.sampling.controlled:
             return False
         return any(self.styles(sigma) for sigma in self.sampling.levels)
 
@@ -119,57 +185,89 @@ class _Run(injector.Run):
     def _around_call(
         self,
         styles: Mapping[LayerId, LayerStyle],
+        acting: tuple[_Lead, ...],
         positive: int,
         executor: Executor,
         call: ModelCall,
         layout: Layout,
     ) -> torch.Tensor:
         """The open layers' self-attention is replaced for this call only."""
-        if self.hidden is None:
+        if self.first_row:
             rows = _first_row(layout, self.sampling.pictures)
-            return self._run_styled(executor, styles, with_free_first_row(call, layout), rows)
+            styled = self._led(styles, acting, rows, 0, call, layout)
+            return self._run_styled(executor, styled, with_free_first_row(call, layout))
         rows = Rows(layout.chunks, 0, layout.pictures, layout.rows)
-        call = with_hidden_rows(call, layout, self.hidden, executor.class_obj, positive)
-        call = with_layout(call, layout.with_hidden_row())
-        return without_hidden_rows(self._run_styled(executor, styles, call, rows), layout.chunks)
+        styled = self._led(styles, acting, rows, len(acting), call, layout)
+        for lead in acting:
+            call = with_hidden_row(call, layout, lead.hidden, executor.class_obj, positive)
+            layout = layout.with_hidden_row()
+        call = with_layout(call, layout)
+        return without_hidden_rows(self._run_styled(executor, styled, call), layout.chunks, len(acting))
 
-    def _run_styled(
-        self, executor: Executor, styles: Mapping[LayerId, LayerStyle], call: ModelCall, rows: Rows
-    ) -> torch.Tensor:
+    def _led(
+        self,
+        styles: Mapping[LayerId, LayerStyle],
+        acting: tuple[_Lead, ...],
+        rows: Rows,
+        hidden: int,
+        call: ModelCall,
+        layout: Layout,
+    ) -> _Call:
+        """One reference that acts everywhere is the operator of the paper, as strong as it is told."""
+        strengths = [(each.reference.strength, each.mask) for each in acting]
+        masked = any(mask is not None for _, mask in strengths)
+        if masked or len(acting) > 1 or any(strength < 0 for strength, _ in strengths):
+            places = range(rows.reference, rows.reference + len(acting))
+            return _Call(styles, rows, hidden, leads_of(strengths, places, call, layout), masked)
+        if any(strength != 1 for strength, _ in strengths):
+            styles = {layer: style.times(strengths[0][0]) for layer, style in styles.items()}
+        return _Call(styles, rows, hidden)
+
+    def _run_styled(self, executor: Executor, styled: _Call, call: ModelCall) -> torch.Tensor:
         """One call of the model in which the open layers' attention is styled."""
         architecture = self.architecture.on(executor.class_obj.diffusion_model)
         operators = {
-            layer: functools.partial(self._operator, architecture, layer, style, rows)
-            for layer, style in styles.items()
+            layer: functools.partial(self._operator, architecture, layer, style, styled)
+            for layer, style in styled.styles.items()
         }
-        if self.hidden is not None:
+        if styled.hidden:
             closed = (layer for layer in architecture.replaced(call.options) if layer not in operators)
-            operators |= dict.fromkeys(closed, functools.partial(_apart, rows))
+            operators |= dict.fromkeys(closed, functools.partial(_apart, styled))
         if not operators:
             return call.run(executor)
         with architecture.intercepted(call.options, operators) as options:
             return replace(call, options=options).run(executor)
 
     def _operator(
-        self, architecture: Architecture, layer: LayerId, style: LayerStyle, rows: Rows, projected: Projected
+        self, architecture: Architecture, layer: LayerId, style: LayerStyle, styled: _Call, projected: Projected
     ) -> torch.Tensor:
         self.layers.called.add(layer)
         q, k, v, attend = projected.q, projected.k, projected.v, projected.attend
         if projected.changed:
             self.layers.leave_out(layer, ROWS_CHANGED)
             return projected.plain()
+        if styled.masked and not projected.placed:
+            self.layers.leave_out(layer, UNPLACED)
+            return _apart(styled, projected) if projected.whole else projected.plain()
         if projected.whole:
-            return self._through_earlier(layer, style, rows, projected)
-        if projected.grid is None:  # a UNet's self-attention: every token is the picture's
-            return inject(q, k, v, style, rows, attend)
-        rotation = projected.rotation
-        turn = Unturned() if rotation is None else rotation.at(projected.image)
-        cure = architecture.cure(self.injection.settings.position, projected)
-        return inject_joint(q, k, v, style, rows, attend, projected.image, turn, cure)
+            return self._through_earlier(layer, style, styled, projected)
+        if q.ndim == 3 and styled.leads is None:  # a UNet's self-attention: every token is the picture's
+            return inject(q, k, v, style, styled.rows, attend)
+        turn, cure = Unturned() if projected.rotation is None else projected.rotation.at(projected.image), keep
+        if q.ndim > 3:
+            cure = architecture.cure(self.injection.settings.position, projected)
+        if styled.leads is None:
+            return inject_joint(q, k, v, style, styled.rows, attend, projected.image, turn, cure)
+        places = Places(projected.image, turn, cure)
+        return inject_several(q, k, v, style, styled.rows, styled.leads_at(projected), attend, places)
 
-    def _through_earlier(self, layer: LayerId, style: LayerStyle, rows: Rows, projected: Projected) -> torch.Tensor:
-        """Another pack's attention takes the reference's keys along; one that cannot keeps a picture's own."""
+    def _through_earlier(self, layer: LayerId, style: LayerStyle, styled: _Call, projected: Projected) -> torch.Tensor:
+        """Another pack's attention takes the references' keys along; one that cannot keeps a picture's own."""
         q, k, v, attend = projected.q, projected.k, projected.v, projected.attend
+        through = functools.partial(inject_through, q, k, v, rows=styled.rows)
+        if styled.leads is not None:
+            leads = styled.leads_at(projected)
+            through = functools.partial(inject_several_through, q, k, v, rows=styled.rows, leads=leads)
 
         def shared(
             q: torch.Tensor, more_k: torch.Tensor, more_v: torch.Tensor, bias: torch.Tensor | None
@@ -179,30 +277,29 @@ class _Run(injector.Run):
 
         if style.share and projected.earlier not in self.without_sharing:
             try:
-                return inject_through(q, k, v, style, rows, shared)
+                return through(style=style, attend=shared)
             except TakesNoMoreKeys:
                 self.without_sharing.append(projected.earlier)
         if style.share:
             self.layers.leave_out(layer, NOT_SHARED)
 
         def alone(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-            return _apart(rows, replace(projected, q=q, k=k, v=v))
+            return _apart(styled, replace(projected, q=q, k=k, v=v))
 
-        return inject_through(q, k, v, style._replace(share=0.0), rows, alone)
+        return through(style=style._replace(share=0.0), attend=alone)
 
 
-def _apart(rows: Rows, projected: Projected) -> torch.Tensor:
-    """Another pack's attention without our hidden row, which one that counts pictures or keeps weights cannot know."""
-    if projected.changed or rows.reference < rows.stop:
+def _apart(styled: _Call, projected: Projected) -> torch.Tensor:
+    """Another pack's attention without our hidden rows, which one that counts pictures or keeps weights cannot know."""
+    if projected.changed or not styled.hidden:
         return projected.plain()
-    q, k, v = (x.unflatten(0, (rows.chunks, -1)) for x in (projected.q, projected.k, projected.v))
-    own = [place for place in range(q.shape[1]) if place != rows.reference]
-    numbers = [chunk * q.shape[1] + place for chunk in range(rows.chunks) for place in own]
-    own_q, own_k, own_v = (x[:, own].flatten(0, 1) for x in (q, k, v))
-    others = projected.attend(own_q, own_k, own_v, None, numbers).unflatten(0, (rows.chunks, -1))
-    its_q, its_k, its_v = (x[:, rows.reference] for x in (q, k, v))
-    hidden = (projected.underneath or projected.attend)(its_q, its_k, its_v, None)[:, None]
-    return torch.cat((others[:, : rows.reference], hidden, others[:, rows.reference :]), 1).flatten(0, 1)
+    q, k, v = (x.unflatten(0, (styled.rows.chunks, -1)) for x in (projected.q, projected.k, projected.v))
+    rows = q.shape[1]
+    numbers = torch.arange(styled.rows.chunks * rows).view(-1, rows)[:, : -styled.hidden].flatten().tolist()
+    others = projected.attend(*(x[:, : -styled.hidden].flatten(0, 1) for x in (q, k, v)), None, numbers)
+    underneath = projected.underneath or projected.attend
+    hidden = underneath(*(x[:, -styled.hidden :].flatten(0, 1) for x in (q, k, v)), None)
+    return torch.cat([x.unflatten(0, (styled.rows.chunks, -1)) for x in (others, hidden)], 1).flatten(0, 1)
 
 
 def _with_defaults(settings: StyleSettings, architecture: Architecture) -> StyleSettings:

@@ -146,10 +146,14 @@ def inject(model: ModelPatcher, injector: Injector) -> ModelPatcher:
     patched = model.clone()
     around = functools.partial(_around_run, injector, fresh_node())
     patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, around)
-    if injector.hidden_rows:
-        counted = functools.partial(_around_preparation, injector.hidden_rows)
-        patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, counted)
+    counting_memory(patched, injector.hidden_rows)
     return patched
+
+
+def counting_memory(patched: ModelPatcher, hidden: int) -> None:
+    """Let the memory that ComfyUI frees before a run count rows that every chunk of a call has more."""
+    if hidden:
+        patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, functools.partial(_around_preparation, hidden))
 
 
 def _around_preparation(
@@ -183,7 +187,7 @@ def _around_call(
     around: Around, pictures: torch.Tensor, notices: Notices, executor: Executor, *args: Any, **kwargs: Any
 ) -> torch.Tensor:
     """APPLY_MODEL: one call, with its rows told apart."""
-    call = ModelCall.of(*args, **kwargs)
+    call = replace(ModelCall.of(*args, **kwargs), pictures=pictures)
     with notices.own_errors():
         return around(executor, call, layout_of(call.options, call.x, call.c_crossattn, pictures))
 

@@ -78,3 +78,29 @@ def _lie_in(tile: torch.Tensor, pictures: torch.Tensor) -> bool:
     """Whether the first place of each row of a tile [B, C, ..., h, w] is found in the picture of that row."""
     same = (pictures == tile[..., :1, :1].to(pictures)).flatten(1, -3).all(1)
     return bool(same.flatten(1).any(1).all())
+
+
+def places_of(x: torch.Tensor, layout: Layout, pictures: torch.Tensor) -> tuple[tuple[slice, slice], ...] | None:
+    """Which part of the picture each chunk of a call shows, in rows and columns; None when all show it whole.
+
+    A call on an area or a tile does not say where that lies: it is looked for in the pictures [B, C, ..., H, W].
+    Raises ValueError when it is not found there.
+    """
+    if x.shape[-2:] == pictures.shape[-2:]:
+        return None
+    return tuple(_place(x[chunk * layout.rows], pictures) for chunk in range(layout.chunks))
+
+
+def _place(tile: torch.Tensor, pictures: torch.Tensor) -> tuple[slice, slice]:
+    height, width = tile.shape[-2:]
+    tile, pictures = tile.flatten(0, -3).to(pictures), pictures.flatten(1, -3)
+    rows, columns = pictures.shape[-2] - height + 1, pictures.shape[-1] - width + 1
+    corners = (pictures[:, :, :rows, :columns] == tile[:, :1, :1]).all(1)
+    for picture, top, left in corners.nonzero().tolist():
+        place = slice(top, top + height), slice(left, left + width)
+        if bool((pictures[picture][:, place[0], place[1]] == tile).all()):
+            return place
+    raise ValueError(
+        "Another node calls the model with a part of the picture that is not found in it, so the 'mask' of a style "
+        "reference cannot be placed: remove the mask, or bypass that node."
+    )

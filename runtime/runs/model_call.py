@@ -15,7 +15,8 @@ KEY = "conditional_balance"
 class ModelCall:
     """The arguments of `BaseModel.apply_model`: x [rows, C, h, w], sigma [rows], conditioning by name, options.
 
-    `Layout` says whose rows they are; arguments unknown to us travel in `rest` and `conds`.
+    `Layout` says whose rows they are; arguments unknown to us travel in `rest` and `conds`. `pictures` [B, C, ..., H,
+    W] are those that it is made to predict for, of which x may hold a part only.
     """
 
     x: torch.Tensor
@@ -26,6 +27,7 @@ class ModelCall:
     options: dict[str, Any]
     rest: tuple[Any, ...] = ()
     conds: dict[str, Any] = field(default_factory=dict)
+    pictures: torch.Tensor | None = None
 
     @classmethod
     def of(cls, *args: Any, **kwargs: Any) -> ModelCall:

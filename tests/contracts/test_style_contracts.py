@@ -43,7 +43,7 @@ from style_case import (
 from conditional_balance.engine.gates import ScaledGate, windowed
 from conditional_balance.runtime.arch.unet import attention_layers
 from conditional_balance.runtime.inject.reference import FIRST_ROW, NOISE_SEED, HiddenReference, StyleReference
-from conditional_balance.runtime.inject.style import _Run
+from conditional_balance.runtime.inject.style import StyleRun
 from conditional_balance.runtime.runs.model_call import ModelCall
 from tiny import cond, latent, sample, tiny_model
 
@@ -569,7 +569,7 @@ def test_a_hundred_runs_leave_nothing_behind() -> None:
         for _ in range(runs):
             run(patched, **options)
         gc.collect()
-        return sum(type(each) in (torch.Tensor, ModelCall, HiddenReference, _Run) for each in gc.get_objects())
+        return sum(type(each) in (torch.Tensor, ModelCall, HiddenReference, StyleRun) for each in gc.get_objects())
 
     assert ours_after(5) == ours_after(95)
 

@@ -1,0 +1,240 @@
+"""Style of several references at once, each as strong as it is told and where it is told: `style`'s operator, blended.
+
+A reference's `weights` [chunks or 1, tokens or 1] say how strongly it acts on each of the picture's tokens. Those that
+act on one token share it: two of strength 1 count half each, so that the same reference twice is the reference once.
+Below 0 a reference pushes away: moments move off its own, and attention is led away from what it would be with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from .joint_style import Cure, RowsAttend, Turn, Unturned
+from .moments import moments_of
+from .style import LayerStyle, Rows
+
+FEWEST = 1e-6
+
+
+class Leads(NamedTuple):
+    """The references of one call of a layer, in order: their `rows` in every chunk, and how they act together.
+
+    `weights` [R, chunks or 1, tokens or 1] are apportioned. `toward` and `away` number those that are above and below 0
+    anywhere; `whole` says that all are 1 everywhere. All of it is known before a layer runs, which need not wait.
+    """
+
+    rows: tuple[int, ...]
+    weights: torch.Tensor
+    toward: tuple[int, ...]
+    away: tuple[int, ...]
+    whole: bool
+
+    @classmethod
+    def of(cls, rows: Sequence[int], strengths: torch.Tensor, device: torch.device) -> Leads:
+        """From strengths [R, chunks or 1, tokens or 1] on the CPU."""
+        weights = apportioned(strengths)
+        toward, away = (
+            tuple(number for number, each in enumerate(weights) if bool((sign * each > 0).any())) for sign in (1, -1)
+        )
+        return cls(tuple(rows), weights.to(device), toward, away, bool((weights == 1).all()))
+
+
+def apportioned(strengths: torch.Tensor) -> torch.Tensor:
+    """Strengths [R, ...] of references that act on one token, as they act together.
+
+    Positive ones share what the strongest of them asks for, or 1 where they ask for that much together. Negative ones
+    stay as they are.
+    """
+    toward = strengths.clamp(min=0)
+    total = toward.sum(0)
+    most = torch.minimum(total, toward.amax(0).clamp(min=1))
+    return toward * (most / total.clamp(min=FEWEST)) + strengths.clamp(max=0)
+
+
+class Places(NamedTuple):
+    """Where a layer's call has the picture's tokens, how they are turned, and what is done to references' keys."""
+
+    image: slice = slice(None)
+    turn: Turn = Unturned()
+    cure: Cure = lambda keys: keys
+
+
+def inject_several(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    style: LayerStyle,
+    rows: Rows,
+    leads: Leads,
+    attend: RowsAttend,
+    places: Places,
+) -> torch.Tensor:
+    """The layer's attention output, styled rows led by several references; other rows keep every bit.
+
+    q, k and v are [rows, (heads,) tokens, channels]. `rows.reference` is not read: leads have rows of their own.
+    """
+    chunked = [x.unflatten(0, (rows.chunks, -1)) for x in (q, k, v)]
+    own = _adained(chunked, style, rows, leads, places)
+    numbers = torch.arange(q.shape[0]).view(rows.chunks, -1)
+    if style.share == 0:
+        whole = (_put_back(x, styled, rows).flatten(0, 1) for x, styled in zip(chunked, own, strict=True))
+        return attend(*whole, None)
+    plain = attend(
+        *(_without(x, rows).flatten(0, 1) for x in chunked), None, _without(numbers, rows).flatten().tolist()
+    )
+    styled_rows = numbers[:, rows.start : rows.stop].flatten().tolist()
+    weights = _over_all_tokens(leads.weights * style.share, q.shape[-2], places.image)
+    brought = [_brought(chunked[1:], row, places) for row in leads.rows]
+
+    def shared(chosen: Sequence[int], bias: torch.Tensor | None) -> torch.Tensor:
+        more = zip(*(brought[each] for each in chosen), strict=True) if chosen else ((), ())
+        k, v = (
+            torch.cat((x, *(each.expand(-1, x.shape[1], *each.shape[2:]) for each in those)), -2)
+            for x, those in zip(own[1:], more, strict=True)
+        )
+        return attend(own[0].flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), bias, styled_rows)
+
+    bias = None
+    if not (leads.whole and style.share == 1):
+        bias = _bias(weights[list(leads.toward)], rows, own[1], brought[0][0].shape[-2])
+    return _joined(plain, _led(shared, bias, weights, rows, leads), rows)
+
+
+def inject_several_through(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    style: LayerStyle,
+    rows: Rows,
+    leads: Leads,
+    attend: Callable[..., torch.Tensor],
+) -> torch.Tensor:
+    """`inject_several` for an attention that knows neither bias nor a part of the rows: outputs are mixed instead.
+
+    q, k and v are [rows, tokens, channels]. A share above 1 counts as 1.
+    """
+    chunked = [x.unflatten(0, (rows.chunks, -1)) for x in (q, k, v)]
+    own = _adained(chunked, style, rows, leads, Places())
+    q, k, v = (_put_back(x, styled, rows) for x, styled in zip(chunked, own, strict=True))
+    alone = attend(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), None).unflatten(0, (rows.chunks, -1))
+    if style.share == 0:
+        return alone.flatten(0, 1)
+    out = alone
+    for row, weight in zip(leads.rows, (leads.weights * style.share).clamp(max=1), strict=True):
+        more = (x[:, row : row + 1].expand(-1, rows.stop - rows.start, -1, -1) for x in (k, v))
+        shared_k, shared_v = (torch.cat((x, _put_back(x, each, rows)), 2) for x, each in zip((k, v), more, strict=True))
+        led = attend(q.flatten(0, 1), shared_k.flatten(0, 1), shared_v.flatten(0, 1), None)
+        out = out + weight[:, None, :, None].to(out) * (led.unflatten(0, (rows.chunks, -1)) - alone)
+    return _put_back(alone, out[:, rows.start : rows.stop], rows).flatten(0, 1)
+
+
+def _adained(
+    chunked: Sequence[torch.Tensor],
+    style: LayerStyle,
+    rows: Rows,
+    leads: Leads,
+    places: Places,
+) -> list[torch.Tensor]:
+    """The styled rows of q, k and v, the picture's tokens of each moved by all references."""
+    own = []
+    for x, weight, turn in zip(chunked, style[:3], (places.turn, places.turn, Unturned()), strict=True):
+        styled = x[:, rows.start : rows.stop]
+        if weight == 0:
+            own.append(styled)
+            continue
+        picture = turn.undo(styled[..., places.image, :])
+        references = [turn.undo(x[:, row : row + 1][..., places.image, :]) for row in leads.rows]
+        moved = turn.redo(adain_several(picture, references, weight * leads.weights))
+        start, stop, _ = places.image.indices(x.shape[-2])
+        own.append(torch.cat((styled[..., :start, :], moved, styled[..., stop:, :]), -2))
+    return own
+
+
+def adain_several(x: torch.Tensor, references: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
+    """x [chunks, rows, ..., tokens, channels] with its moments moved by every reference's weights [R, chunks, tokens].
+
+    A reference that acts on a part of the picture moves the moments of that part. Computed in fp32 or better.
+    """
+    precise = x.to(torch.promote_types(x.dtype, torch.float32))
+    scale, shift = torch.ones_like(precise[..., :1]), torch.zeros_like(precise)
+    for reference, weight in zip(references, weights.to(precise), strict=True):
+        weight = weight.view(weight.shape[0], *[1] * (x.ndim - 3), -1, 1)
+        (mean, deviation), (mean_to, deviation_to) = _moments(precise, weight), moments_of(reference, keepdim=True)
+        ratio = deviation_to / deviation
+        change = torch.where((weight >= 0) & (weight <= 1), weight * (ratio - 1), ratio**weight - 1)
+        scale, shift = scale + change, shift + weight * (mean_to - mean) - change * mean
+    return (precise * scale.clamp(min=0) + shift).to(x)
+
+
+def _moments(x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation [..., 1, channels] of the tokens on which a reference acts, as much as it does."""
+    if weight.shape[-2] == 1:
+        return moments_of(x, keepdim=True)
+    part = weight.abs() / weight.abs().sum(-2, keepdim=True).clamp(min=FEWEST)
+    mean = (part * x).sum(-2, keepdim=True)
+    unbiased = (1 - part.square().sum(-2, keepdim=True)).clamp(min=FEWEST)
+    variance = (part * (x - mean).square()).sum(-2, keepdim=True) / unbiased
+    return mean, (variance + 1e-5).sqrt()
+
+
+def _over_all_tokens(weights: torch.Tensor, tokens: int, image: slice) -> torch.Tensor:
+    """Weights [R, chunks, queries or 1] of all queries of a layer: text counts what the picture does on average."""
+    start, stop, _ = image.indices(tokens)
+    if weights.shape[-1] == 1 or (start, stop) == (0, tokens):
+        return weights
+    mean = weights.mean(-1, keepdim=True)
+    before, after = (mean.expand(-1, -1, count) for count in (start, tokens - stop))
+    return torch.cat((before, weights, after), -1)
+
+
+def _led(
+    shared: Callable[[Sequence[int], torch.Tensor | None], torch.Tensor],
+    bias: torch.Tensor | None,
+    weights: torch.Tensor,
+    rows: Rows,
+    leads: Leads,
+) -> torch.Tensor:
+    """Attention with what references of positive weight bring in one softmax, led away from that of negative ones."""
+    out = shared(leads.toward, bias if leads.toward else None)
+    if not leads.away:
+        return out
+    alone = shared((), None) if leads.toward else out
+    for number in leads.away:
+        push = _of_rows(weights[number].clamp(max=0), rows)
+        push = push.view(push.shape[0], *[1] * (out.ndim - 3), -1, 1).to(out)
+        out = out + push * (shared((number,), None) - alone)
+    return out
+
+
+def _bias(weights: torch.Tensor, rows: Rows, keys: torch.Tensor, brought: int) -> torch.Tensor:
+    """ln(weight) on every reference's keys: [queries or 1, keys], with rows and heads before it where chunks differ."""
+    columns = weights.log().movedim(0, -1).repeat_interleave(brought, -1)  # [chunks, queries, R * brought]
+    bias = torch.cat((columns.new_zeros(*columns.shape[:2], keys.shape[-2]), columns), -1).to(keys)
+    return bias[0] if len(bias) == 1 else _of_rows(bias, rows)[:, None]
+
+
+def _of_rows(x: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """What is of chunks [chunks, ...], for the styled rows of each; what is of all stays one."""
+    return x if len(x) == 1 else x.repeat_interleave(rows.stop - rows.start, 0)
+
+
+def _brought(chunked: Sequence[torch.Tensor], row: int, places: Places) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values of a reference's picture [chunks, 1, ...]."""
+    k, v = (x[:, row : row + 1][..., places.image, :] for x in chunked)
+    return places.cure(k), v
+
+
+def _without(x: torch.Tensor, rows: Rows) -> torch.Tensor:
+    return torch.cat((x[:, : rows.start], x[:, rows.stop :]), 1)
+
+
+def _put_back(x: torch.Tensor, own: torch.Tensor, rows: Rows) -> torch.Tensor:
+    return torch.cat((x[:, : rows.start], own, x[:, rows.stop :]), 1)
+
+
+def _joined(plain: torch.Tensor, styled: torch.Tensor, rows: Rows) -> torch.Tensor:
+    plain, styled = (x.unflatten(0, (rows.chunks, -1)) for x in (plain, styled))
+    return torch.cat((plain[:, : rows.start], styled, plain[:, rows.start :]), 1).flatten(0, 1)

@@ -1,0 +1,74 @@
+"""Guidance by style alone: along the prediction whose gated layers take a reference's style, minus the one without.
+
+The picture's own prediction takes no style in its layers. One more conditional prediction a step is made with it, and
+the run is led toward what that changes.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from comfy.samplers import calc_cond_batch
+
+from ...engine.contrast import guided
+from ..runs import injector
+from ..runs.injector import Sampling
+from ..runs.model_call import with_wrapper
+from .style import StyleInjection, StyleRun, checked
+
+
+@dataclass(frozen=True)
+class LayerContrast(injector.Injector):
+    """Style by `injection` as guidance of a `strength`; `rescale` as in `engine.contrast`."""
+
+    name: ClassVar[str] = "Layer contrast"
+
+    injection: StyleInjection
+    strength: float
+    rescale: float = 0.0
+
+    @property
+    def hidden_rows(self) -> int:
+        return self.injection.hidden_rows
+
+    def start(self, sampling: Sampling) -> _Run:
+        return _Run(self, sampling)
+
+
+def contrast_layers(model: ModelPatcher, contrast: LayerContrast) -> ModelPatcher:
+    """A clone of the model that is guided by style; with strength 0 or an empty gate it samples the same bits.
+
+    Raises ValueError for a model of an unknown family, a gate of other layers or a reference that is no latent of it.
+    """
+    contrast = replace(contrast, injection=checked(model, contrast.injection))
+    return injector.inject(model, contrast) if contrast.strength else model.clone()
+
+
+class _Run(injector.Run):
+    """The style's own run lives as long as this one, and acts in predictions of its own only."""
+
+    def __init__(self, contrast: LayerContrast, sampling: Sampling) -> None:
+        super().__init__(sampling)
+        self.contrast, self.style = contrast, StyleRun(contrast.injection, sampling)
+
+    def sample(self, sampler: injector.SamplerRun) -> torch.Tensor:
+        functions = [*sampler.options.get("sampler_post_cfg_function", ()), self._after_cfg]
+        options = {**sampler.options, "sampler_post_cfg_function": functions}
+        return self.style.finish(sampler.with_options(options).sample())
+
+    def _after_cfg(self, arguments: dict[str, Any]) -> torch.Tensor:
+        """ComfyUI's post-CFG function, behind those of other nodes: what they made is moved on."""
+        denoised, sigma, plain = (arguments[name] for name in ("denoised", "sigma", "cond_denoised"))
+        if not self.style.acts(float(sigma[0])):
+            return denoised
+        around = functools.partial(self.style.around_conds, self.contrast.hidden_rows)
+        options = with_wrapper(arguments["model_options"], WrappersMP.CALC_COND_BATCH, around)
+        (gated,) = calc_cond_batch(arguments["model"], [arguments["cond"]], arguments["input"], sigma, options)
+        if not self.contrast.hidden_rows:  # the first picture is the reference itself
+            gated = torch.cat((plain[:1], gated[1:]))
+        return guided(denoised, gated, plain, self.contrast.strength, self.contrast.rescale)

@@ -1,0 +1,53 @@
+"""Where each of several style references acts, brought to the grid of every layer's tokens."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+from comfy import utils
+from torch.nn import functional
+
+from ...engine.several import Leads
+from ..runs.layout import Layout, places_of
+from ..runs.model_call import ModelCall
+from .reference import StyleReference
+
+Grid = tuple[int, int, int]
+LeadsAt = Callable[[Grid | None], Leads]
+"""The references of a call for a layer whose tokens stand in a grid; for None as if none had a mask."""
+
+
+def fitted(reference: StyleReference, noise: torch.Tensor) -> torch.Tensor | None:
+    """A reference's mask [H, W] at the size of the run's latents, on the CPU."""
+    if reference.mask is None:
+        return None
+    mask = reference.mask.float().cpu()[None, None]
+    return utils.common_upscale(mask, noise.shape[-1], noise.shape[-2], "area", "disabled")[0, 0].clamp(0, 1)
+
+
+def leads_of(
+    acting: Sequence[tuple[float, torch.Tensor | None]], rows: Sequence[int], call: ModelCall, layout: Layout
+) -> LeadsAt:
+    """Strength and mask of the acting references, in their rows, for the part of the picture that the call shows."""
+    masked = any(mask is not None for _, mask in acting)
+    places = places_of(call.x, layout, call.pictures) if masked else None
+
+    @functools.cache
+    def at(grid: Grid | None) -> Leads:
+        each = torch.broadcast_tensors(*(strength * _weights(mask, places, grid) for strength, mask in acting))
+        return Leads.of(rows, torch.stack(each), call.x.device)
+
+    return at
+
+
+def _weights(
+    mask: torch.Tensor | None, places: Sequence[tuple[slice, slice]] | None, grid: Grid | None
+) -> torch.Tensor:
+    """A mask's mean over every token [chunks or 1, tokens]; 1 [1, 1] without a mask."""
+    if mask is None or grid is None:
+        return torch.ones(1, 1)
+    parts = [mask] if places is None else [mask[place] for place in places]
+    frames, *size = grid
+    return torch.stack([functional.adaptive_avg_pool2d(part[None], size).flatten().repeat(frames) for part in parts])

@@ -1,0 +1,95 @@
+"""Records the way that a picture goes through the noise levels while any sampler paints it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from comfy.model_base import BaseModel
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from comfy.samplers import CFGGuider
+
+from ...engine.trajectory import Trajectory
+from ..attribution.measured import digest
+from ..runs.model_call import KEY, with_wrapper
+
+KEPT = 8
+"""Runs that are remembered: at SDXL's size each takes about 13 MB in 50 steps."""
+
+
+class Trajectories:
+    """The latest runs of one recorder, each kept by the latent that it returned: a cached one finds its own again."""
+
+    def __init__(self) -> None:
+        self._runs: OrderedDict[str, Trajectory] = OrderedDict()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Trajectories:
+        return self
+
+    def keep(self, latent: torch.Tensor, run: Trajectory) -> None:
+        key = digest(latent)
+        self._runs[key] = run
+        self._runs.move_to_end(key)
+        while len(self._runs) > KEPT:
+            self._runs.popitem(last=False)
+
+    def of(self, latent: torch.Tensor | None) -> Trajectory:
+        """The way to the first picture of a sampler's latent [B, C, ..., h, w]. Raises ValueError when not known."""
+        run = None if latent is None else self._runs.get(digest(latent))
+        if run is None:
+            raise ValueError(
+                "'latent' is not what a sampler made with this Record Trajectory: connect the sampler's own output, "
+                f"before any node that changes it. Only the last {KEPT} runs are remembered; for an older one change "
+                "the seed and run again."
+            )
+        return run
+
+
+def record_trajectory(model: ModelPatcher, trajectories: Trajectories) -> ModelPatcher:
+    """A clone of the model that keeps the way of the first picture of every run; it samples the same bits."""
+    patched = model.clone()
+    patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, f"{KEY}_trajectory", partial(_around_run, trajectories))
+    return patched
+
+
+def _around_run(
+    trajectories: Trajectories,
+    executor: Callable[..., Any],
+    guider: CFGGuider,
+    sigmas: torch.Tensor,
+    extra_args: dict[str, Any],
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """SAMPLER_SAMPLE: the state at the first call of every noise level, and the picture at the end."""
+    seen: dict[float, torch.Tensor] = {}
+    options = with_wrapper(extra_args["model_options"], WrappersMP.CALC_COND_BATCH, partial(_around_conds, seen))
+    out = executor(guider, sigmas, {**extra_args, "model_options": options}, *args, **kwargs)
+    model, last = guider.inner_model, sigmas[-1:]
+    end = model.model_sampling.noise_scaling(last.reshape([1] * out.ndim), torch.zeros_like(out), out)
+    seen[float(last)] = _kept(end)
+    trajectories.keep(model.process_latent_out(out.to(torch.float32)), Trajectory.of(seen))
+    return out
+
+
+def _around_conds(
+    seen: dict[float, torch.Tensor],
+    executor: Callable[..., Any],
+    model: BaseModel,
+    conds: list[Any],
+    x: torch.Tensor,
+    sigma: torch.Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    seen.setdefault(float(sigma[0]), _kept(x))
+    return executor(model, conds, x, sigma, *args, **kwargs)
+
+
+def _kept(x: torch.Tensor) -> torch.Tensor:
+    """The first picture, in memory of its own outside of the GPU."""
+    return x[0].detach().to("cpu", torch.float32, copy=True)

@@ -1,0 +1,148 @@
+"""Several references: one is the operator as it was, two of a kind are one, and each acts only where it is told."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conditional_balance.engine.joint_style import Unturned, inject_joint
+from conditional_balance.engine.several import (
+    Leads,
+    Places,
+    adain_several,
+    apportioned,
+    inject_several,
+    inject_several_through,
+)
+from conditional_balance.engine.style import LayerStyle, Rows, adain, inject
+
+TOKENS, CHUNKS, PICTURES = 6, 2, 2
+STYLES = [LayerStyle(1, 1, 0, 1), LayerStyle(0.5, 0, 1, 0.3), LayerStyle(0, 0, 0, 2), LayerStyle(1, 1, 1, 0)]
+strengths = st.floats(-1, 2)
+
+
+def attend(q, k, v, bias, rows=None):
+    logits = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+    out = (logits if bias is None else logits + (bias[:, 0] if bias.ndim == 4 and q.ndim == 3 else bias)).softmax(
+        -1
+    ) @ v
+    return out if out.ndim == 3 else out.transpose(1, 2).flatten(2)
+
+
+def projections(references: int, heads: int = 0, seed: int = 0):
+    shape = (CHUNKS * (PICTURES + references), *((heads,) if heads else ()), TOKENS, 4)
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(3, *shape, generator=generator, dtype=torch.float64)[each] for each in range(3)]
+
+
+def rows_of(references: int) -> Rows:
+    return Rows(CHUNKS, 0, PICTURES, PICTURES)
+
+
+def leads(*weights: torch.Tensor | float) -> Leads:
+    made = [torch.as_tensor(each, dtype=torch.float64).expand(1, 1) if isinstance(each, int | float) else each
+            for each in weights]  # fmt: skip
+    stacked = torch.stack(torch.broadcast_tensors(*made))
+    return Leads.of(range(PICTURES, PICTURES + len(weights)), stacked, torch.device("cpu"))
+
+
+@given(st.lists(strengths, min_size=1, max_size=4))
+def test_strengths_share_what_the_strongest_asks_for(given_strengths: list[float]) -> None:
+    found = apportioned(torch.tensor(given_strengths, dtype=torch.float64)[:, None])[:, 0].tolist()
+    toward = [each for each in given_strengths if each > 0]
+    assert sum(each for each in found if each > 0) == pytest.approx(
+        min(sum(toward), max(1.0, *toward, 0.0)) if toward else 0, abs=1e-5
+    )
+    assert all(one == pytest.approx(two) for one, two in zip(found, given_strengths, strict=True) if two < 0)
+    if len(given_strengths) == 1:
+        assert found == pytest.approx(given_strengths)
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("strength", [0.4, 1.0, 1.7])
+def test_one_reference_is_the_operator_as_it_was(style: LayerStyle, strength: float) -> None:
+    q, k, v = projections(1)
+    expected = inject(q, k, v, style.times(strength), rows_of(1), attend)
+    torch.testing.assert_close(
+        inject_several(q, k, v, style, rows_of(1), leads(strength), attend, Places()), expected, rtol=1e-4, atol=1e-5
+    )
+    q, k, v = projections(1, heads=2)
+    image = slice(2, TOKENS)
+    joint = inject_joint(q, k, v, style.times(strength), rows_of(1), attend, image, Unturned(), lambda keys: keys)
+    found = inject_several(q, k, v, style, rows_of(1), leads(strength), attend, Places(image))
+    torch.testing.assert_close(found, joint, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_the_same_reference_twice_is_the_reference_once(style: LayerStyle) -> None:
+    once = projections(1)
+    twice = [torch.cat((x, x[:, -1:]), 1).flatten(0, 1) for x in (y.unflatten(0, (CHUNKS, -1)) for y in once)]
+    expected = inject(*once, style, rows_of(1), attend).unflatten(0, (CHUNKS, -1))[:, :PICTURES]
+    for weights in ((1.0, 1.0), (0.6, 0.9), (0.25, 0.75)):
+        found = inject_several(*twice, style, rows_of(2), leads(*weights), attend, Places())
+        torch.testing.assert_close(found.unflatten(0, (CHUNKS, -1))[:, :PICTURES], expected)
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("through", [False, True])
+def test_references_act_where_they_are_told_and_rows_of_references_stay(style: LayerStyle, through: bool) -> None:
+    q, k, v = projections(2)
+    left = torch.tensor([[1.0, 1, 1, 0, 0, 0]], dtype=torch.float64)
+    plain = attend(q, k, v, None).unflatten(0, (CHUNKS, -1))
+
+    def led(*weights: torch.Tensor | float) -> torch.Tensor:
+        if through:
+            out = inject_several_through(q, k, v, style, rows_of(2), leads(*weights), attend)
+        else:
+            out = inject_several(q, k, v, style, rows_of(2), leads(*weights), attend, Places())
+        return out.unflatten(0, (CHUNKS, -1))
+
+    nothing = led(torch.zeros(1, TOKENS, dtype=torch.float64), 0.0)
+    torch.testing.assert_close(nothing, plain)
+    first = led(left, 0.0)
+    torch.testing.assert_close(first[:, PICTURES:], plain[:, PICTURES:])
+    assert not torch.allclose(first[:, :PICTURES, :3], plain[:, :PICTURES, :3])
+    if not any(style[1:3]):  # moved keys and values are seen from everywhere
+        torch.testing.assert_close(first[:, :PICTURES, 3:], plain[:, :PICTURES, 3:])
+        both = led(left, 1 - left)
+        torch.testing.assert_close(both[:, :PICTURES, :3], first[:, :PICTURES, :3])
+
+
+@given(st.floats(-1, 2))
+def test_moments_move_as_far_as_they_are_told(weight: float) -> None:
+    x, reference = projections(0, seed=1)[0][:, None], projections(0, seed=2)[0][:1, None] * 2 + 3
+    found = adain_several(x, [reference], torch.full((1, 1, 1), weight, dtype=torch.float64))
+    torch.testing.assert_close(found, adain(x, reference, weight), rtol=1e-4, atol=1e-4)
+    here, there, moved = (each.mean(-2) for each in (x, reference, found))
+    torch.testing.assert_close(moved, here + weight * (there - here), rtol=1e-3, atol=1e-3)
+
+
+def test_a_part_of_the_picture_takes_the_references_moments_there() -> None:
+    x, reference = projections(0, seed=1)[0][:1, None], projections(0, seed=2)[0][:1, None] * 2 + 3
+    part = torch.tensor([[[1.0, 1, 1, 1, 0, 0]]], dtype=torch.float64)
+    found = adain_several(x, [reference], part)
+    torch.testing.assert_close(found[..., 4:, :], x[..., 4:, :])
+    torch.testing.assert_close(found[..., :4, :].mean(-2), reference.mean(-2), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[..., :4, :].std(-2), reference.std(-2), rtol=1e-3, atol=1e-3)
+
+
+def test_below_nothing_pushes_away() -> None:
+    q, k, v = projections(1)
+    style = LayerStyle(share=1.0)
+    plain = attend(q, k, v, None).unflatten(0, (CHUNKS, -1))[:, :PICTURES]
+    shared = inject(q, k, v, style, rows_of(1), attend).unflatten(0, (CHUNKS, -1))[:, :PICTURES]
+    for through in (inject_several_through, lambda *args: inject_several(*args, Places())):
+        found = through(q, k, v, style, rows_of(1), leads(-0.5), attend).unflatten(0, (CHUNKS, -1))[:, :PICTURES]
+        torch.testing.assert_close(found, plain + 0.5 * (plain - shared))
+
+
+def test_chunks_may_have_places_of_their_own() -> None:
+    q, k, v = projections(1)
+    style = LayerStyle(1, 1, 0, 1)
+    apart = torch.tensor([[1.0, 1, 0, 0, 0, 0], [0.0, 0, 0, 0, 0.5, 1]], dtype=torch.float64)
+    together = inject_several(q, k, v, style, rows_of(1), leads(apart), attend, Places()).unflatten(0, (CHUNKS, -1))
+    for chunk in range(CHUNKS):
+        own = inject_several(q, k, v, style, rows_of(1), leads(apart[chunk : chunk + 1]), attend, Places())
+        torch.testing.assert_close(together[chunk], own.unflatten(0, (CHUNKS, -1))[chunk])
