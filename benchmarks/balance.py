@@ -1,169 +1,281 @@
-"""Does it work? Style against content: ranked layers, random, evenly spaced and least sensitive ones, and all."""
+"""Style against content: do layers ranked first bring the style and leave content and the reference's subject behind?
+
+References show one subject. Those by hands that the model knows are painted by it; those by hands that it never saw are
+drawings. Prompts name another subject, or two with a relation, before another place, and no style: all style comes
+through sharing. *style distance* is the judge's, to the reference. *subjects*: all that were asked for are seen, each
+where the relation puts it; *content*: the place too. *leaked*: the reference's subject is seen instead of one.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from benchmarks import harness
-from benchmarks.harness import Demo, draw, interval
-from conditional_balance.engine.gates import RankedGate, WrittenGate, policy_of
+from benchmarks.harness import PROFILES, Demo, Painted, Paintings, Truth, described
+from conditional_balance.engine.gates import LayerGate, RankedGate, WrittenGate, policy_of
 from conditional_balance.engine.grammar import parse
 from conditional_balance.engine.profile import SensitivityProfile
 from conditional_balance.engine.profile_file import load
-from conditional_balance.runtime.inject.reference import StyleReference
 from conditional_balance.runtime.inject.style import StyleInjection, StyleSettings, inject_style
-from demo import world
+from demo import models
 from demo.judge import style_distance
+from demo.world import scenes
+from demo.world.scenes import Specs
 from demo.world.sets import HELD_OUT_HANDS, KNOWN_HANDS
-from devtools.bootstrap import ROOT
+from demo.world.subjects import SUBJECTS, WELL_DRAWN
 
-PROFILE = ROOT / "sensitivity_profiles" / "demo.style.safetensors"
-POLICIES = ("per-step", "static", "random", "evenly spaced", "reversed")
+PROFILE = PROFILES / "demo.style.safetensors"
+POLICIES = {  # what they are called here, and in the pack
+    "ranked": "per-step",
+    "static": "static",
+    "style minus content": "style, low content",
+    "random": "random",
+    "evenly spaced": "evenly spaced",
+    "reversed": "reversed",
+}
 SWEEP = (0.2, 0.43, 0.7)
-MEASURES = ("style distance", "subject", "background", "subject leaked", "background leaked")
+NONE, ALL = "none", "all"
+MEASURES = (
+    "style distance", "hand distance", "content", "subjects", "sure of the subjects", "place", "leaked", "place leaked",
+)  # fmt: skip
+STYLE = MEASURES.index("style distance")
 
 
 class Setting(NamedTuple):
-    name: str
-    families: tuple[str, ...]
-    named: bool  # does the caption name the style family?
+    """Whose references, and which ways to choose layers are tried on them."""
+
+    hands: tuple[str, ...]
     policies: tuple[str, ...]
-    sweep: tuple[float, ...]
 
 
-SETTINGS = (
-    Setting("style named, parameters open", KNOWN_HANDS, True, POLICIES, SWEEP),
-    Setting("no style word, known styles", KNOWN_HANDS, False, ("per-step", "random", "reversed"), (0.43,)),
-    Setting("no style word, unseen styles", HELD_OUT_HANDS, False, ("per-step", "random", "reversed"), (0.43,)),
-)
+SETTINGS = {
+    "known hands": Setting(KNOWN_HANDS, tuple(POLICIES)),
+    "unseen hands": Setting(HELD_OUT_HANDS, ("ranked", "random", "reversed")),
+}
 
 
-@dataclass(frozen=True)
-class Job:
-    setting: Setting
+class Job(NamedTuple):
+    setting: str
     policy: str
     amount: float
     index: int  # which reference; also the seed
-    prompts: int
-    steps: int
+
+    @property
+    def way(self) -> str:
+        return self.policy if self.policy in (NONE, ALL) else f"{self.policy} {self.amount:g}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.setting} {self.index:03} {self.way}"
 
 
 def main() -> None:
-    chosen = harness.options(__doc__, references=25, prompts=16, steps=12, workers=2, chart="")
+    chosen = harness.options(
+        __doc__, references=24, unseen=12, prompts=1, steps=12, workers=2, chart="", setting="",
+        prepared=harness.PREPARED, weights=models.WEIGHTS,
+    )  # fmt: skip
     torch.set_num_threads(1)
-    demo, profile = Demo(), load(PROFILE)
-    jobs = list(planned(chosen))
-    with multiprocessing.get_context("fork").Pool(chosen.workers, share_objects, (demo, profile)) as pool:
-        outcomes = []
-        for number, outcome in enumerate(pool.imap(run, jobs)):
-            outcomes.append(outcome)
-            if number % chosen.references == chosen.references - 1:
-                job = jobs[number]
-                print(f"{job.setting.name}: {job.policy} {job.amount:g} done, {number + 1} of {len(jobs)}", flush=True)
-    results = summarised(jobs, outcomes, chosen)
+    jobs = [job for job in planned(chosen) if chosen.setting in job.setting]
+    truth = Truth(chosen.prepared) if any("unseen" in job.setting for job in jobs) else None
+    shared = Demo(weights=chosen.weights), truth, load(PROFILE), chosen, paintings(chosen)
+    with multiprocessing.get_context("fork").Pool(chosen.workers, share_objects, shared) as pool:
+        rows: dict[str, dict[str, list[Tensor]]] = {}
+        for number, (job, found) in enumerate(zip(jobs, pool.imap(run, jobs), strict=True), 1):
+            rows.setdefault(job.setting, {}).setdefault(job.way, []).append(found)
+            if number % 25 == 0:
+                print(f"{number} of {len(jobs)}", flush=True)
+        if chosen.pictures:
+            show(pool, jobs, chosen.pictures)
+    measured = {name: {way: torch.stack(parts) for way, parts in ways.items()} for name, ways in rows.items()}
+    results = summarised(measured, chosen)
     harness.report(results, chosen)
     if chosen.chart:
-        plot(results, Path(chosen.chart))
+        plot(results["settings"]["known hands"], Path(chosen.chart))
+
+
+def paintings(chosen: Any) -> Paintings:
+    """They depend on the weights, the profile and the subjects that are painted."""
+    files = (chosen.weights / "unet.safetensors", chosen.weights / "text_encoder.safetensors", PROFILE)
+    return Paintings("balance", *files, " ".join(WELL_DRAWN), f"{chosen.prompts} {chosen.steps} {chosen.seed}")
 
 
 def planned(chosen: Any) -> Iterator[Job]:
-    for setting in SETTINGS:
-        points = [("none", 0.0), ("all layers", 1.0), *((p, s) for p in setting.policies for s in setting.sweep)]
-        for policy, amount in points:
-            for index in range(chosen.references):
-                yield Job(setting, policy, amount, index, chosen.prompts, chosen.steps)
+    """Reference by reference, so that a run that is stopped has the whole story of some."""
+    for setting, (_, policies) in SETTINGS.items():
+        points = [(NONE, 0.0), *((policy, amount) for policy in policies for amount in SWEEP), (ALL, 1.0)]
+        for index in range(chosen.unseen if setting == "unseen hands" else chosen.references):
+            for policy, amount in points:
+                yield Job(setting, policy, amount, index)
 
 
-def share_objects(demo: Demo, profile: SensitivityProfile) -> None:
-    global DEMO, PROFILED
-    DEMO, PROFILED = demo, profile
+def share_objects(demo: Demo, truth: Truth | None, profile: SensitivityProfile, chosen: Any, kept: Paintings) -> None:
+    global DEMO, TRUTH, PROFILED, CHOSEN, KEPT
+    DEMO, TRUTH, PROFILED, CHOSEN, KEPT = demo, truth, profile, chosen, kept
     torch.set_grad_enabled(False)
+    torch.set_num_threads(1)
 
 
-def run(job: Job) -> torch.Tensor:
-    """Measures [prompts, 5] of one reference under one gate."""
-    reference, scenes = pair(job)
-    picture = draw(reference)
-    prompt = DEMO.conditioning(world.captions(reference, job.setting.named))
-    model = styled(job, StyleReference(DEMO.encode(picture), prompt))
-    prompts = world.captions(scenes, job.setting.named)
-    seen = DEMO.verdict(DEMO.decode(DEMO.sample(model, prompts, job.index, job.steps)))
-    columns = (
-        style_distance(seen.style, DEMO.verdict(DEMO.autoencoded(picture)).style),
-        seen.subject == scenes.subject,
-        seen.background == scenes.background,
-        seen.subject == reference.subject,
-        seen.background == reference.background,
-    )
-    return torch.stack([column.float() for column in columns], 1)
-
-
-def pair(job: Job) -> tuple[world.Specs, world.Specs]:
-    """A reference and scenes that share neither its subject nor its background."""
-    dice = torch.Generator().manual_seed(1000 + job.index)
-    reference = world.random_specs(1, dice, job.setting.families)
-    scenes = world.random_specs(16 * job.prompts, dice, job.setting.families)
-    other = (scenes.subject != reference.subject) & (scenes.background != reference.background)
-    scenes = scenes[other.nonzero()[: job.prompts, 0]]
-    return reference, scenes.in_style_of(reference[torch.zeros(len(scenes), dtype=torch.long)])
-
-
-def styled(job: Job, reference: StyleReference) -> Any:
-    if job.policy == "none":
-        return DEMO.model
-    if job.policy == "all layers":
-        gate = WrittenGate(parse("i, m, o"))
+@lru_cache(4)
+def pair(setting: str, index: int) -> tuple[Painted, Specs]:
+    """A reference of one subject, and the scenes that are painted in its style."""
+    hands = SETTINGS[setting].hands
+    dice = torch.Generator().manual_seed(1000 * (CHOSEN.seed + 1) + index)
+    hand = hands[index % len(hands)]
+    specs = scenes.random_specs(1, dice, (hand,), subjects_of(hand), alone=1.0)
+    if setting == "unseen hands":
+        reference = harness.drawn_reference(DEMO, TRUTH, specs)
     else:
-        gate = RankedGate(PROFILED, job.amount, policy_of(job.policy, {"random_seed": job.index}))
-    return inject_style(DEMO.model, StyleInjection(gate, reference, StyleSettings(1.0)))
+        reference = harness.painted_reference(DEMO, specs, index, CHOSEN.steps)
+    return reference, harness.scenes_beside(specs, CHOSEN.prompts, dice)
 
 
-def summarised(jobs: list[Job], outcomes: list[torch.Tensor], chosen: Any) -> dict[str, Any]:
-    """Means with 95 % intervals over references, by setting and gate."""
-    rows: dict[str, dict[str, Any]] = {}
-    for start in range(0, len(jobs), chosen.references):
-        job = jobs[start]
-        values = torch.cat(outcomes[start : start + chosen.references])
-        groups = torch.arange(chosen.references).repeat_interleave(chosen.prompts)
-        measured = {name: described(values[:, i], groups) for i, name in enumerate(MEASURES)}
-        measured["content"] = described(values[:, 1] * values[:, 2], groups)
-        rows.setdefault(job.setting.name, {})[f"{job.policy} {job.amount:g}"] = measured
-    return {"pairs": chosen.references * chosen.prompts, "steps": chosen.steps, "settings": rows}
+def subjects_of(hand: str) -> tuple[str, ...]:
+    """What the model draws well; of a hand that it does not know, what that hand draws of it."""
+    if hand in KNOWN_HANDS:
+        return WELL_DRAWN
+    drawn = {SUBJECTS[row] for row in TRUTH.atlas.drawn_by(hand)}
+    return tuple(name for name in WELL_DRAWN if name in drawn)
 
 
-def plot(results: dict[str, Any], path: Path) -> None:
-    """One line a policy: style distance over lambda, and content kept over style distance (up and left is better)."""
+def painted(job: Job) -> Tensor:
+    """Latents of one reference's scenes under one gate."""
+
+    def paint() -> Tensor:
+        reference, wanted = pair(job.setting, job.index)
+        prompts = scenes.captions(wanted, harness.without_style(wanted))
+        return DEMO.sample(styled(job, reference), prompts, job.index, CHOSEN.steps)
+
+    return KEPT.of(job.name, paint)
+
+
+def styled(job: Job, reference: Painted) -> Any:
+    if job.policy == NONE:
+        return DEMO.model
+    return inject_style(DEMO.model, StyleInjection(gate_of(job), reference.source, StyleSettings(1.0)))
+
+
+def gate_of(job: Job) -> LayerGate:
+    if job.policy == ALL:
+        return WrittenGate(parse("all"))
+    return RankedGate(PROFILED, job.amount, policy_of(POLICIES[job.policy], {"random_seed": job.index}))
+
+
+def run(job: Job) -> Tensor:
+    """Measures [scenes, MEASURES] of one reference under one gate."""
+    pictures = DEMO.decode(painted(job))
+    reference, wanted = pair(job.setting, job.index)
+    found = harness.subjects_seen(DEMO.judge, pictures, wanted)
+    right, sure = harness.as_prompted(found, wanted)
+    place, theirs = (harness.place_as_prompted(DEMO.judge, pictures, specs) for specs in (wanted, reference.specs))
+    columns = {
+        "style distance": style_distance(DEMO.judge.style(pictures), DEMO.judge.style(reference.picture)),
+        "hand distance": style_distance(DEMO.judge.hands(pictures), DEMO.judge.hands(reference.picture)),
+        "content": right & place,
+        "subjects": right,
+        "sure of the subjects": sure,
+        "place": place,
+        "leaked": (found.argmax(2) == reference.specs.subject[0, 0]).any(1),
+        "place leaked": theirs,
+    }
+    return torch.stack([columns[name].float() for name in MEASURES], 1)
+
+
+def shown(job: Job) -> Tensor:
+    """The reference and what was painted, [1 + scenes, 3, H, W]."""
+    return torch.cat([pair(job.setting, job.index)[0].picture, DEMO.decode(painted(job))])
+
+
+def show(pool: Any, jobs: list[Job], folder: Path, references: int = 8) -> None:
+    """Contact sheets: a row each way to choose layers, a reference beside its scenes."""
+    for setting in dict.fromkeys(job.setting for job in jobs):
+        mine = [job for job in jobs if job.setting == setting and job.index < references]
+        ways = list(dict.fromkeys(job.way for job in mine))
+        rows = [torch.cat(pool.map(shown, [job for job in mine if job.way == way])) for way in ways]
+        harness.sheet(torch.cat(rows), len(rows[0]), folder / f"balance {setting}.png")
+
+
+def summarised(measured: dict[str, dict[str, Tensor]], chosen: Any) -> dict[str, Any]:
+    """Of measures [references, scenes, MEASURES]: means of every way, and what the ranking gives at equal style."""
+    return {
+        "pairs": {name: ways[NONE].shape[0] * ways[NONE].shape[1] for name, ways in measured.items()},
+        "references": {name: len(ways[NONE]) for name, ways in measured.items()},
+        "steps": chosen.steps,
+        "subjects painted": list(WELL_DRAWN),
+        "settings": {name: {way: row(values) for way, values in ways.items()} for name, ways in measured.items()},
+        "at equal style": {name: at_equal_style(ways, SETTINGS[name].policies) for name, ways in measured.items()},
+    }
+
+
+def row(values: Tensor) -> dict[str, Any]:
+    groups = torch.arange(len(values)).repeat_interleave(values.shape[1])
+    flat = values.flatten(0, 1)
+    return {name: described(flat[:, column], groups) for column, name in enumerate(MEASURES)}
+
+
+def curve(policy: str) -> list[str]:
+    """A policy's ways from no sharing to sharing everywhere."""
+    return [NONE, *(f"{policy} {amount:g}" for amount in SWEEP), ALL]
+
+
+def at_equal_style(measured: dict[str, Tensor], policies: Sequence[str]) -> dict[str, Any]:
+    """What "ranked" keeps beyond each other policy where both come equally near to the style, with 95 % intervals.
+
+    Every policy's ways are joined by straight lines from no sharing to all layers, and read at eight style distances
+    between these two; the difference is the mean over the eight, the interval 1000 draws of references.
+    """
+    means = {name: np.stack([measured[way].mean(1).numpy() for way in curve(name)]) for name in policies}
+    count = next(iter(means.values())).shape[1]
+    draws = [np.arange(count), *np.random.default_rng(0).integers(count, size=(1000, count))]
+    read = {name: np.stack([at_levels(table[:, rows].mean(1)) for rows in draws]) for name, table in means.items()}
+    gained = {name: read["ranked"] - read[name] for name in policies[1:]}
+    return {
+        f"ranked over {name}": {measure: estimate(draws[:, at]) for at, measure in enumerate(MEASURES) if at != STYLE}
+        for name, draws in gained.items()
+    }
+
+
+def at_levels(table: np.ndarray, levels: int = 8) -> np.ndarray:
+    """Measures [MEASURES], means over equally spaced style distances, of a curve [ways, MEASURES] from none to all."""
+    far, near = table[0, STYLE], table[-1, STYLE]
+    where = np.linspace(far, near, levels + 2)[1:-1]
+    order = np.argsort(table[:, STYLE], kind="stable")
+    at = table[order]
+    return np.array([np.interp(where, at[:, STYLE], at[:, column]).mean() for column in range(table.shape[1])])
+
+
+def estimate(draws: np.ndarray) -> dict[str, float]:
+    """Of draws [1 + N] whose first is the sample itself."""
+    low, high = np.quantile(draws[1:], (0.025, 0.975))
+    return {"mean": round(float(draws[0]), 4), "low": round(float(low), 4), "high": round(float(high), 4)}
+
+
+def plot(found: dict[str, Any], path: Path) -> None:
+    """Style across, content up, a line a policy from no sharing to all layers; right and up is better."""
     from matplotlib import pyplot
 
-    setting = SETTINGS[0]
-    rows = results["settings"][setting.name]
-    figure, (reach, price) = pyplot.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
-    shares = (0.0, *setting.sweep, 1.0)
-    for policy in setting.policies:
-        names = ("none 0", *(f"{policy} {share:g}" for share in setting.sweep), "all layers 1")
-        distance, content = (
-            [rows[name][measure]["mean"] for name in names] for measure in ("style distance", "content")
-        )
-        style = {"marker": "o", "label": policy, "linewidth": 2 if policy == "per-step" else 1}
-        reach.plot(shares, distance, **style)
-        price.plot(distance, content, **style)
-    reach.set(xlabel="lambda: share of the layers", ylabel="style distance to the reference", title=setting.name)
-    price.set(xlabel="style distance to the reference", ylabel="subject and background as prompted")
-    price.set_ylim(min(0.8, price.get_ylim()[0]), 1.01)  # or a picture or two would fill the panel
-    reach.legend(title="layers chosen")
+    figure, axes = pyplot.subplots(figsize=(7.5, 4.8), layout="constrained")
+    for policy in SETTINGS["known hands"].policies:
+        points = [found[way] for way in curve(policy)]
+        distance, content = ([100 * p[measure]["mean"] for p in points] for measure in ("style distance", "content"))
+        main = policy in ("ranked", "style minus content")
+        axes.plot(distance, content, marker="o", linewidth=2.5 if main else 1.2, label=policy)
+    for name, label in ((NONE, "no sharing"), (ALL, "all layers")):
+        where = (100 * found[name]["style distance"]["mean"], 100 * found[name]["content"]["mean"])
+        axes.annotate(label, where, (6, 6), textcoords="offset points")
+    axes.invert_xaxis()
+    axes.set(xlabel="distance to the reference's style, % (nearer: right)", ylabel="subjects and place as prompted, %")
+    axes.set_title("What a style costs, by which layers share it")
+    axes.legend(title="layers chosen")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-
-
-def described(values: torch.Tensor, groups: torch.Tensor) -> dict[str, Any]:
-    low, high = interval(values, groups)
-    return {"mean": round(float(values.mean()), 4), "low": round(low, 4), "high": round(high, 4)}
+    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

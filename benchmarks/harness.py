@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.model_management
 import comfy.sample
@@ -18,16 +19,21 @@ from torch import Tensor
 
 from benchmarks._command import command_line, keep
 from conditional_balance.runtime.inject.prompts import encode_rows
+from conditional_balance.runtime.inject.reference import StyleReference
 from demo import judge, models, nets
 from demo.autoencoder import CHANNELS
+from demo.training.pool import joined
 from demo.world import atlas, scenes
 from demo.world.media import PLAIN
-from demo.world.subjects import SUBJECTS
+from demo.world.scenes import NOTHING, PLACE_NAMES, Named, Specs
+from demo.world.subjects import SUBJECTS, WELL_DRAWN
 from devtools.bootstrap import ROOT
 
 CFG = 3.0
 BATCH = 16
 PREPARED = ROOT / ".cache" / "drawn"  # where `python dev.py train prepare` puts the drawings
+PAINTINGS = ROOT / ".cache" / "paintings"
+PROFILES = ROOT / "sensitivity_profiles"
 
 
 def options(about: str | None, **defaults: Any) -> argparse.Namespace:
@@ -84,6 +90,28 @@ class Demo:
         return self.decode(self.encode(pictures))
 
 
+class Paintings:
+    """Latents that were painted, kept in a folder named after all that they depend on.
+
+    A run that was stopped goes on where it was, and pictures are judged again without being painted again.
+    """
+
+    def __init__(self, bench: str, *parts: Path | str) -> None:
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(part.read_bytes() if isinstance(part, Path) else part.encode())
+        self.folder = PAINTINGS / f"{bench}-{digest.hexdigest()[:12]}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def of(self, name: str, paint: Callable[[], Tensor]) -> Tensor:
+        path = self.folder / f"{name}.pt"
+        if not path.exists():
+            part = path.with_suffix(".part")
+            torch.save(paint(), part)
+            part.replace(path)
+        return torch.load(path, weights_only=True)
+
+
 class Truth:
     """The drawings, and scenes made of them."""
 
@@ -110,6 +138,78 @@ class Truth:
         return scenes.random_specs(count, dice, (hand,), names, media)
 
 
+@cache
+def truth() -> Truth:
+    return Truth()
+
+
+def draw(specs: Specs) -> Tensor:
+    """Pictures [B, 3, 192, 192] of scenes, from the drawings where `prepare` puts them."""
+    return truth().draw(specs)
+
+
+class Painted(NamedTuple):
+    """A style reference: what it shows, its picture [1, 3, H, W] as the model sees it, and the reference itself."""
+
+    specs: Specs
+    picture: Tensor
+    source: StyleReference
+
+
+def painted_reference(demo: Demo, specs: Specs, seed: int, steps: int) -> Painted:
+    """One that the model paints under its own caption, as the paper's are."""
+    told = scenes.captions(specs)
+    latent = demo.sample(demo.model, told, seed, steps)
+    return Painted(specs, demo.decode(latent), StyleReference(latent, demo.conditioning(told)))
+
+
+def drawn_reference(demo: Demo, truth: Truth, specs: Specs) -> Painted:
+    """A drawing, whose style no word names."""
+    latent = demo.encode(truth.draw(specs))
+    told = scenes.captions(specs, without_style(specs))
+    return Painted(specs, demo.decode(latent), StyleReference(latent, demo.conditioning(told)))
+
+
+def without_style(specs: Specs) -> Named:
+    said = torch.ones(len(specs), dtype=torch.bool)
+    return Named(said, said, ~said)
+
+
+def scenes_beside(reference: Specs, count: int, dice: torch.Generator, alone: Sequence[float] = (1.0, 0.0)) -> Specs:
+    """`count` scenes in a reference's style for each share `alone` of scenes of one subject: none of them shows its
+    subject or its place."""
+    parts = []
+    for share in alone:
+        many = scenes.random_specs(32 * count, dice, subjects=WELL_DRAWN, alone=share)
+        other = (many.subject != reference.subject[0, 0]).all(1) & (many.place != reference.place)
+        parts.append(many[other.nonzero()[:count, 0]])
+    specs = joined(*parts)
+    return specs.in_style_of(reference[torch.zeros(len(specs), dtype=torch.long)])
+
+
+def subjects_seen(judged: judge.Judge, pictures: Tensor, specs: Specs) -> Tensor:
+    """Log-probabilities [N, 2, 72] of what is where a subject belongs; of one alone in both places."""
+    found = torch.empty(len(pictures), 2, len(SUBJECTS))
+    alone = specs.subject[:, 1] == NOTHING
+    if alone.any():
+        found[alone] = judged.subjects(pictures[alone])[:, None]
+    if not alone.all():
+        found[~alone] = judged.pairs(pictures[~alone], specs.relation[~alone])
+    return found
+
+
+def as_prompted(found: Tensor, specs: Specs) -> tuple[Tensor, Tensor]:
+    """Whether all subjects [N] of `specs` are seen where they belong, and how sure the judge is of them."""
+    wanted = torch.where(specs.subject == NOTHING, specs.subject[:, :1], specs.subject)
+    sure = found.gather(2, wanted[:, :, None])[:, :, 0].exp()
+    return (found.argmax(2) == wanted).all(1), sure.mean(1)
+
+
+def place_as_prompted(judged: judge.Judge, pictures: Tensor, specs: Specs) -> Tensor:
+    wanted = torch.where(specs.place == NOTHING, len(PLACE_NAMES), specs.place)
+    return judged.places(pictures).argmax(1) == wanted
+
+
 def interval(values: Tensor, groups: Tensor, statistic: Callable[[Tensor], Tensor] = torch.mean) -> tuple[float, float]:
     """95 % bootstrap interval of a statistic, drawing whole groups (references), 1000 times."""
     names = groups.unique()
@@ -118,16 +218,6 @@ def interval(values: Tensor, groups: Tensor, statistic: Callable[[Tensor], Tenso
     draws = [statistic(torch.cat([rows[i] for i in dice.integers(len(rows), size=len(rows))])) for _ in range(1000)]
     low, high = np.quantile([float(value) for value in draws], (0.025, 0.975))
     return float(low), float(high)
-
-
-@cache
-def truth() -> Truth:
-    return Truth()
-
-
-def draw(specs: scenes.Specs) -> Tensor:
-    """Pictures [B, 3, 192, 192] of scenes, from the drawings where `prepare` puts them."""
-    return truth().draw(specs)
 
 
 def described(values: Tensor, groups: Tensor, statistic: Callable[[Tensor], Tensor] = torch.mean) -> dict[str, float]:

@@ -91,7 +91,7 @@ def random_specs(
     def uniform(*shape: int) -> Tensor:
         return torch.rand(count, *shape, generator=dice, device=device)
 
-    rows = rows_of(subjects)
+    rows = sorted(rows_of(subjects))
     first, step = chosen(rows), chosen(list(range(1, max(2, len(rows)))))
     order = torch.tensor(rows, device=device)
     second = order[(torch.searchsorted(order, first) + step) % len(rows)]  # never the first again

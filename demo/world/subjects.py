@@ -36,6 +36,17 @@ UNCOUNTED = {"grapes"}  # words that take no "a"
 HELD_OUT_SUBJECTS = ("wolf", "penguin", "dolphin", "tulip", "pear", "doughnut", "castle", "violin")
 KNOWN_SUBJECTS = tuple(name for name in SUBJECTS if name not in HELD_OUT_SUBJECTS)
 
+# Half of the known ones: those that the judge recognises most often in what the shipped UNet paints of each by four
+# hands, chosen by that alone before any choice of layers was compared. Benchmarks of what sharing costs paint these.
+WELL_DRAWN = tuple(
+    name
+    for name in SUBJECTS
+    if name
+    in "lion horse cow-face pig fox panda turtle octopus spider cactus evergreen-tree palm-tree sunflower rose "
+    "mushroom red-apple tangerine banana pineapple carrot hamburger pizza cookie birthday-cake bus bicycle fire-engine "
+    "umbrella balloon guitar crown top-hat".split()
+)
+
 LOOK_ALIKES = (
     ("dog", "wolf"), ("cat", "lion"), ("lion", "tiger"), ("mouse", "rabbit"), ("bear", "panda"), ("bear", "koala"),
     ("duck", "chicken"), ("duck", "penguin"), ("whale", "dolphin"), ("fish", "whale"), ("rose", "tulip"),
