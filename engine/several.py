@@ -51,7 +51,7 @@ def apportioned(strengths: torch.Tensor) -> torch.Tensor:
     toward = strengths.clamp(min=0)
     total = toward.sum(0)
     most = torch.minimum(total, toward.amax(0).clamp(min=1))
-    return toward * (most / total.clamp(min=FEWEST)) + strengths.clamp(max=0)
+    return toward * (most / total.clamp(min=torch.finfo(total.dtype).tiny)) + strengths.clamp(max=0)
 
 
 class Places(NamedTuple):
