@@ -12,7 +12,7 @@ export async function open(page, prompt, name) {
     await window.app.loadApiJson(prompt, name)
     const saved = JSON.parse(JSON.stringify(window.app.graph.serialize()))
     saved.id = crypto.randomUUID() // as a saved workflow has
-    for (const node of saved.nodes) if (node.type === 'KSampler') node.widgets_values[1] = 'fixed' // later runs need not sample
+    for (const node of saved.nodes) node.widgets_values = node.widgets_values?.map(value => value === 'randomize' ? 'fixed' : value) // later runs need not sample
     await window.app.loadGraphData(saved, true, true, name)
   }, [prompt, name])
   await page.waitForTimeout(1000)
