@@ -1,6 +1,6 @@
 """Measuring many pictures: memory and speed against their number, and one loaded model against two on Ray.
 
-Pictures are drawn when they are looked at, in eight styles of recurring scenes. Every size runs in a process of its
+Pictures are drawn when they are looked at, in eight media of recurring places. Every size runs in a process of its
 own, whose peak memory is read at its end.
 """
 
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ from conditional_balance.engine.sampling import MOST_PAIRS
 from conditional_balance.runtime.profile.clusters import Cluster, Clusters
 from conditional_balance.runtime.profile.parts import Parts
 from conditional_balance.runtime.profile.profiling import Measurement, Settings, profile_model
-from demo import world
+from demo.world.media import PARAMETERS, laid
+from demo.world.scenes import grounds, random_specs
 from devtools.bootstrap import ROOT
 
 STYLES = 8
@@ -37,16 +38,17 @@ SIDE = 128
 
 @dataclass(frozen=True)
 class DrawnPicture:
-    """A scene in a style, drawn when it is asked for."""
+    """A place in a medium, drawn when it is asked for: what it shows does not matter here."""
 
     style: int
     scene: int
     aspect: float = 1.0
 
     def fitted(self, width: int, height: int) -> torch.Tensor:
-        scene = world.random_specs(1, torch.Generator().manual_seed(self.scene))
-        painter = world.random_specs(1, torch.Generator().manual_seed(self.style), (world.FAMILY_NAMES[self.style],))
-        return world.render(scene.in_style_of(painter))[0][0].movedim(0, -1)
+        scene = random_specs(1, torch.Generator().manual_seed(self.scene))
+        parameters = torch.rand(1, len(PARAMETERS), generator=torch.Generator().manual_seed(self.style))
+        scene = replace(scene, medium=torch.tensor([self.style]), style=parameters)
+        return laid(grounds(scene, SIDE), scene.medium, scene.style)[0].movedim(0, -1)
 
 
 def clusters(pictures: int) -> Clusters:
