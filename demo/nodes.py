@@ -11,8 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from . import models, painting
 from .world.media import KNOWN_MEDIA, PLAIN
-from .world.scenes import edges
+from .world.scenes import edges, unknown_words
 from .world.sets import HANDS, KNOWN_HANDS
+from .world.subjects import WORDS
 
 SHEET_ROWS = 6
 GAP = 6  # pixels between pictures of a sheet
@@ -125,6 +126,11 @@ class CBDemoPictures(io.ComfyNode):
     def execute(cls, hand: str, medium: str, seed: int, scenes: str) -> io.NodeOutput:
         lines = [line.strip() for line in scenes.splitlines() if line.strip()]
         captions = [painting.caption(line, hand, medium) for line in lines or [""]]
+        if unknown := unknown_words(captions):
+            raise ValueError(
+                f"The demo model has never seen the word '{unknown[0]}': change 'scenes', 'hand' or 'medium' to words "
+                f"such as {', '.join(WORDS[:8])}."
+            )
         pictures = painting.painted(captions, seed)
         lines_of = edges(pictures.movedim(-1, 1))[..., None].expand(-1, -1, -1, 3)
         return io.NodeOutput(pictures, "\n".join(captions), lines_of)

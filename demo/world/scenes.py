@@ -168,6 +168,12 @@ def all_words() -> list[str]:
     return sorted({word for text in texts for word in text.split()} | {","})
 
 
+def unknown_words(texts: list[str]) -> list[str]:
+    """Words of texts that no caption holds, in order of the texts."""
+    known = set(all_words())
+    return [word for text in texts for word in text.replace(",", " ").split() if word.lower() not in known]
+
+
 class Scene(NamedTuple):
     picture: Tensor  # [B, 3, H, W] in [0, 1], before any medium
     masks: Tensor  # [B, 2, H, W]: how much of each pixel is the first and the second subject

@@ -172,3 +172,11 @@ def test_a_small_vocabulary_reads_as_the_whole_one() -> None:
     whole.load_state_dict(nets.unpack_text_weights(nets.pack_text_weights(small.state_dict(), words)))
     for ours, full in zip(small(torch.searchsorted(words, tokens)), whole(tokens), strict=True):
         torch.testing.assert_close(ours, full)
+
+
+@pytest.mark.parametrize(
+    "order", [("nobody", "plain", 1, "a fox"), ("flat", "oil", 1, ""), ("flat", "plain", 1, "a zebra")]
+)
+def test_words_that_the_model_never_saw_are_refused(order: tuple[str, str, int, str]) -> None:
+    with pytest.raises(ValueError, match="never seen the word '(nobody|oil|zebra)'"):
+        CBDemoPictures.execute(*order)
