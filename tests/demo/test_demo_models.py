@@ -178,5 +178,5 @@ def test_a_small_vocabulary_reads_as_the_whole_one() -> None:
     "order", [("nobody", "plain", 1, "a fox"), ("flat", "oil", 1, ""), ("flat", "plain", 1, "a zebra")]
 )
 def test_words_that_the_model_never_saw_are_refused(order: tuple[str, str, int, str]) -> None:
-    with pytest.raises(ValueError, match="never seen the word '(nobody|oil|zebra)'"):
+    with pytest.raises(ValueError, match=r"never seen the word '(nobody|oil|zebra)'"):
         CBDemoPictures.execute(*order)
