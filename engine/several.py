@@ -80,17 +80,16 @@ def inject_several(
     own = _adained(chunked, style, rows, leads, places)
     numbers = torch.arange(q.shape[0]).view(rows.chunks, -1)
     if style.share == 0:
-        whole = (_put_back(x, styled, rows).flatten(0, 1) for x, styled in zip(chunked, own, strict=True))
-        return attend(*whole, None)
-    plain = attend(
-        *(_without(x, rows).flatten(0, 1) for x in chunked), None, _without(numbers, rows).flatten().tolist()
-    )
+        q, k, v = (_put_back(x, styled, rows).flatten(0, 1) for x, styled in zip(chunked, own, strict=True))
+        return attend(q, k, v, None)
+    other_q, other_k, other_v = (_without(x, rows).flatten(0, 1) for x in chunked)
+    plain = attend(other_q, other_k, other_v, None, _without(numbers, rows).flatten().tolist())
     styled_rows = numbers[:, rows.start : rows.stop].flatten().tolist()
     weights = _over_all_tokens(leads.weights * style.share, q.shape[-2], places.image)
     brought = [_brought(chunked[1:], row, places) for row in leads.rows]
 
     def shared(chosen: Sequence[int], bias: torch.Tensor | None) -> torch.Tensor:
-        more = zip(*(brought[each] for each in chosen), strict=True) if chosen else ((), ())
+        more = [[brought[each][part] for each in chosen] for part in (0, 1)]
         k, v = (
             torch.cat((x, *(each.expand(-1, x.shape[1], *each.shape[2:]) for each in those)), -2)
             for x, those in zip(own[1:], more, strict=True)

@@ -8,14 +8,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from comfy import model_management, sample, samplers, utils
+from comfy import model_management, samplers, utils
 from comfy.model_patcher import ModelPatcher
 from comfy.model_sampling import CONST
 from comfy.samplers import CFGGuider
 
 from ...engine.inversion import Pull, decibels, invert, retrace
 from ...engine.trajectory import Trajectory
-from ..runs.probe import Conditioning, look_at
+from ..runs.loaded import sampling_of
+from ..runs.probe import Conditioning, look_at, noise_for
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def invert_latent(model: ModelPatcher, latent: torch.Tensor, positive: Condition
             "'gamma' belongs to flow models (SD3, Flux, Qwen-Image and their kin), and 'model' is none: set it to 0."
         )
     sigmas = samplers.calculate_sigmas(sampling, inversion.scheduler, inversion.steps).cpu()
-    target = sample.prepare_noise(latent, inversion.seed)
+    target = noise_for(latent, inversion.seed)
     found: list[Inverted] = []
 
     def look(guider: CFGGuider, noise: torch.Tensor, levels: torch.Tensor, options: dict[str, Any]) -> None:
@@ -119,7 +120,7 @@ def _inverted(
 
 def _noise_scale(model: ModelPatcher, sigmas: torch.Tensor) -> float:
     """What ComfyUI multiplies noise by when a sampler starts from an empty latent at the first level."""
-    sampling = model.get_model_object("model_sampling")
+    sampling = sampling_of(model)
     most = bool(torch.isclose(sigmas[0], sampling.sigma_max.cpu(), rtol=1e-5) or sigmas[0] > sampling.sigma_max.cpu())
     return float(sampling.noise_scaling(sigmas[:1], torch.ones(1), torch.zeros(1), most))
 

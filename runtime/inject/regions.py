@@ -31,8 +31,10 @@ def leads_of(
     acting: Sequence[tuple[float, torch.Tensor | None]], rows: Sequence[int], call: ModelCall, layout: Layout
 ) -> LeadsAt:
     """Strength and mask of the acting references, in their rows, for the part of the picture that the call shows."""
-    masked = any(mask is not None for _, mask in acting)
-    places = places_of(call.x, layout, call.pictures) if masked else None
+    places = None
+    if any(mask is not None for _, mask in acting):
+        assert call.pictures is not None  # a run's life cycle notes them in every call
+        places = places_of(call.x, layout, call.pictures)
 
     @functools.cache
     def at(grid: Grid | None) -> Leads:
@@ -49,5 +51,6 @@ def _weights(
     if mask is None or grid is None:
         return torch.ones(1, 1)
     parts = [mask] if places is None else [mask[place] for place in places]
-    frames, *size = grid
-    return torch.stack([functional.adaptive_avg_pool2d(part[None], size).flatten().repeat(frames) for part in parts])
+    frames, height, width = grid
+    means = (functional.adaptive_avg_pool2d(part[None], (height, width)) for part in parts)
+    return torch.stack([mean.flatten().repeat(frames) for mean in means])

@@ -114,6 +114,7 @@ class _Call(NamedTuple):
 
     def leads_at(self, projected: Projected) -> Leads:
         """The references at the tokens of a layer, which matter where there is a mask."""
+        assert self.leads is not None  # only a call that has several references comes here
         return self.leads(projected.grid if self.masked else None)
 
 
@@ -199,6 +200,7 @@ class StyleRun(injector.Run):
         rows = Rows(layout.chunks, 0, layout.pictures, layout.rows)
         styled = self._led(styles, acting, rows, len(acting), call, layout)
         for lead in acting:
+            assert lead.hidden is not None  # or it would be the first row
             call = with_hidden_row(call, layout, lead.hidden, executor.class_obj, positive)
             layout = layout.with_hidden_row()
         call = with_layout(call, layout)
@@ -296,9 +298,11 @@ def _apart(styled: _Call, projected: Projected) -> torch.Tensor:
     q, k, v = (x.unflatten(0, (styled.rows.chunks, -1)) for x in (projected.q, projected.k, projected.v))
     rows = q.shape[1]
     numbers = torch.arange(styled.rows.chunks * rows).view(-1, rows)[:, : -styled.hidden].flatten().tolist()
-    others = projected.attend(*(x[:, : -styled.hidden].flatten(0, 1) for x in (q, k, v)), None, numbers)
+    seen_q, seen_k, seen_v = (x[:, : -styled.hidden].flatten(0, 1) for x in (q, k, v))
+    others = projected.attend(seen_q, seen_k, seen_v, None, numbers)
     underneath = projected.underneath or projected.attend
-    hidden = underneath(*(x[:, -styled.hidden :].flatten(0, 1) for x in (q, k, v)), None)
+    own_q, own_k, own_v = (x[:, -styled.hidden :].flatten(0, 1) for x in (q, k, v))
+    hidden = underneath(own_q, own_k, own_v, None)
     return torch.cat([x.unflatten(0, (styled.rows.chunks, -1)) for x in (others, hidden)], 1).flatten(0, 1)
 
 

@@ -17,6 +17,10 @@ class ModelSampling(Protocol):
 
     def percent_to_sigma(self, percent: float) -> float: ...
 
+    def noise_scaling(
+        self, sigma: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor, max_denoise: bool = False
+    ) -> torch.Tensor: ...
+
 
 def sampling_of(model: ModelPatcher) -> ModelSampling:
     """The noise schedule of a MODEL, with what other nodes have put in its place."""
