@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 
 from conditional_balance.engine.conditioning import power_cosine, shifted_sigmas
-from conditional_balance.engine.gates import CombinedGate, LayerGate, RankedGate, ScaledGate, WrittenGate
+from conditional_balance.engine.gate_texts import block_weights
+from conditional_balance.engine.gates import CombinedGate, LayerGate, RankedGate, ScaledGate, WrittenGate, mean_weights
 from conditional_balance.engine.gates.policies import Static
 from conditional_balance.engine.grammar import parse
 from conditional_balance.engine.layers import LayerId
@@ -559,6 +560,31 @@ def shared_layers(studio: Studio, graph: Graph) -> Image.Image:
     style = RankedGate(profile, 0.43, Static())
     others = CombinedGate(WrittenGate(parse("all")), style, "minus")
     return _maps({"style LoRA": style, "subject LoRA": others}, profile)
+
+
+# Other packs
+
+
+@figure("CBGateAdapter")
+def adapters_at_layers(studio: Studio, graph: Graph) -> Image.Image:
+    profile = _published()
+    style = RankedGate(profile, 0.43)
+    others = CombinedGate(WrittenGate(parse("all")), style, "minus")
+    return _maps({"style adapter": style, "other adapter": others}, profile)
+
+
+@figure("CBGateToText")
+def texts_of_gates(studio: Studio, graph: Graph) -> Image.Image:
+    """IPAdapter's index by three amounts."""
+    profile, amounts = _published(), (0.2, 0.43, 0.7)
+    by_amount = []
+    for amount in amounts:
+        mean = mean_weights(RankedGate(profile, amount), profile.layers, standard_sigma).amax(0).tolist()
+        by_amount.append(block_weights(dict(zip(profile.layers, mean, strict=True))))
+    names = [(row, f"{row}  {LayerId(*block)}".partition(".")[0]) for row, block in enumerate(by_amount[0])]
+    panel = np.array([list(weights.values()) for weights in by_amount]).T
+    below = [(place, f"{amount:g}") for place, amount in enumerate(amounts)]
+    return grids({"weight of each index": panel}, names, below, "style amount", size=(4.6, 3.6), numbers=True)
 
 
 # Prompts

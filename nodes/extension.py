@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import (
+    adapter,
     attribution_preview,
     before_after,
     contrast,
@@ -40,6 +41,7 @@ class ConditionalBalance(ComfyExtension):
             attribution_preview,
             before_after,
             lora,
+            adapter,
             metadata,
             projection,
             contrast,

@@ -1,5 +1,6 @@
 """Gates: which attention layers take part, how strongly, at which noise level."""
 
+from .averaged import changes, mean_weights
 from .base import LayerGate, ToSigma, inside
 from .combined import OPERATIONS, CombinedGate, ScaledGate, WindowedGate, WindowReversed, pinned, windowed
 from .policies import POLICIES, Policy, UnknownPolicy, parameters, policy_of
@@ -20,8 +21,10 @@ __all__ = [
     "WindowReversed",
     "WindowedGate",
     "WrittenGate",
+    "changes",
     "inside",
     "layer_count",
+    "mean_weights",
     "parameters",
     "pinned",
     "policy_of",

@@ -13,15 +13,13 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 
-from ...engine.gates import LayerGate
+from ...engine.gates import LayerGate, mean_weights
 from ...engine.parameters import parameter_weights
 from ...engine.profile import FEATURES
 from ..arch.registry import architecture_of
 from ..runs.loaded import sampling_of
 
 PREFIX = "diffusion_model."
-LEVELS = 50
-"""Noise levels over which a gate that changes during the run is averaged: weights are patched once, before it."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +75,7 @@ def _known(model: ModelPatcher, gate: LayerGate) -> dict[str, float]:
     """The gate's mean weight over the schedule, by the name of every parameter of a layer's block."""
     architecture = architecture_of(model)
     layers = architecture.layers
-    to_sigma = sampling_of(model).percent_to_sigma
-    levels = [gate.weights(to_sigma((level + 0.5) / LEVELS), layers, to_sigma) for level in range(LEVELS)]
-    mean = torch.stack(levels).mean(0)
+    mean = mean_weights(gate, layers, sampling_of(model).percent_to_sigma)  # weights are patched once, before the run
     known: dict[str, float] = {}
     for column, layer in enumerate(layers):
         widest = float(mean[:, column].max())

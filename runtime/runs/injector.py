@@ -14,7 +14,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from comfy.model_base import BaseModel
@@ -141,6 +141,9 @@ class Injector(ABC):
         """The condition in a run that begins; None when it will not act in it."""
 
 
+Kind = TypeVar("Kind", bound=Injector)
+
+
 def inject(model: ModelPatcher, injector: Injector) -> ModelPatcher:
     """A clone of the model under a condition; the model itself is untouched, and nothing outlives a run."""
     patched = model.clone()
@@ -148,6 +151,12 @@ def inject(model: ModelPatcher, injector: Injector) -> ModelPatcher:
     patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, around)
     counting_memory(patched, injector.hidden_rows)
     return patched
+
+
+def injectors_of(model: ModelPatcher, kind: type[Kind]) -> list[Kind]:
+    """The conditions of one kind that a model already has, in the order in which they came."""
+    arounds = model.get_wrappers(WrappersMP.SAMPLER_SAMPLE, KEY)
+    return [around.args[0] for around in arounds if isinstance(around.args[0], kind)]
 
 
 def counting_memory(patched: ModelPatcher, hidden: int) -> None:

@@ -1,0 +1,32 @@
+"""Whose a function is that another pack has put into a model, in words for its user."""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any
+
+PACK = __name__.partition(".runtime.")[0]
+
+
+def whose(function: Any) -> str:
+    """Such as "Attn2Replace of ComfyUI_IPAdapter_plus", or "self_attention of ComfyUI's nodes_pag"."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = getattr(function, "__func__", function)  # a method's own function
+    named = function if hasattr(function, "__qualname__") else type(function)
+    name = named.__qualname__.replace("<locals>.", "").replace("<lambda>", "a function")
+    return f"{name} of {_pack(named.__module__ or '')}"
+
+
+def _pack(module: str) -> str:
+    """The pack that a module belongs to: ComfyUI names those of custom nodes by their folder's path."""
+    folder = re.search(r"custom_nodes[/\\.]([^/\\.]+)", module)
+    if folder:
+        return folder[1].replace("_x_", ".")
+    root, _, rest = module.partition(".")
+    if module.startswith(f"{PACK}."):
+        return "Conditional Balance"
+    if root in ("comfy", "comfy_extras", "nodes"):
+        return f"ComfyUI's {rest.rpartition('.')[2] or root}"
+    return root
