@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from devtools import comfyui, demo_scenes, environment, examples, server
+from devtools import comfyui, demo_scenes, environment, examples, families, server
 from devtools.comfyui import ROOT
+from devtools.families import Family, Loaded, style_of_picture
 from devtools.sheet import Blueprint, Sheet, Source, save
 
 DEMO = {"seed": demo_scenes.SEED, **demo_scenes.SAMPLING}
@@ -22,11 +23,12 @@ HUGGING_FACE = "https://huggingface.co"
 BASE_SD15 = "v1-5-pruned-emaonly-fp16.safetensors"
 CANNY_SDXL = "diffusers_xl_canny_full.safetensors"
 MODELS = {
-    BASE_SDXL: ("stabilityai/stable-diffusion-xl-base-1.0", "checkpoints"),
-    BASE_SD15: ("Comfy-Org/stable-diffusion-v1-5-archive", "checkpoints"),
-    CANNY_SDXL: ("lllyasviel/sd_control_collection", "controlnet"),
+    BASE_SDXL: ("stabilityai/stable-diffusion-xl-base-1.0", "", "checkpoints"),
+    BASE_SD15: ("Comfy-Org/stable-diffusion-v1-5-archive", "", "checkpoints"),
+    CANNY_SDXL: ("lllyasviel/sd_control_collection", "", "controlnet"),
+    **families.MODELS,
 }
-"""Repository and folder of the templates' models: the front end offers to download one that is missing."""
+"""Repository, folder inside it, and folder of ComfyUI's models: the front end offers to download what is missing."""
 PUBLISHED = "sdxl-base-1.0.style.published.safetensors"
 DEMO_PROFILE = "demo.style.safetensors"
 BALANCED = 0.2  # lambda at which the demo model takes the style as far as with all layers and keeps the content
@@ -341,7 +343,8 @@ def style_picture_demo(sheet: Sheet) -> None:
     model = sheet.add("CBLoadDemoModel")
     picture = sheet.add("CBDemoPictures", "Whose style", **demo_scenes.REFERENCE)
     texts = (demo_scenes.SHOWS, demo_scenes.PROMPT, "")
-    _style_of_picture(sheet, model, picture, texts, demo_scenes.SIDE, DEMO, "demo_")
+    demo = Family("EmptyLatentImage", demo_scenes.SIDE, DEMO)
+    style_of_picture(sheet, Loaded((model, 0), (model, 1), (model, 2)), (picture, 0), texts, demo, "demo_")
 
 
 def style_picture_sdxl(sheet: Sheet) -> None:
@@ -356,29 +359,9 @@ def style_picture_sdxl(sheet: Sheet) -> None:
     )
     model = sheet.add("CheckpointLoaderSimple", ckpt_name=BASE_SDXL)
     picture = sheet.add("LoadImage", "Whose style", tall=360, image="example.png")
-    texts = ("a landscape, watercolor painting", "a red fox in the snow, watercolor painting", "")
-    _style_of_picture(sheet, model, picture, texts, 1024, SDXL, "")
-
-
-def _style_of_picture(
-    sheet: Sheet, model: int, picture: int, texts: tuple[str, str, str], side: int, sampling: dict[str, Any], prefix: str
-) -> None:
-    """From a model and a picture to a painting; `texts` are what the picture shows, the prompt and what is unwanted."""
-    shows, prompt, unwanted = texts
-    sheet.next_column("2  Style and prompt", 400)
-    styled = sheet.add(
-        "CBStyleFromPicture", model=(model, 0), clip=(model, 1), vae=(model, 2), image=(picture, 0), shows=shows
-    )
-    positive = sheet.add("CLIPTextEncode", "Prompt", clip=(model, 1), text=prompt)
-    negative = sheet.add("CLIPTextEncode", "Negative", clip=(model, 1), text=unwanted)
-    canvas = sheet.add("EmptyLatentImage", width=side, height=side, batch_size=1)
-    sheet.next_column("3  Result", 480)
-    sampled = sheet.add(
-        "KSampler", model=(styled, 0), positive=(positive, 0), negative=(negative, 0), latent_image=(canvas, 0),
-        **sampling,
-    )  # fmt: skip
-    decoded = sheet.add("VAEDecode", samples=(sampled, 0), vae=(model, 2))
-    sheet.add("SaveImage", "Result", tall=480, images=(decoded, 0), filename_prefix=f"{prefix}style_from_picture")
+    texts = (families.SHOWS, families.PROMPT, "")
+    sdxl = Family("EmptyLatentImage", 1024, SDXL)
+    style_of_picture(sheet, Loaded((model, 0), (model, 1), (model, 2)), (picture, 0), texts, sdxl)
 
 
 def style_sdxl(sheet: Sheet) -> None:
@@ -630,6 +613,7 @@ WORKFLOWS = {
     "subject_kept_demo": subject_demo,
     "subject_kept_sd15": subject_sd15,
     "subject_kept_sdxl": subject_sdxl,
+    **families.WORKFLOWS,
 }
 BLUEPRINTS = (style_and_structure,)
 
@@ -643,8 +627,8 @@ def _with_models(graph: dict[str, Any]) -> dict[str, Any]:
 
 
 def _source_of(name: str) -> dict[str, str]:
-    repository, folder = MODELS[name]
-    return {"name": name, "url": f"{HUGGING_FACE}/{repository}/resolve/main/{name}", "directory": folder}
+    repository, inside, folder = MODELS[name]
+    return {"name": name, "url": f"{HUGGING_FACE}/{repository}/resolve/main/{inside}{name}", "directory": folder}
 
 
 def build(known: Mapping[str, Any], root: Path) -> None:

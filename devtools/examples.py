@@ -7,7 +7,11 @@ from pathlib import Path
 from .comfyui import ROOT
 
 TITLES = {
+    "style_picture_flux": "1 Style from a picture (Flux)",
+    "style_picture_qwen": "1 Style from a picture (Qwen-Image)",
+    "style_picture_sd35": "1 Style from a picture (SD3.5)",
     "style_picture_sdxl": "1 Style from a picture (SDXL)",
+    "style_picture_zimage": "1 Style from a picture (Z-Image)",
     "style_balanced_sdxl": "1 Style from a picture, step by step (SDXL)",
     "subject_kept_sdxl": "2 Keep the subject, new background (SDXL)",
     "subject_kept_sd15": "3 Keep the subject, new background (SD1.5)",

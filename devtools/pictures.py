@@ -21,7 +21,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from devtools import comfyui, face, files, server, workflow
 from devtools.comfyui import ROOT
@@ -33,7 +33,8 @@ from devtools.steps import Failed
 
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-README_WIDTH, THUMBNAIL = 798, 512  # pixels
+README_WIDTH, THUMBNAIL, LABEL, LABEL_WIDTH = 798, 512, 24, 280  # pixels
+PAINTER = "painted by the pack's small demo model"
 
 
 class Gallery:
@@ -141,12 +142,23 @@ def _write_doc(gallery: Gallery, name: str, picture: Image.Image) -> None:
 
 
 def _write_thumbnails(gallery: Gallery, demo: str, picture: Image.Image) -> None:
-    """The picture in the template browser: of the demo workflow and of its twins for real checkpoints."""
-    data = BytesIO()
-    _within(picture, THUMBNAIL, THUMBNAIL).save(data, "JPEG", quality=88)
+    """The picture in the template browser: of the demo workflow and, saying so, of its twins for real checkpoints."""
     for name, path in EXAMPLES.items():
         if name.rpartition("_")[0] == demo.removesuffix("_demo"):
+            data = BytesIO()
+            shown = _within(picture, THUMBNAIL, THUMBNAIL) if name in DEMOS else _labelled(picture)
+            shown.save(data, "JPEG", quality=88)
             gallery.write(path.with_suffix(".jpg"), data.getvalue())
+
+
+def _labelled(picture: Image.Image) -> Image.Image:
+    """A thumbnail with a line beneath it that says which model painted it: not the one that the template is for."""
+    small = _within(picture, THUMBNAIL, THUMBNAIL - LABEL)
+    page = Image.new("RGB", (max(small.width, LABEL_WIDTH), small.height + LABEL), "white")
+    page.paste(small, ((page.width - small.width) // 2, 0))
+    middle = (page.width / 2, small.height + LABEL / 2)
+    ImageDraw.Draw(page).text(middle, PAINTER, fill="#333", font=ImageFont.load_default(LABEL / 2 + 1), anchor="mm")
+    return page
 
 
 def _within(picture: Image.Image, width: int, height: int) -> Image.Image:

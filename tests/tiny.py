@@ -92,14 +92,17 @@ def _fill(module: torch.nn.Module, seed: int) -> None:
         parameter.data.copy_(noise)
 
 
-def tiny_clip(seed: int = 0):
-    """A CLIP with SD1.5's tokenizer and a two-layer text encoder; its conditioning fits `tiny_model("sd15")`."""
+def tiny_clip(seed: int = 0, width: int = 64):
+    """A CLIP with SD1.5's tokenizer and a two-layer text encoder; its conditioning fits `tiny_model("sd15")`.
+
+    At a width of 32 it fits every `tiny_transformer`.
+    """
     import comfy.sd
     import comfy.sd1_clip
     import comfy.supported_models_base
 
     target = comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel)
-    size = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2}
+    size = {"num_hidden_layers": 2, "hidden_size": width, "intermediate_size": 128, "num_attention_heads": 2}
     with torch.inference_mode():
         clip = comfy.sd.CLIP(target, model_options={"clip_l_model_config": size})
         _fill(clip.cond_stage_model, seed)
@@ -115,6 +118,17 @@ def tiny_vae(seed: int = 0, channels: int = 4):
         model = comfy.taesd.taesd.TAESD(latent_channels=channels)
         _fill(model.taesd_encoder, seed)
         _fill(model.taesd_decoder, seed + 1)
+        return comfy.sd.VAE(sd=model.state_dict())
+
+
+def tiny_video_vae(seed: int = 0):
+    """A VAE of Wan 2.1's architecture: pictures [B, H, W, 3], latents [B, 16, 1, H/8, W/8]."""
+    import comfy.ldm.wan.vae
+    import comfy.sd
+
+    with torch.inference_mode():
+        model = comfy.ldm.wan.vae.WanVAE(dim=8, z_dim=16, temperal_downsample=[False, True, True])
+        _fill(model, seed)
         return comfy.sd.VAE(sd=model.state_dict())
 
 

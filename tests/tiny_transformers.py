@@ -5,7 +5,10 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, NamedTuple
 
+import comfy.model_base
+import comfy.supported_models
 import torch
+from comfy.ldm.flux.model import FluxParams
 
 from tiny import Conditioning, _fill, _patcher
 
@@ -30,7 +33,7 @@ _SD3 = {
     "patch_size": 2,
     "depth": 2,
     "num_blocks": 3,
-    "adm_in_channels": 24,
+    "adm_in_channels": 32,
     "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 32, "out_features": 128}},
     "num_patches": 24 * 24,
     "pos_embed_max_size": 24,
@@ -41,7 +44,7 @@ _SD3 = {
 _FLUX = {
     "in_channels": 16,
     "out_channels": 16,
-    "vec_in_dim": 24,
+    "vec_in_dim": 32,
     "context_in_dim": 32,
     "hidden_size": 64,
     "mlp_ratio": 2.0,
@@ -83,7 +86,7 @@ _QWEN = {
     "attention_head_dim": 32,
     "num_attention_heads": 2,
     "joint_attention_dim": 32,
-    "pooled_projection_dim": 24,
+    "pooled_projection_dim": 32,
     "axes_dims_rope": (8, 12, 12),
 }
 _LUMINA = {
@@ -150,33 +153,57 @@ _COSMOS = {
     "adaln_lora_dim": 16,
 }
 
-KINDS: dict[str, Kind] = {
-    "sd3": Kind("SD3", "SD3", _SD3, 32, 24, layers="j0 j1 j2"),
-    "sd35-medium": Kind("SD3", "SD3", _SD3 | {"x_block_self_attn_layers": [0, 1]}, 32, 24, layers="j0 x0 j1 x1 j2"),
-    "flux": Kind("Flux", "Flux", _FLUX, 32, 24, layers="j0 j1 s0 s1 s2"),
-    "flux2": Kind("Flux2", "Flux2", _FLUX2, 32, 24, channels=128, layers="j0 j1 s0 s1 s2"),
-    "chroma": Kind("Chroma", "Chroma", _CHROMA, 32, 24, layers="j0 j1 s0 s1 s2"),
+_ANIMA = _COSMOS | {"image_model": "anima"}
+_KREA2 = {
+    "image_model": "krea2",
+    "features": 64,
+    "heads": 2,
+    "kvheads": 1,
+    "layers": 3,
+    "txtdim": 16,
+    "txtlayers": 2,
+    "txtheads": 2,
+    "txtkvheads": 2,
+}
+_NEWER = {
+    "Flux": {"txt_ids_dims": []},
+    "Flux2": {"txt_ids_dims": [3]},
+    "Chroma": {"txt_ids_dims": [], "vec_in_dim": None},
+    "HunyuanVideo": {"meanflow_sum": False},
+}
+"""What newer versions of ComfyUI want to be told as well, by the name of the configuration."""
+
+_ALL: dict[str, Kind] = {
+    "sd3": Kind("SD3", "SD3", _SD3, 32, 32, layers="j0 j1 j2"),
+    "sd35-medium": Kind("SD3", "SD3", _SD3 | {"x_block_self_attn_layers": [0, 1]}, 32, 32, layers="j0 x0 j1 x1 j2"),
+    "flux": Kind("Flux", "Flux", _FLUX, 32, 32, layers="j0 j1 s0 s1 s2"),
+    "flux2": Kind("Flux2", "Flux2", _FLUX2, 32, 32, channels=128, layers="j0 j1 s0 s1 s2"),
+    "chroma": Kind("Chroma", "Chroma", _CHROMA, 32, 32, layers="j0 j1 s0 s1 s2"),
     "qwen": Kind("QwenImage", "QwenImage", _QWEN, 32, frames=True, layers="j0 j1 j2"),
     "lumina2": Kind("Lumina2", "Lumina2", _LUMINA, 32, layers="r0 j0 j1 j2"),
     "z-image": Kind("ZImage", "Lumina2", _ZIMAGE, 32, layers="r0 j0 j1 j2"),
     "aura": Kind("AuraFlow", "AuraFlow", _AURA, 32, channels=4, layers="j0 j1 s0 s1"),
     "hunyuan-video": Kind(
-        "HunyuanVideo", "HunyuanVideo", _HUNYUAN, 32, 24, frames=True, even=True, layers="j0 j1 s0 s1 s2"
+        "HunyuanVideo", "HunyuanVideo", _HUNYUAN, 32, 32, frames=True, even=True, layers="j0 j1 s0 s1 s2"
     ),
     "wan": Kind("WAN21_T2V", "WAN21", _WAN, 32, frames=True, layers="b0 b1 b2"),
     "cosmos": Kind("CosmosT2IPredict2", "CosmosPredict2", _COSMOS, 32, frames=True, even=True, layers="b0 b1 b2"),
+    "anima": Kind("Anima", "Anima", _ANIMA, 32, frames=True, even=True, layers="b0 b1 b2"),
+    "krea2": Kind("Krea2", "Krea2", _KREA2, 32, frames=True, layers="s0 s1 s2"),
 }
+KINDS = {name: kind for name, kind in _ALL.items() if hasattr(comfy.supported_models, kind.config)}
 """Every family that the running ComfyUI has."""
 
 
 @cache
-def tiny_transformer(kind: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
-    """A ModelPatcher over a real transformer with random weights, shared by all tests: clone it before a change."""
-    import comfy.model_base
-    import comfy.supported_models
+def tiny_transformer(kind: str, dtype: torch.dtype = torch.float32, seed: int = 0, **others: int) -> Any:
+    """A ModelPatcher over a real transformer with random weights, shared by all tests: clone it before a change.
 
+    `others` replace options of the network, such as how many blocks it has.
+    """
     recipe = KINDS[kind]
-    config = getattr(comfy.supported_models, recipe.config)(dict(recipe.options))
+    newer = _NEWER.get(recipe.config, {}) if "txt_ids_dims" in FluxParams.__annotations__ else {}
+    config = getattr(comfy.supported_models, recipe.config)({**recipe.options, **newer, **others})
     config.set_inference_dtype(dtype, None)
     with torch.inference_mode():
         model = getattr(comfy.model_base, recipe.base)(config, device=torch.device("cpu"))

@@ -10,6 +10,7 @@ from .base import Architecture, uncompiled
 from .cosmos import CosmosPredict2
 from .flux import Flux
 from .hunyuan_video import HunyuanVideo
+from .krea import Krea2
 from .lumina import NextDiT
 from .qwen import QwenImage
 from .sd3 import SD3
@@ -26,11 +27,12 @@ FAMILIES: tuple[type[Architecture], ...] = (
     HunyuanVideo,
     Wan,
     CosmosPredict2,
+    Krea2,
 )
 
 KNOWN = (
     "SD1.5, SDXL, SD3 and SD3.5, Flux.1 and Flux.2, Chroma, Qwen-Image, Lumina2, Z-Image, AuraFlow, Wan, HunyuanVideo, "
-    "Cosmos-Predict2 or Anima"
+    "Cosmos-Predict2, Anima or Krea 2"
 )
 
 REFUSED = {

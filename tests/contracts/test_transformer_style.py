@@ -16,8 +16,8 @@ from conditional_balance.runtime.arch.registry import architecture_of
 from conditional_balance.runtime.inject.reference import FIRST_ROW, StyleReference
 from conditional_balance.runtime.inject.style import StyleInjection, inject_style
 
-JOINT = [kind for kind in EVERY if kind not in ("wan", "cosmos")]
-REFINED = ("lumina2", "z-image", "hunyuan-video")
+JOINT = [kind for kind in EVERY if kind not in ("wan", "cosmos", "anima")]
+REFINED = ("lumina2", "z-image", "hunyuan-video", "krea2")
 ROTARY = [kind for kind in EVERY if kind not in ("sd3", "sd35-medium", "aura")]
 SEVERAL = ["sd35-medium", "flux", "qwen", "z-image", "cosmos"]
 
