@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from conditional_balance.engine.grammar import parse
 from conditional_balance.engine.profile import SensitivityProfile
 from conditional_balance.engine.profile_file import load
 from conditional_balance.runtime.inject.style import StyleInjection, StyleSettings, inject_style
-from demo import models
+from demo import judge, models
 from demo.judge import style_distance
 from demo.world import scenes
 from demo.world.scenes import Specs
@@ -79,13 +79,13 @@ class Job(NamedTuple):
 
 def main() -> None:
     chosen = harness.options(
-        __doc__, references=24, unseen=12, prompts=1, steps=12, workers=2, chart="", setting="",
+        __doc__, references=16, unseen=12, prompts=1, steps=12, cfg=harness.CFG, workers=2, chart="", setting="",
         prepared=harness.PREPARED, weights=models.WEIGHTS,
     )  # fmt: skip
     torch.set_num_threads(1)
     jobs = [job for job in planned(chosen) if chosen.setting in job.setting]
     truth = Truth(chosen.prepared) if any("unseen" in job.setting for job in jobs) else None
-    shared = Demo(weights=chosen.weights), truth, load(PROFILE), chosen, paintings(chosen)
+    shared = Demo(cfg=chosen.cfg, weights=chosen.weights), truth, load(PROFILE), chosen, *kept(chosen)
     with multiprocessing.get_context("fork").Pool(chosen.workers, share_objects, shared) as pool:
         rows: dict[str, dict[str, list[Tensor]]] = {}
         for number, (job, found) in enumerate(zip(jobs, pool.imap(run, jobs), strict=True), 1):
@@ -101,10 +101,13 @@ def main() -> None:
         plot(results["settings"]["known hands"], Path(chosen.chart))
 
 
-def paintings(chosen: Any) -> Paintings:
-    """They depend on the weights, the profile and the subjects that are painted."""
+def kept(chosen: Any) -> tuple[Paintings, Paintings]:
+    """Where what was painted is kept, and what was measured of it. The first depends on the weights, the profile and
+    the subjects that are painted, the second on the judge too."""
     files = (chosen.weights / "unet.safetensors", chosen.weights / "text_encoder.safetensors", PROFILE)
-    return Paintings("balance", *files, " ".join(WELL_DRAWN), f"{chosen.prompts} {chosen.steps} {chosen.seed}")
+    settings = f"{chosen.prompts} {chosen.steps} {chosen.cfg} {chosen.seed}"
+    whole = (*files, " ".join(WELL_DRAWN), settings)
+    return Paintings("balance", *whole), Paintings("balance-judged", *whole, judge.WEIGHTS, " ".join(MEASURES))
 
 
 def planned(chosen: Any) -> Iterator[Job]:
@@ -116,9 +119,11 @@ def planned(chosen: Any) -> Iterator[Job]:
                 yield Job(setting, policy, amount, index)
 
 
-def share_objects(demo: Demo, truth: Truth | None, profile: SensitivityProfile, chosen: Any, kept: Paintings) -> None:
-    global DEMO, TRUTH, PROFILED, CHOSEN, KEPT
-    DEMO, TRUTH, PROFILED, CHOSEN, KEPT = demo, truth, profile, chosen, kept
+def share_objects(
+    demo: Demo, truth: Truth | None, profile: SensitivityProfile, chosen: Any, painted: Paintings, measured: Paintings
+) -> None:
+    global DEMO, TRUTH, PROFILED, CHOSEN, PAINTED, MEASURED
+    DEMO, TRUTH, PROFILED, CHOSEN, PAINTED, MEASURED = demo, truth, profile, chosen, painted, measured
     torch.set_grad_enabled(False)
     torch.set_num_threads(1)
 
@@ -153,7 +158,7 @@ def painted(job: Job) -> Tensor:
         prompts = scenes.captions(wanted, harness.without_style(wanted))
         return DEMO.sample(styled(job, reference), prompts, job.index, CHOSEN.steps)
 
-    return KEPT.of(job.name, paint)
+    return PAINTED.of(job.name, paint)
 
 
 def styled(job: Job, reference: Painted) -> Any:
@@ -170,6 +175,10 @@ def gate_of(job: Job) -> LayerGate:
 
 def run(job: Job) -> Tensor:
     """Measures [scenes, MEASURES] of one reference under one gate."""
+    return MEASURED.of(job.name, partial(judged, job))
+
+
+def judged(job: Job) -> Tensor:
     pictures = DEMO.decode(painted(job))
     reference, wanted = pair(job.setting, job.index)
     found = harness.subjects_seen(DEMO.judge, pictures, wanted)
@@ -208,9 +217,13 @@ def summarised(measured: dict[str, dict[str, Tensor]], chosen: Any) -> dict[str,
         "pairs": {name: ways[NONE].shape[0] * ways[NONE].shape[1] for name, ways in measured.items()},
         "references": {name: len(ways[NONE]) for name, ways in measured.items()},
         "steps": chosen.steps,
+        "cfg": chosen.cfg,
         "subjects painted": list(WELL_DRAWN),
         "settings": {name: {way: row(values) for way, values in ways.items()} for name, ways in measured.items()},
         "at equal style": {name: at_equal_style(ways, SETTINGS[name].policies) for name, ways in measured.items()},
+        "per-step minus static": {
+            name: at_equal_amount(ways, "ranked", "static") for name, ways in measured.items() if "static 0.2" in ways
+        },
     }
 
 
@@ -218,6 +231,11 @@ def row(values: Tensor) -> dict[str, Any]:
     groups = torch.arange(len(values)).repeat_interleave(values.shape[1])
     flat = values.flatten(0, 1)
     return {name: described(flat[:, column], groups) for column, name in enumerate(MEASURES)}
+
+
+def at_equal_amount(measured: dict[str, Tensor], one: str, other: str) -> dict[str, Any]:
+    """Differences between two policies that keep the same share of layers, of the same scenes."""
+    return {f"{amount:g}": row(measured[f"{one} {amount:g}"] - measured[f"{other} {amount:g}"]) for amount in SWEEP}
 
 
 def curve(policy: str) -> list[str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from benchmarks import harness
-from benchmarks.harness import Demo, Truth, auc, described
+from benchmarks.harness import Demo, Paintings, Truth, auc, described
 from conditional_balance.engine.gates import WrittenGate
 from conditional_balance.engine.grammar import parse
 from conditional_balance.runtime.inject.reference import StyleReference
@@ -19,46 +20,66 @@ from demo.judge import Judge, style_distance
 from demo.training.pool import joined
 from demo.world import scenes
 from demo.world.media import MEDIA, PLAIN
-from demo.world.scenes import NOTHING, PLACE_NAMES, Named, Specs
+from demo.world.scenes import NOTHING, PLACE_NAMES, Specs
 from demo.world.sets import HANDS, HELD_OUT_HANDS, KNOWN_HANDS
-from demo.world.subjects import SUBJECTS
+from demo.world.subjects import KNOWN_SUBJECTS, SUBJECTS, WELL_DRAWN
 
 Rows = dict[str, Tensor]
 Found = dict[str, Any]
 
 
+SETS = {"all subjects": KNOWN_SUBJECTS, "well drawn": WELL_DRAWN}
+
+
+class Job(NamedTuple):
+    subjects: str  # which of SETS
+    index: int  # which reference; also the seed
+
+
 def main() -> None:
     chosen = harness.options(
         __doc__,
-        references=20,
+        references=12,
         prompts=4,
         steps=12,
         judged=150,
         workers=2,
         cfg=harness.CFG,
+        only="",
         prepared=harness.PREPARED,
         weights=models.WEIGHTS,
     )
     torch.set_num_threads(1)
-    shared = Demo(cfg=chosen.cfg, weights=chosen.weights), Truth(chosen.prepared), chosen
+    jobs = [Job(name, index) for index in range(chosen.references) for name in SETS if chosen.only in name]
+    shared = Demo(cfg=chosen.cfg, weights=chosen.weights), Truth(chosen.prepared), chosen, paintings(chosen)
     with multiprocessing.get_context("fork").Pool(chosen.workers, share_objects, shared) as pool:
-        painted = []
-        for outcome in pool.imap(paint, range(chosen.references)):
-            painted.append(outcome)
-            print(f"{len(painted)} of {chosen.references} references", flush=True)
+        painted: dict[str, list[Rows]] = {}
+        for number, (job, outcome) in enumerate(zip(jobs, pool.imap(paint, jobs), strict=True), 1):
+            painted.setdefault(job.subjects, []).append(outcome)
+            print(f"{number} of {len(jobs)} references", flush=True)
         judged = dict(zip(KINDS, pool.map(own_rates, KINDS), strict=True))
-    found = {"bars": bars(painted), "generated": generated(painted), "judges": judged}
-    found |= {"pictures": 6 * chosen.prompts * chosen.references, "steps": chosen.steps, "cfg": chosen.cfg}
-    harness.report(found, chosen)
+    found: Found = {
+        name: {"bars": bars(rows), "generated": generated(rows), "pictures": 6 * chosen.prompts * len(rows)}
+        for name, rows in painted.items()
+    }
+    harness.report({"painted": found, "judges": judged, "steps": chosen.steps, "cfg": chosen.cfg}, chosen)
     if chosen.pictures:
-        for name in WAYS:
-            shown = torch.cat([outcome[f"{name} pictures"] for outcome in painted])
-            harness.sheet(shown, 2 * chosen.prompts, chosen.pictures / f"bars {name}.png")
+        for name, outcomes in painted.items():
+            for way in WAYS:
+                shown = torch.cat([outcome[f"{way} pictures"] for outcome in outcomes])
+                harness.sheet(shown, 2 * chosen.prompts, chosen.pictures / f"bars {name}, {way}.png")
 
 
-def share_objects(demo: Demo, truth: Truth, chosen: Any) -> None:
-    global DEMO, TRUTH, CHOSEN
-    DEMO, TRUTH, CHOSEN = demo, truth, chosen
+def paintings(chosen: Any) -> Paintings:
+    files = (chosen.weights / "unet.safetensors", chosen.weights / "text_encoder.safetensors")
+    return Paintings(
+        "bars", *files, " ".join(WELL_DRAWN), f"{chosen.prompts} {chosen.steps} {chosen.cfg} {chosen.seed}"
+    )
+
+
+def share_objects(demo: Demo, truth: Truth, chosen: Any, kept: Paintings) -> None:
+    global DEMO, TRUTH, CHOSEN, KEPT
+    DEMO, TRUTH, CHOSEN, KEPT = demo, truth, chosen, kept
     torch.set_grad_enabled(False)
     torch.set_num_threads(1)
 
@@ -67,12 +88,12 @@ def share_objects(demo: Demo, truth: Truth, chosen: Any) -> None:
 WAYS = ("named", "none", "full")
 
 
-def paint(index: int) -> Rows:
+def paint(job: Job) -> Rows:
     """What is seen in all pictures for one drawn reference, a row each, scenes of one subject before scenes of two."""
-    reference, wanted = pair(index)
+    reference, wanted = pair(job)
     picture = TRUTH.draw(reference)
-    prompts, plain = scenes.captions(wanted), scenes.captions(wanted, without_style(wanted))
-    prompt = DEMO.conditioning(scenes.captions(reference, without_style(reference)))
+    prompts, plain = scenes.captions(wanted), scenes.captions(wanted, harness.without_style(wanted))
+    prompt = DEMO.conditioning(scenes.captions(reference, harness.without_style(reference)))
     shown = StyleReference(DEMO.encode(picture), prompt)
     sharing = inject_style(DEMO.model, StyleInjection(WrittenGate(parse("all")), shown, StyleSettings(1.0)))
     told = dict(zip(WAYS, ((DEMO.model, prompts), (DEMO.model, plain), (sharing, plain)), strict=True))
@@ -80,7 +101,8 @@ def paint(index: int) -> Rows:
     rows = {"alone": wanted.subject[:, 1] == NOTHING, "plain": wanted.medium == list(MEDIA).index(PLAIN)}
     rows["floor"] = style_distance(point, DEMO.judge.style(DEMO.autoencoded(TRUTH.draw(wanted))))
     for way, (model, texts) in told.items():
-        pictures = DEMO.decode(DEMO.sample(model, texts, index, CHOSEN.steps))
+        sampled = partial(DEMO.sample, model, texts, job.index, CHOSEN.steps)
+        pictures = DEMO.decode(KEPT.of(f"{job.subjects} {job.index:03} {way}", sampled))
         measured = verdicts(DEMO.judge, pictures, wanted)
         measured["leak"] = (measured.pop("seen") == reference.subject[0, 0]).any(1)
         measured["distance"] = style_distance(point, DEMO.judge.style(pictures))
@@ -88,21 +110,17 @@ def paint(index: int) -> Rows:
     return rows
 
 
-def pair(index: int) -> tuple[Specs, Specs]:
+def pair(job: Job) -> tuple[Specs, Specs]:
     """A reference of one subject, and scenes in its style, of one subject and of two, without its subject or place."""
-    dice = torch.Generator().manual_seed(1000 * CHOSEN.seed + index)
-    reference, parts = scenes.random_specs(1, dice, alone=1.0), []
+    subjects = SETS[job.subjects]
+    dice = torch.Generator().manual_seed(1000 * CHOSEN.seed + job.index)
+    reference, parts = scenes.random_specs(1, dice, subjects=subjects, alone=1.0), []
     for alone in (1.0, 0.0):
-        many = scenes.random_specs(16 * CHOSEN.prompts, dice, alone=alone)
+        many = scenes.random_specs(16 * CHOSEN.prompts, dice, subjects=subjects, alone=alone)
         other = (many.subject != reference.subject[0, 0]).all(1) & (many.place != reference.place)
         parts.append(many[other.nonzero()[: CHOSEN.prompts, 0]])
     wanted = joined(*parts)
     return reference, wanted.in_style_of(reference[torch.zeros(len(wanted), dtype=torch.long)])
-
-
-def without_style(specs: Specs) -> Named:
-    said = torch.ones(len(specs), dtype=torch.bool)
-    return Named(said, said, ~said)
 
 
 def verdicts(judge: Judge, pictures: Tensor, specs: Specs) -> Rows:

@@ -152,32 +152,50 @@ def sized(pictures: Tensor) -> Tensor:
     return functional.interpolate(pictures.float(), (SIDE, SIDE), mode="bilinear", antialias=True).clamp(0, 1)
 
 
-def seen(pictures: Tensor, read: Callable[[list[Tensor], Tensor], Tensor]) -> Tensor:
+def seen(
+    pictures: Tensor, read: Callable[[list[Tensor], Tensor], Tensor], dtype: torch.dtype = torch.float32
+) -> Tensor:
     """What `read` makes of the network's maps, a few pictures at a time so that they stay in the processor's cache."""
-    net: ImageNet = load_imagenet(str(pictures.device))
+    net: ImageNet = load_imagenet(str(pictures.device), dtype)
     with torch.no_grad():
         parts = (sized(part) for part in pictures.split(8 if pictures.device.type == "cpu" else 256))
         return torch.cat([read([m.float() for m in net(part)], part) for part in parts])
 
 
-def things(pictures: Tensor) -> Tensor:
-    """Features for what is shown, [B, THING]: means in the middle and everywhere."""
-    return seen(pictures, lambda maps, _: torch.cat([_means(maps[m]) for m in THINGS], 1))
+def thing_of(maps: list[Tensor], _: Tensor) -> Tensor:
+    return torch.cat([_means(maps[m]) for m in THINGS], 1)
+
+
+def look_of(maps: list[Tensor], pictures: Tensor) -> Tensor:
+    return torch.cat([line_of(maps, pictures), colours(pictures)], 1)
+
+
+def line_of(maps: list[Tensor], _: Tensor) -> Tensor:
+    return torch.cat([summary(maps[m]) for m in LINES], 1)
+
+
+def whole_of(maps: list[Tensor], pictures: Tensor) -> Tensor:
+    """How it is drawn and what is shown, [B, LOOK + THING]."""
+    return torch.cat([look_of(maps, pictures), thing_of(maps, pictures)], 1)
 
 
 def _means(maps: Tensor) -> Tensor:
     return torch.einsum("bchw,nhw->bnc", maps, windows(maps.shape[-1], maps.device)).flatten(1)
 
 
+def things(pictures: Tensor) -> Tensor:
+    """Features for what is shown, [B, THING]: means in the middle and everywhere."""
+    return seen(pictures, thing_of)
+
+
 def looks(pictures: Tensor) -> Tensor:
     """Features for how it is drawn, in colour, [B, LOOK]."""
-    return seen(pictures, lambda maps, part: torch.cat([*(summary(maps[m]) for m in LINES), colours(part)], 1))
+    return seen(pictures, look_of)
 
 
 def lines(pictures: Tensor) -> Tensor:
     """Features for how it is drawn, in grey, [B, GREY]."""
-    plain = grey(sized(pictures))
-    return seen(plain, lambda maps, _: torch.cat([summary(maps[m]) for m in LINES], 1))
+    return seen(grey(sized(pictures)), line_of)
 
 
 def load_judge(path: Path = WEIGHTS, device: str | torch.device = "cpu") -> Judge:
