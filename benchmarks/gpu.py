@@ -3,7 +3,8 @@
 Steps of plain sampling and of style injection at several lambdas run in turns, with guidance; ratios are medians over
 rounds. Profiling is timed against the forward passes it needs, a look for a subject against one conditional forward.
 Each part is written as soon as it is measured, so that a run cut short keeps what it has; one that cannot run here is
-named with the reason. No weights are needed, and all of it takes less than five minutes on one card.
+named with the reason. No weights are needed. `--prepare FOLDER` measures nothing: it runs every part once in the
+smallest shape and, if all did, copies what a machine without network must be brought (CONTRIBUTING.md, *On a GPU*).
 """
 
 from __future__ import annotations
@@ -11,8 +12,12 @@ from __future__ import annotations
 import argparse
 import functools
 import logging
+import os
+import sys
 import time
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import comfy.model_base
@@ -25,7 +30,7 @@ import torch
 
 from benchmarks._command import command_line, keep
 from benchmarks.style import in_turns, ratio, sdxl_shaped
-from conditional_balance.engine.gate import WrittenGate
+from conditional_balance.engine.gates import WrittenGate
 from conditional_balance.engine.grammar import parse
 from conditional_balance.engine.subject import Phrase
 from conditional_balance.runtime.arch.registry import architecture_of
@@ -35,7 +40,12 @@ from conditional_balance.runtime.attribution.subject import Subject
 from conditional_balance.runtime.inject.reference import FIRST_ROW, StyleReference
 from conditional_balance.runtime.inject.style import StyleInjection, inject_style
 from conditional_balance.runtime.profile.capture import measure
+from devtools import elsewhere
 
+Part = Callable[[], dict[str, Any]]
+Make = Callable[[argparse.Namespace, torch.device], "Case"]
+
+SMALLEST = {"size": 64, "steps": 1, "rounds": 1, "pictures": 1, "width": 0.1}
 LAMBDAS = (0.0, 0.2, 0.43, 1.0)
 METHODS = ("value_norm", "attention", "jvp", "grad_sam")
 SD35_MEDIUM = {
@@ -50,32 +60,62 @@ def main() -> None:
     options = _arguments()
     logging.disable(logging.WARNING)
     torch.manual_seed(0)
+    if options.prepare is None:
+        measured(options)
+        return
+    for name, value in SMALLEST.items():
+        setattr(options, name, value)
+    report = measured(options)
+    if any("not measured" in part for parts in report["models"].values() for part in parts.values()):
+        sys.exit("Nothing was prepared: a part above cannot run.")
+    elsewhere.prepare(Path(os.environ["COMFYUI_PATH"]), options.prepare)
+
+
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    """Every part of every model, written as soon as it is there."""
     device = comfy.model_management.get_torch_device()
     report: dict[str, Any] = {"setting": setting(device, options), "models": {}}
-    models = {"SDXL": Case.sdxl, "SD3.5 Medium": Case.sd35_medium}
     with torch.inference_mode():
-        for name, make in models.items():
-            parts = report["models"][name] = {}
-            case = make(options, device)
-            for part, run in case.parts().items():
-                parts[part] = attempted(run)
-                print(name, part, parts[part], flush=True)
-                keep(report, options)
-            del case
-            comfy.model_management.soft_empty_cache(True)
+        for name in MODELS:
+            report["models"][name] = {}
+            _measure_model(name, device, options, report)
+            comfy.model_management.soft_empty_cache(True)  # the model before is gone
+    return report
+
+
+def _measure_model(name: str, device: torch.device, options: argparse.Namespace, report: dict[str, Any]) -> None:
+    for part, run in _parts_of(MODELS[name], options, device).items():
+        found = report["models"][name][part] = attempted(run)
+        print(name, part, found, flush=True)
+        keep(report, options)
+
+
+def _parts_of(make: Make, options: argparse.Namespace, device: torch.device) -> dict[str, Part]:
+    """A model's parts; one that only says why, where the model itself cannot be made."""
+    try:
+        return make(options, device).parts()
+    except Exception as problem:
+        refusal = problem  # the name of an except clause does not outlive it
+
+        def refused() -> dict[str, Any]:
+            raise refusal
+
+        return {"model": refused}
 
 
 def _arguments() -> argparse.Namespace:
     parser = command_line(__doc__, size=1024, steps=6, rounds=3, pictures=16, width=1.0)
+    parser.add_argument("--prepare", type=Path, metavar="FOLDER", help="make what another machine must be brought")
     return parser.parse_args()
 
 
-def attempted(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What a part measured, or why it could not be."""
+def attempted(run: Part) -> dict[str, Any]:
+    """What a part measured, or why it could not be: whatever it is, the other parts still run."""
     try:
         return run()
-    except (RuntimeError, NotImplementedError, ValueError, TypeError) as problem:
-        return {"not measured": f"{type(problem).__name__}: {str(problem).splitlines()[0]}"}
+    except Exception as problem:
+        traceback.print_exc()
+        return {"not measured": f"{type(problem).__name__}: {(str(problem).splitlines() or [''])[0]}"}
 
 
 def setting(device: torch.device, options: argparse.Namespace) -> dict[str, Any]:
@@ -119,7 +159,7 @@ class Case:
         patcher = comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=device)
         return cls(patcher, (154, 4096), 2048, 16, options)
 
-    def parts(self) -> dict[str, Callable[[], dict[str, Any]]]:
+    def parts(self) -> dict[str, Part]:
         return {
             "style, a picture as the reference": lambda: self.style(1, self.reference()),
             "style, first row of two": lambda: self.style(2, FIRST_ROW),
@@ -211,6 +251,9 @@ class Case:
 
 def half(device: torch.device) -> torch.dtype:
     return torch.float16 if device.type == "cuda" else torch.float32
+
+
+MODELS: dict[str, Make] = {"SDXL": Case.sdxl, "SD3.5 Medium": Case.sd35_medium}
 
 
 if __name__ == "__main__":

@@ -48,7 +48,10 @@ def import_pack() -> None:
 
 
 def import_engine_only() -> None:
-    """Make `conditional_balance.engine` and `.render`, which need no ComfyUI, importable where there is none."""
+    """Make `conditional_balance.engine` and `.render`, which need no ComfyUI, importable where there is none.
+
+    Where ComfyUI's models can be imported, `.runtime` can be as well.
+    """
     package = types.ModuleType("conditional_balance")
     package.__path__ = [str(ROOT)]
     sys.modules["conditional_balance"] = package
