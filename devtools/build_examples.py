@@ -33,6 +33,8 @@ PUBLISHED = "sdxl-base-1.0.style.published.safetensors"
 DEMO_PROFILE = "demo.style.safetensors"
 BALANCED = 0.2  # lambda at which the demo model takes the style as far as with all layers and keeps the content
 WITH_STRUCTURE = 0.57  # style amount beside a ControlNet, as README says
+OWN_PROMPT = "a red fox in the snow"
+MAP = "cb_layer_map"  # the name of js/layer_map's widget
 SQUARE = {"upscale_method": "lanczos", "width": 1024, "height": 1024, "crop": "center"}
 
 
@@ -561,38 +563,88 @@ def _keep_subject(
     sheet.add("SaveImage", "Result", tall=480, images=(decoded, 0), filename_prefix=f"{prefix}subject_kept")
 
 
-def style_and_structure(known: Mapping[str, Any]) -> Blueprint:
-    """One node that puts a style and a structure on a model and its prompts, both through their gates."""
+def style_blueprint(known: Mapping[str, Any]) -> Blueprint:
+    """From a checkpoint and a picture to your prompt in the picture's style."""
     inside = Blueprint(
         known,
-        "Style + structure, balanced",
-        "Paints your prompt in the style of a picture and with the structure of a ControlNet: style enters through the"
-        " layers that listen to it, structure for as long as the layout needs it. Connect its outputs to a sampler.",
+        "Style from a Picture, all in one",
+        "Paints your prompt in the style of a picture; the layer map shows which layers take it.",
     )
-    model, clip, vae = inside.input("model", "MODEL"), inside.input("clip", "CLIP"), inside.input("vae", "VAE")
-    positive, negative = inside.input("positive", "CONDITIONING"), inside.input("negative", "CONDITIONING")
-    picture = inside.input("style picture", "IMAGE")
-    control, image = inside.input("control_net", "CONTROL_NET"), inside.input("control image", "IMAGE")
-    about = inside.input("what the style picture shows", "STRING", "a painting")
-    ranking = inside.input("profile", "COMBO", PUBLISHED)
-    share, kept = inside.input("style amount", "FLOAT", WITH_STRUCTURE), inside.input("structure amount", "FLOAT", 0.15)
-    inside.next_column("Whose style")
-    latent = inside.add("VAEEncode", pixels=picture, vae=vae)
-    described = inside.add("CLIPTextEncode", "What the style picture shows", clip=clip, text=about)
-    reference = inside.add("CBStyleReference", latent=(latent, 0), prompt=(described, 0))
+    loaded = _checkpoint_of(inside)
+    picture = inside.input("picture", "IMAGE")
+    prompt, shows = inside.input("prompt", "STRING", OWN_PROMPT), inside.input("what it shows", "STRING", "")
+    share = inside.input("style amount", "FLOAT", 0.43)
     inside.next_column("Style", 420)
-    profile = inside.add("CBLoadSensitivityProfile", profile=ranking, model=model)
-    gate = inside.add("CBSelectLayers", profile=(profile, 0), **{"lambda": share})
-    injected = inside.add("CBStyleInjection", model=model, gate=(gate, 0), reference=(reference, 0))
-    inside.next_column("Structure")
-    gated = inside.add("CBGateControlNet", control_net=control, kept=kept)
-    applied = inside.add(
-        "ControlNetApplyAdvanced", positive=positive, negative=negative, control_net=(gated, 0), image=image,
-        strength=0.8,
+    styled = inside.add("CBStyleFromPicture", **loaded, image=picture, shows=shows, **{"lambda": share})
+    inside.show(styled, MAP)
+    size = _size_of(inside)
+    inside.next_column("What to paint")
+    positive = inside.add("CLIPTextEncode", "Prompt", clip=loaded["clip"], text=prompt)
+    canvas = inside.add("EmptyLatentImage", **size, batch_size=1)
+    return _painted_inside(inside, loaded, (styled, 0), (positive, 0), (canvas, 0))
+
+
+def subject_blueprint(known: Mapping[str, Any]) -> Blueprint:
+    """From a checkpoint and a picture to the subject of your prompt in its surroundings."""
+    inside = Blueprint(
+        known,
+        "Keep My Subject, all in one",
+        "Paints the subject of your prompt into the surroundings of a picture; no mask to paint.",
+    )
+    loaded = _checkpoint_of(inside)
+    picture = inside.input("picture of the surroundings", "IMAGE")
+    prompt, phrase = inside.input("prompt", "STRING", OWN_PROMPT), inside.input("subject", "STRING", "")
+    inside.next_column("Keep", 420)
+    kept = inside.add("CBKeepSubject", **loaded, image=picture, prompt=prompt, phrase=phrase)
+    return _painted_inside(inside, loaded, (kept, 0), (kept, 2), (kept, 1))
+
+
+def structure_blueprint(known: Mapping[str, Any]) -> Blueprint:
+    """From a checkpoint, a ControlNet and two pictures to your prompt with the style of one and the layout of the other."""
+    inside = Blueprint(
+        known,
+        "Style and Structure, all in one",
+        "Paints your prompt with the layout of one picture, through a ControlNet, and in the style of another.",
+    )
+    loaded = _checkpoint_of(inside)
+    control = inside.input("control_net", "CONTROL_NET")
+    style, structure = inside.input("style picture", "IMAGE"), inside.input("structure picture", "IMAGE")
+    prompt, shows = inside.input("prompt", "STRING", OWN_PROMPT), inside.input("what it shows", "STRING", "")
+    share, kept = inside.input("style amount", "FLOAT", WITH_STRUCTURE), inside.input("structure amount", "FLOAT", 0.15)
+    inside.next_column("Style and structure", 420)
+    both = inside.add(
+        "CBStyleAndStructure", **loaded, control_net=control, style_image=style, structure_image=structure,
+        prompt=prompt, shows=shows, kept=kept, **{"lambda": share},
     )  # fmt: skip
-    inside.output("model", "MODEL", (injected, 0))
-    inside.output("positive", "CONDITIONING", (applied, 0))
-    inside.output("negative", "CONDITIONING", (applied, 1))
+    inside.show(both, MAP)
+    size = _size_of(inside)
+    inside.next_column("Size")
+    canvas = inside.add("EmptyLatentImage", **size, batch_size=1)
+    return _painted_inside(inside, loaded, (both, 0), (both, 1), (canvas, 0))
+
+
+def _checkpoint_of(inside: Blueprint) -> dict[str, Source]:
+    return {name: inside.input(name, name.upper()) for name in ("model", "clip", "vae")}
+
+
+def _size_of(inside: Blueprint) -> dict[str, Source]:
+    return {name: inside.input(name, "INT", 1024) for name in ("width", "height")}
+
+
+def _painted_inside(
+    inside: Blueprint, loaded: dict[str, Source], model: Source, positive: Source, canvas: Source
+) -> Blueprint:
+    """The rest of every job: a sampler, whose dials a blueprint shows too, and the picture."""
+    seed = inside.input("seed", "INT", SDXL["seed"])
+    steps, cfg = inside.input("steps", "INT", SDXL["steps"]), inside.input("cfg", "FLOAT", SDXL["cfg"])
+    inside.next_column("Paint")
+    negative = inside.add("CLIPTextEncode", "Negative", clip=loaded["clip"], text="")
+    sampled = inside.add(
+        "KSampler", model=model, positive=positive, negative=(negative, 0), latent_image=canvas,
+        **SDXL | {"seed": seed, "steps": steps, "cfg": cfg},
+    )  # fmt: skip
+    decoded = inside.add("VAEDecode", samples=(sampled, 0), vae=loaded["vae"])
+    inside.output("picture", "IMAGE", (decoded, 0))
     return inside
 
 
@@ -615,7 +667,7 @@ WORKFLOWS = {
     "subject_kept_sdxl": subject_sdxl,
     **families.WORKFLOWS,
 }
-BLUEPRINTS = (style_and_structure,)
+BLUEPRINTS = (style_blueprint, subject_blueprint, structure_blueprint)
 
 
 def _with_models(graph: dict[str, Any]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from .graph import Graph, Link
 from .server import Server
 
 PUBLISHED = "sdxl-base-1.0.style.published.safetensors"
-MAP_WIDTH = 760
+MAP_WIDTH, WIDE_MAP = 760, 1100  # of the demo model, and of one with 70 layers
 LOOK = {"noise_levels": 6, "size": demo_scenes.SIDE, "features": "q"}  # of the profiles that only figures show
 SLOTS = 6  # residuals of the demo model besides the middle one
 STEPS = 48  # columns of a chart over the schedule
@@ -145,6 +145,16 @@ def style_over_structure(studio: Studio, graph: Graph) -> Image.Image:
     return sheet([("", [first for first, *_ in shown])], ["style", "structure", *amounts])
 
 
+@figure("CBSuggestAmount")
+def tried_amounts(studio: Studio, graph: Graph) -> Image.Image:
+    model = graph.add("CBLoadDemoModel")
+    picture = graph.add("CBDemoPictures", **demo_scenes.REFERENCE)
+    styled = graph.add("CBStyleFromPicture", **_checkpoint(model), image=[picture, 0], shows=demo_scenes.SHOWS)
+    tried = graph.add("CBSuggestAmount", image=_painted(graph, model, styled, demo_scenes.PROMPTS[0]))
+    ((strip,),) = studio.shoot(graph, [tried, 1])
+    return stacked([strip], strip.width)
+
+
 def _checkpoint(model: str) -> dict[str, Link]:
     return {name: [model, slot] for slot, name in enumerate(("model", "clip", "vae"))}
 
@@ -204,7 +214,7 @@ def saved(studio: Studio, graph: Graph) -> Image.Image:
 @figure("CBLoadSensitivityProfile")
 def loaded(studio: Studio, graph: Graph) -> Image.Image:
     ((heat_map,),) = studio.shoot(graph, [graph.add("CBLoadSensitivityProfile", profile=PUBLISHED), 1])
-    return stacked([heat_map], MAP_WIDTH)
+    return stacked([heat_map], WIDE_MAP)
 
 
 @figure("CBCombineProfiles")
@@ -366,7 +376,7 @@ def set_side_by_side(studio: Studio, graph: Graph) -> Image.Image:
     styled = graph.first("VAEDecode", upstream="CBSelectLayers")
     shown = graph.add("CBBeforeAfter", before=[plain, 0], after=[styled, 0], reference=_reference(graph))
     ((strip, *_),) = studio.shoot(graph, [shown, 0])
-    return sheet([("", [strip])], ["reference, before, after"], tile=strip.width)
+    return sheet([("", [strip])], ["reference, before, after"], tile=2 * strip.height)
 
 
 @figure("CBStyleReference", of="style_balanced_demo")

@@ -33,7 +33,7 @@ from devtools.steps import Failed
 
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-README_WIDTH, THUMBNAIL, LABEL, LABEL_WIDTH = 798, 512, 24, 280  # pixels
+README_WIDTH, FIGURE_WIDTH, THUMBNAIL, LABEL, LABEL_WIDTH = 798, 1216, 512, 24, 280  # pixels
 PAINTER = "painted by the pack's small demo model"
 
 
@@ -192,11 +192,11 @@ def _figures_of(studio: Studio, gallery: Gallery, nodes: Sequence[str]) -> None:
 
 
 def _packed(picture: Image.Image) -> bytes:
-    """WebP, without loss where that is smaller, as it is for charts."""
-    tries = []
-    for how in ({"lossless": True}, {"quality": 86}):
+    """WebP no wider than a help page, without loss where that is smaller, as it is for charts."""
+    tries, shown = [], _within(picture, FIGURE_WIDTH, picture.height)
+    for how in ({"lossless": True}, {"quality": 80}):
         data = BytesIO()
-        picture.save(data, "WEBP", method=6, **how)
+        shown.save(data, "WEBP", method=6, **how)
         tries.append(data.getvalue())
     return min(tries, key=len)
 

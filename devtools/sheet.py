@@ -137,6 +137,7 @@ class Blueprint(Sheet):
     def __init__(self, known: Mapping[str, Any], name: str, about: str) -> None:
         super().__init__(known)
         self.name, self.about, self.ins, self.outs = name, about, [], []
+        self.shown: list[tuple[str, str]] = []
         self.id = str(uuid.uuid5(uuid.NAMESPACE_URL, name))  # the same at every build
 
     def input(self, name: str, kind: str, value: Any = None) -> Source:
@@ -150,6 +151,10 @@ class Blueprint(Sheet):
         self.outs.append(self._slot(name, kind, slot))
         self.outs[slot]["linkIds"].append(self._link(source, OUTSIDE, slot, kind))
 
+    def show(self, node: int, widget: str) -> None:
+        """Let a widget of a node inside stand on the blueprint's face; only front ends know those of our scripts."""
+        self.shown.append((str(node), widget))
+
     def _slot(self, name: str, kind: str, place: int) -> dict[str, Any]:
         number = str(uuid.uuid5(uuid.UUID(self.id), f"{name} {kind}"))
         return {"id": number, "name": name, "type": kind, "linkIds": [], "pos": [0, LINE * place]}
@@ -160,11 +165,13 @@ class Blueprint(Sheet):
     def graph(self) -> dict[str, Any]:
         """A workflow of one node, whose type is the subgraph: the form in which the front end publishes them."""
         node = {
-            "id": 1, "type": self.id, "pos": [0, 0], "size": [WIDTH, HEAD + LINE * len(self.ins)], "flags": {},
+            "id": 1, "type": self.id, "pos": [0, 0], "size": [WIDTH, self._tall()], "flags": {},
             "order": 0, "mode": 0, "title": self.name,
             "inputs": [self._outer(each) for each in self.ins],
             "outputs": [{"name": each["name"], "type": each["type"], "links": []} for each in self.outs],
-            "properties": {"proxyWidgets": [["-1", each["name"]] for each in self._widgets()]},
+            "properties": {
+                "proxyWidgets": [*(["-1", each["name"]] for each in self._widgets()), *map(list, self.shown)]
+            },
             "widgets_values": [each["value"] for each in self._widgets()],
         }  # fmt: skip
         return {
@@ -172,6 +179,10 @@ class Blueprint(Sheet):
             "definitions": {"subgraphs": [self._definition()]}, "extra": {"BlueprintDescription": self.about},
             "version": 0.4,
         }  # fmt: skip
+
+    def _tall(self) -> int:
+        fields = FIELD * sum(each["type"] == "STRING" for each in self.ins)
+        return HEAD + LINE * len(self.ins) + fields + LAYER_MAP * len(self.shown)
 
     def _widgets(self) -> list[dict[str, Any]]:
         return [each for each in self.ins if each["type"] in workflow.WIDGET_TYPES]

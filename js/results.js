@@ -10,7 +10,14 @@ const NAMELESS = '00000000-0000-0000-0000-000000000000' // core's id of a graph 
 // {cb_summary, cb_warning, cb_told, cb_profile, cb_strip, ...} as nodes/shown.py names them; empty before a run.
 export function resultOf(node) {
   const outputs = app.nodeOutputs ?? {}
-  return outputs[locatorOf(node)] ?? outputs[executionIdOf(node)] ?? {}
+  return outputs[locatorOf(node)] ?? outputs[executionIdOf(node)] ?? lastPartOf(outputs, executionIdOf(node)) ?? {}
+}
+
+// What the last of the nodes showed that a node has put into the prompt by itself: core names their results after them
+// ("9.0.0.1") when it brings results back after undo or in another tab.
+function lastPartOf(outputs, id) {
+  const part = Object.keys(outputs).filter(key => key.startsWith(`${id}.`)).at(-1)
+  return part && outputs[part]
 }
 
 // The sentence that says why the node was refused or failed, from core's own stores or the server's history; '' if it

@@ -23,6 +23,7 @@ from . import (
     structure,
     style,
     subject,
+    suggest,
     trajectory,
 )
 
@@ -40,6 +41,7 @@ class ConditionalBalance(ComfyExtension):
             gradsam,
             attribution_preview,
             before_after,
+            suggest,
             lora,
             adapter,
             metadata,

@@ -461,7 +461,8 @@ def _choice(model: ModelPatcher, connected: SensitivityProfile | None) -> Choice
 
 
 def _chosen(model: ModelPatcher) -> Choice:
-    return choose_profile(model, _own_files(), [SHIPPED / name for name in RANKINGS])
+    shipped = [path for name in RANKINGS if (path := SHIPPED / name).exists()]  # the registry's build lacks the demo's
+    return choose_profile(model, _own_files(), shipped)
 
 
 def _own_files() -> list[Path]:

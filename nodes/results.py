@@ -63,9 +63,17 @@ def _run_of(entry: Mapping[str, Any]) -> _Run:
     _, number, prompt, extra, *_ = entry["prompt"]
     workflow = (extra.get("extra_pnginfo") or {}).get("workflow") or {}
     outputs = dict(entry["outputs"]) | _failure(entry.get("status") or {})
-    kinds = {node: prompt[node]["class_type"] for node in outputs if node in prompt}
-    shown = {node: {"type": kind, "output": outputs[node]} for node, kind in kinds.items() if kind.startswith(OURS)}
+    shown = {}
+    for node, output in outputs.items():
+        at = _seat(node, entry.get("meta") or {})
+        if (kind := prompt.get(at, {}).get("class_type", "")).startswith(OURS):
+            shown[at] = {"type": kind, "output": output}
     return _Run(workflow.get("id"), shown, told_in(number))
+
+
+def _seat(node: str, meta: Mapping[str, Any]) -> str:
+    """The node that shows what a node has to show: another one for nodes that it has put into the prompt by itself."""
+    return (meta.get(node) or {}).get("display_node", node)
 
 
 def _failure(status: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ..engine.profile_file import digest
 from .widgets import unknown_choice
 
 SUMMARY, PROFILE, STRIP = "cb_summary", "cb_profile", "cb_strip"  # keys of the `ui` output that js/ reads
-COMPARED = "cb_compared"
+COMPARED, SUGGESTED = "cb_compared", "cb_suggested"
 WARNING, ERROR, ABOUT = "cb_warning", "cb_error", "cb_about"
 TOLD = "cb_told"  # what samplers said later; the page and nodes/results.py put it there
 KEPT = 32

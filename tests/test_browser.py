@@ -18,7 +18,6 @@ from visits import RENDERERS, needs_browser, visited
 NODES = [node.GET_SCHEMA().node_id for node in asyncio.run(ConditionalBalance().get_node_list())]
 WORKFLOWS = {"core_nodes": ROOT / "tests" / "workflows" / "core_nodes.json"} | EXAMPLES
 RUN = ["core_nodes", "style_balanced_demo"]  # test_examples runs every demo workflow without a browser
-BLUEPRINT = "Style + structure, balanced"
 
 pytestmark = needs_browser
 
@@ -57,54 +56,72 @@ def test_nodes_of_an_example_do_not_cover_one_another(name: str, renderer: str, 
     assert visit["workflows"][name]["overlaps"][renderer] == []
 
 
-@pytest.fixture(scope="module")
-def placed(server: Server, object_info: dict) -> dict[str, Any]:
-    """What the blueprint offers where it was placed by searching for it, its prompt, and how it ran."""
-    workflow, links = _around_the_blueprint(object_info)
-    widgets = {"profile": "demo.style.safetensors", "style amount": 0.2, "structure amount": 0.5}
-    return visited("blueprint", server, blueprint=BLUEPRINT, workflow=workflow, links=links, widgets=widgets)
+LOADED = ["model", "clip", "vae"]
+BLUEPRINTS = {
+    "Style from a Picture, all in one": ["picture"],
+    "Keep My Subject, all in one": ["picture of the surroundings"],
+    "Style and Structure, all in one": ["control_net", "style picture", "structure picture"],
+}
+"""Names of the blueprints, and what each takes beside a checkpoint."""
+DIALS = {
+    "prompt": "a red fox in the snow", "what it shows": "", "subject": "",
+    "style amount": 0.43, "structure amount": 0.15,
+    "width": 1024, "height": 1024, "seed": 10, "steps": 30, "cfg": 5.0,
+}  # fmt: skip
+QUICK = {"width": 96, "height": 96, "steps": 1, "structure amount": 0.5}
 
 
-def _around_the_blueprint(known: dict) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+@pytest.fixture(scope="module", params=BLUEPRINTS)
+def placed(request: pytest.FixtureRequest, server: Server, object_info: dict) -> dict[str, Any]:
+    """What a blueprint offers where it was placed by searching for it, its prompt, and how it ran."""
+    workflow, links = _around_the_blueprint(object_info, BLUEPRINTS[request.param])
+    orders = {"blueprint": request.param, "workflow": workflow, "links": links, "widgets": QUICK}
+    return {"name": request.param, **visited("blueprint", server, **orders)}
+
+
+def _around_the_blueprint(known: dict, taken: list[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A workflow that lacks only the blueprint, and the links between the two by the names of its slots."""
     sheet = Sheet(known)
     sheet.next_column("Demo")
-    model = sheet.add("CBLoadDemoModel")
-    control = sheet.add("CBLoadDemoControlNet")
-    scene = sheet.add("CBDemoPictures")
-    text = sheet.add("CLIPTextEncode", clip=(model, 1), text="a cat in the city, flat drawing")
-    sheet.next_column("Style")
-    latent = sheet.add("VAEEncode", pixels=(scene, 0), vae=(model, 2))
-    sampled = sheet.add("KSampler", latent_image=(latent, 0), steps=2)
-    decoded = sheet.add("VAEDecode", samples=(sampled, 0), vae=(model, 2))
-    sheet.add("SaveImage", images=(decoded, 0))
-    into = {
-        "model": (model, 0), "clip": (model, 1), "vae": (model, 2), "positive": (text, 0), "negative": (text, 0),
-        "style picture": (scene, 0), "control_net": (control, 0), "control image": (scene, 2),
-    }  # fmt: skip
-    links = [{"from": node, "slot": slot, "to": "blueprint", "name": name} for name, (node, slot) in into.items()]
-    out = ("model", "positive", "negative")
-    return sheet.graph(), links + [{"from": "blueprint", "slot": name, "to": sampled, "name": name} for name in out]
+    sources = {
+        name: (sheet.add("CBLoadDemoModel"), slot) if not slot else (1, slot) for slot, name in enumerate(LOADED)
+    }
+    scene = sheet.add("CBDemoPictures", scenes="a fox in the forest")
+    sources |= {name: (scene, 0) for name in taken}
+    if "control_net" in taken:
+        sources |= {"control_net": (sheet.add("CBLoadDemoControlNet"), 0), "structure picture": (scene, 2)}
+    sheet.next_column("Picture")
+    shown = sheet.add("SaveImage")
+    links = [{"from": node, "slot": slot, "to": "blueprint", "name": name} for name, (node, slot) in sources.items()]
+    return sheet.graph(), [*links, {"from": "blueprint", "slot": "picture", "to": shown, "name": "images"}]
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)
-def test_placed_subgraph_offers_what_it_says(renderer: str, placed: dict) -> None:
-    sockets = ["model", "clip", "vae", "positive", "negative", "style picture", "control_net", "control image"]
-    widgets = ["what the style picture shows", "profile", "style amount", "structure amount"]
-    assert placed[renderer]["inputs"] == sockets + widgets
-    assert placed[renderer]["outputs"] == ["model", "positive", "negative"]
-    published = "sdxl-base-1.0.style.published.safetensors"
-    offered = {"what the style picture shows": "a painting", "profile": published}
-    assert placed[renderer]["offered"] == offered | {"style amount": 0.57, "structure amount": 0.15}
+def test_a_placed_blueprint_takes_pictures_and_gives_one(renderer: str, placed: dict) -> None:
+    inputs, offered = placed[renderer]["inputs"], placed[renderer]["offered"]
+    assert inputs[: len(LOADED) + len(BLUEPRINTS[placed["name"]])] == LOADED + BLUEPRINTS[placed["name"]]
+    assert placed[renderer]["outputs"] == ["picture"]
+    amount = {"style amount": 0.57} if placed["name"] == "Style and Structure, all in one" else {}
+    wanted = DIALS | amount
+    assert {name: wanted[name] for name in offered if name in wanted} == {
+        name: offered[name] for name in offered if name in wanted
+    }
+    assert {"prompt", "seed", "steps", "cfg"} <= set(offered)
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)
-def test_placed_subgraph_sends_its_widgets_and_runs(renderer: str, placed: dict) -> None:
+def test_a_placed_blueprint_shows_the_layer_map_where_there_is_one(renderer: str, placed: dict) -> None:
+    assert placed[renderer]["map"] == (placed["name"] != "Keep My Subject, all in one")
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_a_placed_blueprint_sends_its_widgets_and_runs(renderer: str, placed: dict) -> None:
     inside = {node["class_type"]: node["inputs"] for node in placed[renderer]["prompt"].values()}
-    assert inside["CBLoadSensitivityProfile"]["profile"] == "demo.style.safetensors"
-    assert inside["CBSelectLayers"]["lambda"] == 0.2 and inside["CBGateControlNet"]["kept"] == 0.5
+    assert inside["KSampler"]["steps"] == 1
+    if placed["name"] == "Style and Structure, all in one":
+        assert inside["CBStyleAndStructure"]["kept"] == 0.5
     assert placed[renderer]["end"] == {"event": "execution_success", "message": ""}
 
 
-def test_placed_subgraph_makes_no_complaint(placed: dict) -> None:
+def test_a_placed_blueprint_makes_no_complaint(placed: dict) -> None:
     assert [complaint for complaint in placed["complaints"] if "subgraph blueprint" in complaint] == []

@@ -13,9 +13,13 @@ await withPage(orders, async (page, complaints) => {
     await place(page)
     seen[renderer] = await page.evaluate(connect, orders)
     seen[renderer].prompt = await page.evaluate(async () => (await window.app.graphToPrompt()).output)
-    await page.waitForTimeout(1000)
-    await page.screenshot({ path: `${orders.pictures}/blueprint_${renderer}.png` })
     seen[renderer].end = await runLoaded(page)
+    await page.waitForTimeout(1500)
+    seen[renderer].map = await page.evaluate(() => {
+      const map = document.querySelector('.cb-map')
+      return Boolean(map?.checkVisibility() && !('empty' in map.dataset))
+    })
+    await page.screenshot({ path: `${orders.pictures}/${orders.blueprint}_${renderer}.png` })
   }
   return seen
 })

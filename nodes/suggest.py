@@ -1,0 +1,228 @@
+"""The node that paints a few cheap pictures with more and more style, and says which amount it would take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import comfy.model_management
+import numpy as np
+import torch
+from comfy_api.latest import io, ui
+from comfy_execution.graph_utils import GraphBuilder
+
+from ..engine.effect import effect_of
+from ..engine.suggesting import Tries, suggested
+from ..render.side_by_side import side_by_side
+from ..runtime.inject.picture import latent_of
+from .findings import small
+from .jobs import BY_AMOUNT
+from .repainting import Find, Node, between, cheaper, links, nearest
+from .schema import Schema, found_by
+from .shown import SUGGESTED, summary
+
+DIAL = "lambda"
+PICTURES = {"CBStyleFromPicture": "image", "CBStyleAndStructure": "style_image"}
+"""The nodes whose style amount is tried, and the input of each that brings the style."""
+TRIED = 5
+MOST_LOOKED_AT = 4  # pictures of a batch
+TILE, PICTURE, MODEL, VAE = "tile_{}", "of_picture", "of_model", "of_vae"
+"""Links that the node gives itself when it runs again behind the pictures."""
+
+
+class CBSuggestAmount(io.ComfyNode):
+    """Puts copies of the nodes behind a picture into the prompt, each with another amount, and itself behind them."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return Schema(
+            node_id="CBSuggestAmount",
+            display_name="Suggest Style Amount (five quick tries)",
+            category="conditional balance",
+            search_aliases=found_by(
+                "style amount",
+                "style strength",
+                "how much style",
+                "compare strengths",
+                "sweep",
+                "xy plot",
+                "grid",
+                "建议风格量",
+                "スタイル量を提案",
+            ),
+            description="Paints your picture with less and with more style, in a few steps each, and suggests a style "
+            "amount. Click a picture to take its amount.",
+            is_output_node=True,
+            enable_expand=True,
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
+            inputs=[
+                io.Image.Input(
+                    "image",
+                    lazy=True,
+                    tooltip="The picture that VAE Decode makes, with Style from Picture or Style and Structure "
+                    "somewhere before it. This one link is all that the node needs.",
+                ),
+                _amount("lowest", 0.15, "The least style that is tried. 0 is always painted as well, to compare."),
+                _amount("highest", 0.75, "The most style that is tried; five amounts lie evenly from lowest to it."),
+                io.Int.Input(
+                    "steps",
+                    default=8,
+                    min=1,
+                    max=100,
+                    tooltip="Sampling steps of each try: 8 are enough to compare. Fewer than your sampler's, which is "
+                    "left as it is.",
+                ),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="Measures style and content with this network instead of your own VAE, where you have one.",
+                ),
+            ],
+            outputs=[
+                io.Float.Output(display_name="style amount", tooltip="The amount that is suggested."),
+                io.Image.Output(
+                    display_name="tiles",
+                    tooltip="The style picture, the picture without style, and the five tries, side by side.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        lowest: float,
+        highest: float,
+        steps: int,
+        image: torch.Tensor | None = None,
+        clip_vision: Any = None,
+        **given: Any,
+    ) -> io.NodeOutput:
+        if highest <= lowest:
+            raise ValueError(f"'highest' ({highest:g}) has to be above 'lowest' ({lowest:g}).")
+        amounts = [0.0, *(round(float(each), 2) for each in np.linspace(lowest, highest, TRIED))]
+        prompt, me = cls.hidden.dynprompt, cls.hidden.unique_id
+        if given:
+            asked = _behind(prompt.get_node, prompt.get_parent_node_id(me))
+            return _compared(cls, asked, amounts, given, clip_vision)
+        asked = _behind(prompt.get_node, me)
+        graph = GraphBuilder()
+        tiles = {
+            TILE.format(place): _again(graph, prompt.get_node, asked, amount, steps)
+            for place, amount in enumerate(amounts)
+        }
+        inputs = prompt.get_node(asked.dial)["inputs"]
+        wanted = {PICTURE: PICTURES[asked.kind], MODEL: "model", VAE: "vae"}
+        mine = {name: value for name, value in prompt.get_node(me)["inputs"].items() if name != "image"}
+        found = graph.node("CBSuggestAmount", **mine, **tiles, **{name: inputs[of] for name, of in wanted.items()})
+        return io.NodeOutput(found.out(0), found.out(1), expand=graph.finalize())
+
+
+def _amount(name: str, default: float, tooltip: str) -> io.Input:
+    return io.Float.Input(
+        name, default=default, min=0.0, max=1.0, step=0.01, display_mode=io.NumberDisplay.slider, tooltip=tooltip
+    )
+
+
+class _Behind(NamedTuple):
+    """A link to a picture, and the node before it whose amount is tried."""
+
+    link: list[Any]
+    dial: str
+    kind: str
+
+
+def _behind(find: Find, me: str) -> _Behind:
+    """Raises ValueError when no picture is connected, or none of ours stands before it."""
+    link = find(me)["inputs"].get("image")
+    dial = nearest(find, link[0], PICTURES) if isinstance(link, list) else None
+    if dial is None:
+        raise ValueError(
+            "'image' has no Style from Picture or Style and Structure before it: connect the picture of the VAE Decode "
+            "behind one."
+        )
+    return _Behind(link, dial, find(dial)["class_type"])
+
+
+def _again(graph: GraphBuilder, find: Find, asked: _Behind, amount: float, steps: int) -> list[Any]:
+    """Copies of all that makes the picture, in fewer steps and with an amount; a link to the picture of the copy."""
+    copied = between(find, asked.link[0], asked.dial)
+    made = {name: graph.node(find(name)["class_type"], f"{name}@{amount:g}") for name in sorted(copied)}
+    for name, node in made.items():
+        inputs = cheaper(find(name)["inputs"], steps) | (_dialled(find(name), amount) if name == asked.dial else {})
+        sources = {key: source for key, source in links({"inputs": inputs}) if source in made}
+        node.inputs = inputs | {key: made[source].out(inputs[key][1]) for key, source in sources.items()}
+    return made[asked.link[0]].out(asked.link[1])
+
+
+def _dialled(node: Node, amount: float) -> dict[str, Any]:
+    return {DIAL: amount} | ({"preset": BY_AMOUNT} if "preset" in node["inputs"] else {})
+
+
+def _compared(
+    cls: type[io.ComfyNode], asked: _Behind, amounts: list[float], given: dict[str, Any], clip_vision: Any
+) -> io.NodeOutput:
+    """What the tries show, and which amount is suggested."""
+    tiles = [given[TILE.format(place)][..., :3] for place in range(len(amounts))]
+    picture = given[PICTURE]
+    if clip_vision is None:
+        latents = [given[VAE].encode(tile[:MOST_LOOKED_AT]) for tile in tiles]
+        style, content = seen_in_latents(latent_of(given[VAE], picture, given[MODEL]), latents)
+    else:
+        style, content = _by_network(clip_vision, picture, tiles)
+    tries = Tries(amounts, style, content)
+    amount = suggested(tries)
+    shown = {
+        "dial": asked.dial,
+        "widget": DIAL,
+        "amounts": amounts,
+        "style": [round(each, 3) for each in style],
+        "content": [round(each, 3) for each in content],
+        "suggested": amount,
+        "files": [ui.PreviewImage(small(tile[:1]), cls=cls).values[0] for tile in tiles],
+    }
+    words = f"Suggests {amount:g}: {_percent(tries, amount)}."
+    if max(style) <= 0:
+        words = (
+            "By these numbers no try comes nearer to the style picture: choose by eye, or raise 'highest' or 'steps'."
+        )
+    strip = side_by_side([picture[:1], *(tile[:1] for tile in tiles)])
+    return io.NodeOutput(amount, strip, ui={SUGGESTED: [shown]} | summary(words))
+
+
+def _percent(tries: Tries, amount: float) -> str:
+    style, content = (float(np.interp(amount, tries.amounts, each)) for each in (tries.style, tries.content))
+    return f"{style:.0%} of the way to the style, {content:.0%} of the picture without it kept"
+
+
+def seen_in_latents(reference: torch.Tensor, tries: Sequence[torch.Tensor]) -> tuple[list[float], list[float]]:
+    """Style and content of tries [B, C, (1,) h, w], the first without style, beside a reference's latent."""
+    plain, *styled = (_flat(each) for each in tries)
+    effects = [effect_of(plain, each, _flat(reference)) for each in styled]
+    style = [0.0, *(float(each.gain.mean()) for each in effects)]
+    return style, [1.0, *(1 - float(each.loss.mean()) for each in effects)]
+
+
+def _flat(latents: torch.Tensor) -> torch.Tensor:
+    """[B, C, h, w] of latents that may have an axis of frames."""
+    return latents.flatten(2, 3) if latents.ndim == 5 else latents
+
+
+def _by_network(network: Any, picture: torch.Tensor, tiles: list[torch.Tensor]) -> tuple[list[float], list[float]]:
+    """Style and content by a vision network: how near the tries are to the reference, and to the first of them."""
+
+    def seen(pictures: torch.Tensor) -> torch.Tensor:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        found = network.encode_image(pictures[:MOST_LOOKED_AT])["image_embeds"].float()
+        return torch.nn.functional.normalize(found.flatten(1), dim=1)
+
+    reference, plain = seen(picture[:1]), seen(tiles[0])
+    start = (plain * reference).sum(1)
+    style, content = [0.0], [1.0]
+    for tile in tiles[1:]:
+        found = seen(tile)
+        style.append(float((((found * reference).sum(1) - start) / (1 - start).clamp(min=1e-6)).mean()))
+        content.append(float((found * plain).sum(1).mean()))
+    return style, content
+
+
+NODES = [CBSuggestAmount]

@@ -1,0 +1,161 @@
+// Does jobs by hand, from the default graph to a picture: search, drag, type, choose, Run, and counts every step as one
+// node, one link or one value. Reads its orders as JSON from the first argument {playwright, browser, url, pictures, jobs:
+// [{name, steps, dials}]} and prints, by job, how many steps of which kind it took and how the run ended; screenshots go to
+// `pictures`. Where `dials`, it goes on to a preset and the layer map of Style from Picture. A step is ['node', name to type, type], ['link', type, output, type, input], ['choose', type, widget, text]
+// or ['type', type, widget, text]; where there are several nodes of a type, "type 2" is the second.
+import { runLoaded, withPage } from '../../devtools/page.mjs'
+import { free } from './stay.mjs'
+
+const orders = JSON.parse(process.argv[2])
+const SCALE = 0.62, LEFT = 120, TOP = 180
+const PLACES = [[420, 640], [-30, 640], [900, 640], [1350, 640]] // of new nodes, in units of the graph
+
+await withPage(orders, async (page, complaints) => {
+  const seen = { complaints }
+  await page.setViewportSize({ width: 1700, height: 1300 })
+  for (const { name, steps, dials } of orders.jobs) {
+    const found = (seen[name] = { node: 0, link: 0, value: 0 })
+    try {
+      await free(orders.url)
+      await begin(page)
+      let made = 0
+      for (const [kind, ...step] of steps) {
+        await { node: add, link, choose, type }[kind](page, ...step, PLACES[made])
+        if (kind === 'node') made += 1
+        found[{ choose: 'value', type: 'value' }[kind] ?? kind] += 1
+      }
+      await page.screenshot({ path: `${orders.pictures}/${name}_made.png` })
+      found.end = await runLoaded(page)
+      await page.waitForTimeout(1500)
+      if (dials) found.dials = await useDials(page)
+    } catch (error) {
+      found.problem = String(error.stack ?? error)
+    }
+    await page.screenshot({ path: `${orders.pictures}/${name}.png` })
+  }
+  return seen
+})
+
+// The graph that ComfyUI opens with. Its checkpoint is the demo model, and it is small: the machine of a test has no other.
+async function begin(page) {
+  await page.evaluate(async ([scale, left, top]) => {
+    const { app, LiteGraph } = window
+    await app.loadGraphData()
+    const { graph, canvas } = app, loader = graph._nodes.find(node => node.type === 'CheckpointLoaderSimple')
+    const demo = LiteGraph.createNode('CBLoadDemoModel')
+    demo.pos = [...loader.pos]
+    graph.add(demo)
+    loader.outputs.forEach((output, slot) => [...(output.links ?? [])].forEach(id => {
+      const { target_id: target, target_slot: into } = graph.links.get?.(id) ?? graph.links[id]
+      demo.connect(slot, graph.getNodeById(target), into)
+    }))
+    graph.remove(loader)
+    const set = (type, values) => {
+      const node = graph._nodes.find(each => each.type === type)
+      for (const [name, value] of Object.entries(values)) node.widgets.find(widget => widget.name === name).value = value
+    }
+    set('EmptyLatentImage', { width: 96, height: 96 })
+    set('KSampler', { steps: 2, cfg: 3, seed: 5 })
+    // The node of a type, or the second of it ("LoadImage 2").
+    window.nodeCalled = name => {
+      const [, kind, number] = /^(.+?)(?: (\d))?$/.exec(name)
+      const found = graph._nodes.filter(node => node.type === kind).sort((one, other) => one.id - other.id) // a click changes their order
+      return found[Number(number ?? 1) - 1]
+    }
+    Object.assign(canvas.ds, { scale, offset: [left / scale, top / scale] })
+    canvas.setDirty(true, true)
+    app.extensionManager.setting.set('Comfy.LinkRelease.Action', 'no action')
+  }, [SCALE, LEFT, TOP])
+  await page.waitForTimeout(1000)
+}
+
+// Double-clicks where nothing is, types a name and takes the first that is found.
+async function add(page, name, type, place) {
+  const field = page.locator('.comfy-vue-node-search-container input, [role="dialog"] input').first()
+  for (let tries = 0; tries < 5 && !(await field.isVisible()); tries++) { // a slow machine misses the first
+    await page.mouse.dblclick(...(await onScreen(page, place)))
+    await page.waitForTimeout(1500)
+  }
+  await field.fill(name)
+  await page.waitForTimeout(700)
+  await page.keyboard.press('Enter')
+  await page.waitForFunction(type => window.app.graph._nodes.at(-1).type === type && !window.app.graph._nodes.at(-1).flags.ghost || window.app.graph._nodes.at(-1).subgraph, type, { timeout: 10_000 })
+  await page.waitForTimeout(500)
+}
+
+async function link(page, from, output, to, input) {
+  const ends = await page.evaluate(([from, output, to, input]) => {
+    const source = window.nodeCalled(from), target = window.nodeCalled(to)
+    const out = source.outputs.findIndex(each => each.name === output), into = target.inputs.findIndex(each => each.name === input)
+    if (out < 0 || into < 0) throw new Error(`no ${output} or no ${input}: ${source.outputs.map(each => each.name)} ${target.inputs.map(each => each.name)}`)
+    return [source.getConnectionPos(false, out), target.getConnectionPos(true, into)].map(place => [...place])
+  }, [from, output, to, input])
+  const [start, end] = [await onScreen(page, ends[0]), await onScreen(page, ends[1])]
+  await page.mouse.move(...start)
+  await page.mouse.down()
+  await page.mouse.move((start[0] + end[0]) / 2, (start[1] + end[1]) / 2, { steps: 4 })
+  await page.mouse.move(...end, { steps: 4 })
+  await page.mouse.up()
+  await page.waitForFunction(([from, output, to, input]) => {
+    const target = window.nodeCalled(to), id = target.inputs.find(each => each.name === input).link
+    const link = id == null ? null : target.graph.links.get?.(id) ?? target.graph.links[id]
+    return link && String(link.origin_id) === String(window.nodeCalled(from).id)
+  }, [from, output, to, input], { timeout: 10_000 })
+}
+
+// Opens a list on a node and takes an entry.
+async function choose(page, type, name, text) {
+  const place = await page.evaluate(([type, name]) => {
+    const node = window.nodeCalled(type), widget = node.widgets.find(each => each.name === name)
+    return [node.pos[0] + node.size[0] / 2, node.pos[1] + (widget.y ?? widget.last_y) + 10]
+  }, [type, name])
+  await page.mouse.click(...(await onScreen(page, place)))
+  await page.locator('.litecontextmenu .litemenu-entry', { hasText: text }).first().click()
+  await page.waitForTimeout(200)
+}
+
+// What a preset, the slider and a click on the map do to one another.
+async function useDials(page) {
+  const seen = [await dials(page)]
+  await choose(page, 'CBStyleFromPicture', 'preset', 'strong 0.75')
+  seen.push(await dials(page))
+  await page.evaluate(() => {
+    const slider = window.nodeCalled('CBStyleFromPicture').widgets.find(widget => widget.name === 'lambda')
+    slider.value = 0.3
+    slider.callback?.(0.3)
+  })
+  seen.push(await dials(page))
+  const map = await page.evaluateHandle(() => window.nodeCalled('CBStyleFromPicture').widgets
+    .find(widget => widget.name === 'cb_layer_map').element.querySelector('canvas'))
+  const box = await map.boundingBox()
+  await page.mouse.click(box.x + 0.5 * box.width, box.y + 0.2 * box.height)
+  seen.push(await dials(page))
+  return seen
+}
+
+async function dials(page) {
+  await page.waitForTimeout(1500)
+  return page.evaluate(() => {
+    const node = window.nodeCalled('CBStyleFromPicture'), value = name => node.widgets.find(widget => widget.name === name).value
+    const { element } = node.widgets.find(widget => widget.name === 'cb_layer_map')
+    return { amount: value('lambda'), preset: value('preset'), pin: value('pin'), line: element.querySelector('.cb-map-line').textContent }
+  })
+}
+
+async function type(page, kind, name, text) {
+  const element = await page.evaluateHandle(([kind, name]) => {
+    const { element } = window.nodeCalled(kind).widgets.find(each => each.name === name)
+    return element.matches('textarea') ? element : element.querySelector('textarea')
+  }, [kind, name])
+  await element.click({ clickCount: 3 })
+  await page.keyboard.press('ControlOrMeta+a')
+  await page.keyboard.type(text)
+  await page.keyboard.press('Escape')
+}
+
+async function onScreen(page, place) {
+  return page.evaluate(([x, y]) => {
+    const { canvas } = window.app, box = canvas.canvas.getBoundingClientRect(), { scale, offset } = canvas.ds
+    return [box.left + (x + offset[0]) * scale, box.top + (y + offset[1]) * scale]
+  }, place)
+}

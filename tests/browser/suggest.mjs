@@ -1,0 +1,82 @@
+// Runs Suggest Style Amount and takes amounts by clicking, in both renderers. Reads its orders as JSON from the first
+// argument {playwright, browser, url, prompt, pictures} and prints, by renderer, what it saw; screenshots go to `pictures`.
+import { chooseRenderer, RENDERERS, runLoaded, withPage } from '../../devtools/page.mjs'
+import { afterReload, afterTabs, open } from './stay.mjs'
+
+const orders = JSON.parse(process.argv[2])
+
+await withPage(orders, async (page, complaints) => {
+  const seen = { complaints }
+  for (const name of RENDERERS) {
+    seen[name] = {}
+    try {
+      await chooseRenderer(page, name)
+      await use(page, name, seen[name])
+    } catch (error) {
+      seen[name].problem = String(error.stack ?? error)
+      await page.screenshot({ path: `${orders.pictures}/${name}_problem.png` })
+    }
+  }
+  return seen
+})
+
+async function use(page, name, seen) {
+  await open(page, orders.prompt, `suggest ${name}`)
+  seen.empty = await state(page)
+  const before = await steps(page)
+  seen.end = await runLoaded(page)
+  seen.ran = await state(page)
+  seen.steps = (await steps(page)) - before
+  await page.screenshot({ path: `${orders.pictures}/${name}_ran.png` })
+  await page.locator('.cb-suggest-tile').nth(2).click()
+  seen.clicked = await state(page)
+  seen.clickedSteps = (await steps(page)) - before
+  await page.keyboard.press('Tab')
+  await page.locator('.cb-suggest-best').focus()
+  await page.keyboard.press('Enter')
+  seen.keyed = await state(page)
+  await page.screenshot({ path: `${orders.pictures}/${name}_taken.png` })
+  await page.evaluate(() => window.app.extensionManager.workflow.activeWorkflow.changeTracker.undo())
+  seen.undone = await state(page)
+  seen.againEnd = await runLoaded(page)
+  seen.again = await state(page)
+  await afterTabs(page, 'suggest')
+  seen.tabbed = await state(page)
+  await afterReload(page)
+  seen.reloaded = await state(page)
+}
+
+async function state(page) {
+  await page.evaluate(() => {
+    const { canvas, graph } = window.app, [left, top] = graph._nodes.find(node => node.comfyClass === 'CBSuggestAmount').pos
+    Object.assign(canvas.ds, { scale: 1, offset: [300 - left, 150 - top] })
+    canvas.setDirty(true, true)
+  })
+  await page.waitForTimeout(1000)
+  return page.evaluate(async () => {
+    const { graph } = window.app, node = graph._nodes.find(each => each.comfyClass === 'CBSuggestAmount')
+    const dial = graph._nodes.find(each => each.comfyClass === 'CBStyleFromPicture')
+    const value = name => dial.widgets.find(widget => widget.name === name).value
+    const { element } = node.widgets.find(widget => widget.name === 'cb_suggest')
+    const images = [...element.querySelectorAll('img')]
+    await Promise.all(images.map(image => image.decode()))
+    return {
+      note: element.querySelector('.cb-suggest-note').textContent,
+      names: [...element.querySelectorAll('strong')].map(each => each.textContent),
+      taken: [...element.querySelectorAll('.cb-suggest-tile[aria-pressed=true] strong')].map(each => each.textContent),
+      best: element.querySelector('.cb-suggest-best').textContent,
+      shown: images.filter(image => image.naturalWidth && image.clientHeight > 30).length,
+      curves: element.querySelectorAll('polyline').length,
+      words: node.widgets.find(widget => widget.name === 'cb_summary').element.textContent,
+      amount: value('lambda'), preset: value('preset'),
+    }
+  })
+}
+
+async function steps(page) {
+  return page.evaluate(() => {
+    const tracker = window.app.extensionManager.workflow.activeWorkflow.changeTracker
+    tracker.checkState()
+    return tracker.undoQueue.length
+  })
+}
