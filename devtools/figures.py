@@ -150,7 +150,7 @@ def tried_amounts(studio: Studio, graph: Graph) -> Image.Image:
     model = graph.add("CBLoadDemoModel")
     picture = graph.add("CBDemoPictures", **demo_scenes.REFERENCE)
     styled = graph.add("CBStyleFromPicture", **_checkpoint(model), image=[picture, 0], shows=demo_scenes.SHOWS)
-    tried = graph.add("CBSuggestAmount", image=_painted(graph, model, styled, demo_scenes.PROMPTS[0]))
+    tried = graph.add("CBSuggestAmount", image=_painted(graph, model, styled, demo_scenes.SCENES[0]))
     ((strip,),) = studio.shoot(graph, [tried, 1])
     return stacked([strip], strip.width)
 
