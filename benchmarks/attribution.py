@@ -1,355 +1,411 @@
-"""Does the mask find the subject? Five methods against the demo world's true masks, beside DAAM's rule; and their cost.
+"""Does the mask find the subject? Five methods against the drawn world's true masks, beside DAAM's rule; their cost.
 
-Real pictures are drawn, so their masks are known exactly. Generated ones are drawn scenes that the model has redrawn
-from half of the schedule on, under their own caption: the subject keeps its place, so the drawn mask stays (nearly)
-true; `subject kept` says how often the judge still sees it. "own" is IoU under the node's default mask settings, "best"
-under the one threshold of the map, scaled to [0, 1], that is best over all pictures. Rows "against the place" know
-the caption's word for the background, as the Subject node's `surroundings`; the others know the subject's word alone.
-All in fp32: in bfloat16 the finite difference of `jvp` drowns in rounding.
+Scenes show one subject, two, or two look-alikes side by side; of two the first and the second are looked for in turns.
+Drawn pictures have known masks. Generated ones are drawn scenes that the model has redrawn from half of the schedule
+on, under their own caption: the subject keeps its place, so the drawn mask stays (nearly) true; `kept` says how often
+the judge still sees it there. "own" is IoU under the nodes' default mask settings, "best" under the one threshold of
+the map, scaled to [0, 1], that is best over all pictures. Rows "against the rest" know the caption's words for the
+place and for the other subject, as the Subject node's `surroundings`; the others know the subject's word alone. All in
+fp32: in bfloat16 the finite difference of `jvp` drowns in rounding.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
-import statistics
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+import multiprocessing
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import comfy.sample
 import comfy.samplers
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from benchmarks import harness
-from benchmarks.harness import BATCH, CFG, Demo, interval
+from benchmarks import attribution_cost, harness
+from benchmarks.harness import CFG, Demo, Paintings, Truth, described
+from conditional_balance.engine.attribution import contrasted, normalised
 from conditional_balance.engine.masks import MaskSettings, mask_of
 from conditional_balance.engine.subject import Phrase
-from conditional_balance.runtime.arch.registry import architecture_of
-from conditional_balance.runtime.attribution.attribute import Result, attribute
-from conditional_balance.runtime.attribution.find import ProbeSettings, find_subject
-from conditional_balance.runtime.attribution.layers import Layers, chosen_layers
-from conditional_balance.runtime.attribution.methods.grad_sam import GradSAM
+from conditional_balance.runtime.attribution.find import ProbeSettings, ask_at_levels
+from conditional_balance.runtime.attribution.layers import chosen_layers
 from conditional_balance.runtime.attribution.prediction import Prediction
 from conditional_balance.runtime.attribution.propagation import Propagation
 from conditional_balance.runtime.attribution.question import Question
 from conditional_balance.runtime.attribution.settings import AttributionSettings
 from conditional_balance.runtime.attribution.subject import Subject, read_subject
-from demo import world
+from demo import models
+from demo.nets import CELLS
+from demo.world import scenes
+from demo.world.places import PHRASES
+from demo.world.scenes import NOTHING, PLACE_NAMES, SIZE, Specs
+from demo.world.subjects import KNOWN_SUBJECTS, LOOK_ALIKES, SUBJECTS, WORDS
 
-LEVELS = (0.55, 0.7, 0.85)
+LEVELS = (0.65,)
 START = 0.5  # where redrawing begins
+KINDS = ("drawn", "generated")
+SITUATIONS = ("one subject", "two subjects", "look-alikes")
+ALIKE = tuple(pair for pair in LOOK_ALIKES if set(pair) <= set(KNOWN_SUBJECTS))
+SPREADS = (0, 1, 2, 3, 4)  # how often a map is spread along self-attention before it is multiplied with that
+ITSELF = len(SPREADS)  # the place of the map that is spread twice and not multiplied
+VARIANTS = ((False, 0), (False, 2), (True, 2))  # against the rest, times spread
+RULES = {f"mean + {c} std": MaskSettings(amount=c) for c in (0.4, 0.6, 0.8, 1.0, 1.2)} | {
+    "otsu": MaskSettings(rule="otsu")
+}
+THRESHOLDS = torch.linspace(0.05, 0.95, 37)
+MEASURES = ("IoU own", "AP", "pointing", "on the other")
+HALF, FINEST, BOTH = "o2-3", "o4-5", "o2-5"  # half as fine as the latents, as fine, and both: what "auto" takes
+DEFAULT = f"value_norm, layers {BOTH}"
 DAAM = "DAAM's rule"
-EQUAL = f"{DAAM}, propagated, against the place"  # what it finds with all that the best rows know
-METHODS = ("grad_sam", "jvp", "value_norm", "attention")
-OUTPUT = "grad_sam_output"  # dozens of passes: fewer rows
-NODE = AttributionSettings("value_norm", propagation=2)  # the nodes' defaults
-GROUP = 48  # pictures in one call
-NAIVE = 64  # outputs of which the naive Jacobian is timed
-GOALS = {"over DAAM": 0.05, "best IoU on generated": 0.75, "jvp forwards": 1.2, "grad_sam forwards": 4, "memory": 2.5}
+SPREAD, AGAINST = ", propagated", ", against the rest"
+GOALS = {"IoU own": 0.87, "IoU own beside a look-alike": 0.75}
 
 
-class Row(NamedTuple):
-    """One way to find the subject; `shift` moves its token positions, `against` sets it against the place's word."""
+class Way(NamedTuple):
+    """One way to find the subject; `shift` moves its token positions."""
 
     name: str
     settings: AttributionSettings
     shift: int = 0
-    against: bool = False
 
 
-def rows() -> Iterator[Row]:
-    yield Row(DAAM, AttributionSettings("attention", "all"))
-    yield Row(f"{DAAM}, against the place", AttributionSettings("attention", "all"), against=True)
-    yield Row(EQUAL, AttributionSettings("attention", "all", propagation=2), against=True)
-    yield Row("value_norm, layers auto, propagated", NODE)
-    for method in METHODS:
-        yield Row(f"{method}, layers auto", AttributionSettings(method))
-        yield Row(f"{method}, layers o2-3", AttributionSettings(method, "o2-3"))
-        yield Row(f"{method}, layers o2-3, propagated", AttributionSettings(method, "o2-3", propagation=2))
-        for layers in ("auto", "o2-3", "o"):
-            settings = AttributionSettings(method, layers, propagation=2)
-            yield Row(f"{method}, layers {layers}, propagated, against the place", settings, against=True)
-    for layers, probes in itertools.product(("auto", "o2-3"), (8, 16)):
-        settings = AttributionSettings("grad_sam", layers, propagation=2, probes=probes)
-        yield Row(f"grad_sam, {probes} probes, layers {layers}, propagated, against the place", settings, against=True)
-    yield Row(f"{OUTPUT}, layers auto", AttributionSettings(OUTPUT))
-    settings = AttributionSettings(OUTPUT, propagation=2)
-    yield Row(f"{OUTPUT}, layers auto, propagated, against the place", settings, against=True)
-    yield Row("attention, layers o2-3, against the place", AttributionSettings("attention", "o2-3"), against=True)
-    yield Row("attention, layers o, weighted by layer", AttributionSettings("attention", "o", "by layer"))
-    for method in ("grad_sam", "attention"):
-        settings = AttributionSettings(method, "o2-3", propagation=2)
-        yield Row(f"{method}, layers o2-3, propagated, one token early (the official code's offset)", settings, -1)
+def ways(job: Job | None = None) -> Iterator[Way]:
+    """All, or those that are tried on one picture: the slower ones on drawn pictures only, the slowest on few."""
+    yield Way(DAAM, AttributionSettings("attention", "all"))
+    for method, layers in (("attention", BOTH), ("value_norm", BOTH), ("grad_sam", HALF), ("grad_sam", BOTH)):
+        yield Way(f"{method}, layers {layers}", AttributionSettings(method, layers))
+    if job is None or job.kind == "drawn":
+        for method, layers in (("value_norm", HALF), ("jvp", BOTH), ("grad_sam", FINEST)):
+            yield Way(f"{method}, layers {layers}", AttributionSettings(method, layers))
+        for probes in (8, 16):
+            settings = AttributionSettings("grad_sam", HALF, probes=probes)
+            yield Way(f"grad_sam, {probes} probes, layers {HALF}", settings)
+        early = AttributionSettings("grad_sam", HALF)
+        yield Way(f"grad_sam, layers {HALF}, one token early (the official code's offset)", early, -1)
+        if job is None or job.index % 3 == 0:
+            yield Way(f"grad_sam_output, layers {FINEST}", AttributionSettings("grad_sam_output", FINEST))
+
+
+class Job(NamedTuple):
+    kind: str
+    situation: str
+    index: int  # which scene; also the seed
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind} {self.situation} {self.index:03}"
+
+    @property
+    def target(self) -> int:
+        """Which of two subjects is looked for."""
+        return 0 if self.situation == "one subject" else self.index % 2
 
 
 class Case(NamedTuple):
-    """Pictures of one kind: their subjects, true masks [B, 128, 128], and the latent to look at by noise level."""
+    """A picture [1, 3, 192, 192] and, by noise level, the latent [1, 8, 24, 24] to look at; with what is true of it."""
 
-    subjects: list[tuple[Tensor, Subject]]  # rows of the batch and what they show
-    masks: Tensor
+    subject: Subject
+    masks: Tensor  # of the subject and of the other one, [2, 192, 192], bool
+    picture: Tensor
     latents: dict[float, Tensor]
-    noised: bool
+    kept: bool
 
 
 def main() -> None:
-    chosen = harness.options(__doc__, count=96, steps=12, only="")  # --only: rows whose name holds this text
-    demo, dice = Demo(torch.float32), torch.Generator().manual_seed(chosen.seed)
-    specs = world.random_specs(chosen.count, dice)
-    real, generated, kept = cases(demo, specs, chosen)
-    results: dict[str, Any] = {"pictures": chosen.count, "levels": LEVELS, "subject kept": kept, "goals": GOALS}
-    for name, case in (("real", real), ("generated", generated)):
-        results[name] = {}
-        for row in rows():
-            if chosen.only in row.name:
-                results[name][row.name] = scored(demo, case, row)
-                print(name, row.name, results[name][row.name]["all levels"], flush=True)
-        results[name]["gain over DAAM's rule"] = gain(results[name])
-    results["cost"] = costs(demo, real)
-    harness.report(results, chosen)
+    chosen = harness.options(__doc__, count=8, steps=12, workers=2, prepared=harness.PREPARED, weights=models.WEIGHTS)
+    torch.set_num_threads(1)
+    jobs = [Job(kind, situation, index) for index, situation, kind in planned(chosen.count)]
+    demo = Demo(torch.float32, weights=chosen.weights)
+    shared = demo, Truth(chosen.prepared), chosen, paintings(chosen)
+    with multiprocessing.get_context("fork").Pool(chosen.workers, share_objects, shared) as pool:
+        found = []
+        for outcome in pool.imap(run, jobs):
+            found.append(outcome)
+            if len(found) % 10 == 0:
+                print(f"{len(found)} of {len(jobs)} pictures", flush=True)
+        if chosen.pictures:
+            show(pool, jobs, chosen.pictures)
+    about = {"pictures": len(jobs), "steps": chosen.steps, "levels": LEVELS, "goals": GOALS}
+    cost = attribution_cost.costs(demo, read_subject(demo.clip, "a fox in the hills", "fox", "hills"))
+    harness.report(about | summarised(jobs, found) | {"cost": cost}, chosen)
 
 
-def cases(demo: Demo, specs: world.Specs, chosen: Any) -> tuple[Case, Case, float]:
-    pictures, masks = (torch.cat(parts) for parts in zip(*map(world.render, _split(specs)), strict=True))
-    latents, captions = demo.encode(pictures), world.captions(specs)
-    subjects = [
-        (part, subject_of(demo, [captions[i] for i in part], specs[part])) for part in alike(demo, captions, specs)
-    ]
-    redrawn, noisy = redraw(demo, latents, captions, chosen)
-    kept = (demo.verdict(demo.decode(redrawn)).subject == specs.subject).float().mean()
-    real = Case(subjects, masks, dict.fromkeys(LEVELS, latents), False)
-    return real, Case(subjects, masks, noisy, True), round(float(kept), 4)
+def planned(count: int) -> Iterator[tuple[int, str, str]]:
+    """Scene by scene, so that a run that is stopped has some of each."""
+    return itertools.product(range(count), SITUATIONS, KINDS)
 
 
-def _split(specs: world.Specs) -> list[world.Specs]:
-    return [specs[part] for part in torch.arange(len(specs)).split(32)]
+def paintings(chosen: Any) -> Paintings:
+    """They depend on the weights and on the scenes."""
+    files = (chosen.weights / "unet.safetensors", chosen.weights / "text_encoder.safetensors")
+    return Paintings("attribution", *files, f"{ALIKE} {LEVELS} {START} {SPREADS} {chosen.steps} {chosen.seed}")
 
 
-def alike(demo: Demo, captions: list[str], specs: world.Specs) -> list[Tensor]:
-    """Rows that can share a call: those whose subject and place have their tokens at the same places."""
-    places: dict[tuple[tuple[int, ...], ...], list[int]] = {}
-    for index, caption in enumerate(captions):
-        subject = read(demo, caption, specs, index)
-        spots = tuple(phrase.positions for phrase in subject.phrases + subject.surroundings)
-        places.setdefault(spots, []).append(index)
-    return [part for group in places.values() for part in torch.tensor(group).split(GROUP)]
+def share_objects(demo: Demo, truth: Truth, chosen: Any, kept: Paintings) -> None:
+    global DEMO, TRUTH, CHOSEN, KEPT
+    DEMO, TRUTH, CHOSEN, KEPT = demo, truth, chosen, kept
+    torch.set_grad_enabled(False)
+    torch.set_num_threads(1)
 
 
-def subject_of(demo: Demo, captions: list[str], specs: world.Specs) -> Subject:
-    """One subject for pictures that each have their own caption."""
-    return replace(read(demo, captions[0], specs, 0), conditioning=demo.conditioning(captions))
+# pictures and what is true of them -----------------------------------------------------------------------------------
 
 
-def read(demo: Demo, caption: str, specs: world.Specs, index: int) -> Subject:
-    """The subject of one caption against its place's noun."""
-    place = world.PLACES[world.BACKGROUND_NAMES[int(specs.background[index])]].split()[-1]
-    return read_subject(demo.clip, caption, world.SUBJECT_NAMES[int(specs.subject[index])], place)
+def scene(situation: str, index: int) -> Specs:
+    """One scene [1] before a place that its caption names."""
+    dice = torch.Generator().manual_seed(1000 * CHOSEN.seed + 100 * SITUATIONS.index(situation) + 7919 * index)
+    many = scenes.random_specs(32, dice, subjects=KNOWN_SUBJECTS, alone=float(situation == "one subject"))
+    specs = many[(many.place != NOTHING).nonzero()[0]]
+    if situation == "look-alikes":
+        pair = [SUBJECTS.index(name) for name in ALIKE[index // 2 % len(ALIKE)]]
+        specs.subject[0] = torch.tensor(pair)
+    return specs
 
 
-def redraw(demo: Demo, latents: Tensor, captions: list[str], chosen: Any) -> tuple[Tensor, dict[float, Tensor]]:
-    """Drawn pictures redrawn from START on: the results, and the noisy latents on their way at each of LEVELS."""
-    sampling = demo.model.get_model_object("model_sampling")
-    percents = sorted({*torch.linspace(START, 1, chosen.steps + 1).tolist()[:-1], *LEVELS})
+def case_of(job: Job) -> Case:
+    specs = scene(job.situation, job.index)
+    caption = scenes.captions(specs)[0]
+    picture, masks = TRUTH.rendered(specs)
+    order = [job.target, 1 - job.target]
+    latent = DEMO.encode(picture)
+    latents, kept = dict.fromkeys(LEVELS, latent), True
+    if job.kind == "generated":
+        *noisy, last = KEPT.of(f"{job.name} redrawn", lambda: redrawn(latent, caption, job.index)).split(1)
+        latents, picture = dict(zip(LEVELS, noisy, strict=True)), DEMO.decode(last)
+        seen = harness.subjects_seen(DEMO.judge, picture, specs)[0, job.target].argmax()
+        kept = bool(seen == specs.subject[0, job.target])
+    return Case(subject_of(specs, job.target, caption), masks[0, order] > 0.5, picture, latents, kept)
+
+
+def subject_of(specs: Specs, target: int, caption: str) -> Subject:
+    """The subject against its place's noun and against the other subject, if there is one."""
+    words = [WORDS[row] for row in specs.subject[0].tolist() if row != NOTHING]
+    rest = [word for row, word in enumerate(words) if row != target]
+    rest.append(PHRASES[PLACE_NAMES[int(specs.place)]].split()[-1])
+    return read_subject(DEMO.clip, caption, words[target], ", ".join(rest))
+
+
+def redrawn(latent: Tensor, caption: str, seed: int) -> Tensor:
+    """A drawn picture redrawn from START on: its noisy latents on their way at each of LEVELS, then the result."""
+    sampling = DEMO.model.get_model_object("model_sampling")
+    percents = sorted({*torch.linspace(START, 1, CHOSEN.steps + 1).tolist()[:-1], *LEVELS})
     sigmas = torch.tensor([sampling.percent_to_sigma(percent) for percent in percents] + [0.0])
-    places = {percents.index(level): level for level in LEVELS}
-    done, seen = [], {level: [] for level in LEVELS}
+    seen: dict[float, Tensor] = {}
 
     def watch(step: int, denoised: Tensor, x: Tensor, total: int) -> None:
-        if step in places:
-            seen[places[step]].append(x.clone())
+        seen[percents[step]] = x.clone()
 
-    for part in torch.arange(len(latents)).split(BATCH):
-        noise = comfy.sample.prepare_noise(latents[part], chosen.seed + int(part[0]))
-        prompts = demo.conditioning([captions[i] for i in part]), demo.conditioning([""])
-        done.append(
-            comfy.sample.sample_custom(
-                demo.model, noise, CFG, comfy.samplers.ksampler("euler"), sigmas, *prompts, latents[part],
-                callback=watch, disable_pbar=True, seed=chosen.seed,
-            )
-        )  # fmt: skip
-    return torch.cat(done), {level: torch.cat(parts) for level, parts in seen.items()}
+    last = comfy.sample.sample_custom(
+        DEMO.model, comfy.sample.prepare_noise(latent, seed), CFG, comfy.samplers.ksampler("euler"), sigmas,
+        DEMO.conditioning([caption]), DEMO.conditioning([""]), latent, callback=watch, disable_pbar=True, seed=seed,
+    )  # fmt: skip
+    return torch.cat([*(seen[level] for level in LEVELS), last])
 
 
-def scored(demo: Demo, case: Case, row: Row) -> dict[str, Any]:
-    """Measures at every level and for the mean of the levels' maps."""
-    notes: set[str] = set()
-    maps = {level: maps_at(demo, case, row, level, notes) for level in LEVELS}
-    found = {f"percent {level:g}": measures(part, case.masks) for level, part in maps.items()}
-    found["all levels"] = measures(torch.stack(list(maps.values())).mean(0), case.masks)
-    return found | ({"notes": sorted(notes)} if notes else {})
+# maps ----------------------------------------------------------------------------------------------------------------
 
 
-def maps_at(demo: Demo, case: Case, row: Row, level: float, notes: set[str]) -> Tensor:
-    """Maps [pictures, 128, 128] of one noise level; `notes` gathers what a method had to say, such as a fallback."""
-    maps = torch.zeros_like(case.masks)
-    for part, subject in case.subjects:
-        phrases = [Phrase(each.text, tuple(p + row.shift for p in each.positions)) for each in subject.phrases]
-        subject = Subject(subject.conditioning, tuple(phrases), subject.surroundings if row.against else ())
-        found = find_subject(
-            demo.model, case.latents[level][part], subject, ProbeSettings((level,), case.noised), row.settings
-        )
-        enlarged = torch.nn.functional.interpolate(found.maps.float(), size=maps.shape[1:], mode="bicubic")
-        maps[part] = enlarged[0]
-        notes.update([found.note] if found.note else [])
-    return maps
+def maps_of(job: Job, case: Case, way: Way) -> Tensor:
+    """Maps [alone or against the rest, SPREADS and ITSELF, 24, 24] of one way, means over the noise levels."""
+
+    def look() -> Tensor:
+        levels = [at_level(case, way, level, job) for level in LEVELS]
+        return torch.stack(levels).half()
+
+    return normalised(KEPT.of(f"{job.name} {way.name}", look).float()).mean(0)
 
 
-def measures(maps: Tensor, masks: Tensor) -> dict[str, Any]:
-    """IoU under the node's own threshold and the best one, pixel AP, pointing accuracy; intervals over pictures."""
-    truth = masks > 0.5
-    own = iou(mask_of(maps[None], MaskSettings(), scale=8.0) > 0.5, truth)
-    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    scaled = (maps - low) / (high - low).clamp_min(1e-12)
-    thresholds = torch.linspace(0.05, 0.95, 37)
-    at = torch.stack([iou(scaled > threshold, truth) for threshold in thresholds])
-    best = int(at.mean(1).argmax())
-    precision = torch.tensor([average_precision(*pair) for pair in zip(maps, truth, strict=True)])
-    pointing = truth.flatten(1).gather(1, maps.flatten(1).argmax(1, keepdim=True))[:, 0].float()
-    columns = {"IoU own": own, "IoU best": at[best], "AP": precision, "pointing": pointing}
-    told = {name: described(values) for name, values in columns.items()}
-    return told | {"threshold": round(float(thresholds[best]), 3)}
+def at_level(case: Case, way: Way, level: float, job: Job) -> Tensor:
+    """What `attribute` makes of one noise level, [alone or against, SPREADS and ITSELF, 24, 24], from one set of
+    passes."""
+    settings, found = way.settings, list[Tensor]()
+    layers = chosen_layers(DEMO.model, AttributionSettings(settings.method, settings.layers, propagation=1))
+    own = tuple(Phrase(each.text, tuple(p + way.shift for p in each.positions)) for each in case.subject.phrases)
+
+    def ask(prediction: Prediction) -> None:
+        spread = Propagation(prediction, layers, 2)
+        maps = settings.way.maps(Question(prediction, own + case.subject.surroundings, layers, settings, spread))
+        for each in (maps[:1], contrasted(maps[:1], maps[1:])):
+            found.append(spread.spread(each))
+            for times in reversed(SPREADS):
+                spread.times = times
+                found.append(spread.over(each))
+            spread.times = 2
+
+    probe = ProbeSettings((level,), job.kind == "generated", job.index)
+    ask_at_levels(DEMO.model, case.latents[level], case.subject, probe, settings.way, ask)
+    planes = torch.cat(found).reshape(2, ITSELF + 1, *found[0].shape[-2:]).flip(1)
+    return planes / planes.amax((-2, -1), keepdim=True).clamp_min(1e-30)  # so that half precision holds them
+
+
+def enlarged(maps: Tensor) -> Tensor:
+    """Maps [..., 24, 24] at the size of pictures."""
+    flat = maps.reshape(1, -1, *maps.shape[-2:])
+    return functional.interpolate(flat, size=(SIZE, SIZE), mode="bicubic")[0].reshape(*maps.shape[:-2], SIZE, SIZE)
+
+
+# measures ------------------------------------------------------------------------------------------------------------
+
+Measured = dict[str, Tensor]
+
+
+def run(job: Job) -> Measured:
+    """Of one picture, by row: MEASURES and IoU at each of THRESHOLDS."""
+    case = case_of(job)
+    found: Measured = {"kept": torch.tensor(float(case.kept)), "ceiling": ceiling(case.masks[0])}
+    for way in ways(job):
+        maps = enlarged(maps_of(job, case, way))
+        for against, spread in VARIANTS:
+            found[row_name(way.name, spread, against)] = measures(maps[int(against), spread], case.masks)
+        if way.name == DEFAULT:
+            found |= {f"rule {name}": by_rule(maps[0, 2], case.masks[0], rule) for name, rule in RULES.items()}
+            found |= {f"itself {name}": by_rule(maps[0, ITSELF], case.masks[0], rule) for name, rule in RULES.items()}
+            found |= {f"spread {times}": by_rule(maps[0, times], case.masks[0], MaskSettings()) for times in SPREADS}
+    return found
+
+
+def row_name(way: str, spread: int, against: bool) -> str:
+    return f"{way}{SPREAD if spread else ''}{AGAINST if against else ''}"
+
+
+def measures(found: Tensor, masks: Tensor) -> Tensor:
+    """Of a map [192, 192] against the masks of its subject and of the other one."""
+    truth, other = masks
+    inside = mask_of(found[None, None], MaskSettings(), scale=8.0)[0] > 0.5
+    low, high = found.amin(), found.amax()
+    at = iou((found - low) / (high - low).clamp_min(1e-12) > THRESHOLDS[:, None, None], truth)
+    pointing = truth.flatten()[found.argmax()].float()
+    wrong = (inside & other).sum() / inside.sum().clamp_min(1)
+    return torch.cat([torch.stack([iou(inside, truth), average_precision(found, truth), pointing, wrong]), at])
+
+
+def by_rule(found: Tensor, truth: Tensor, rule: MaskSettings) -> Tensor:
+    return iou(mask_of(found[None, None], rule, scale=8.0)[0] > 0.5, truth)
+
+
+def ceiling(truth: Tensor) -> Tensor:
+    """What a perfect map on the latent's own cells would score."""
+    cells = functional.adaptive_avg_pool2d(truth.float()[None], CELLS)
+    return iou(enlarged(cells)[0] > 0.5, truth)
 
 
 def iou(found: Tensor, truth: Tensor) -> Tensor:
-    return (found & truth).sum((1, 2)) / (found | truth).sum((1, 2)).clamp_min(1)
+    """Of masks [..., H, W]."""
+    return (found & truth).sum((-2, -1)) / (found | truth).sum((-2, -1)).clamp_min(1)
 
 
-def average_precision(scores: Tensor, truth: Tensor) -> float:
+def average_precision(scores: Tensor, truth: Tensor) -> Tensor:
     """Area under the precision-recall curve of one picture's pixels."""
     hits = truth.flatten()[scores.flatten().argsort(descending=True)].double()
     precision = hits.cumsum(0) / torch.arange(1, len(hits) + 1)
-    return float((precision * hits).sum() / hits.sum().clamp_min(1))
+    return ((precision * hits).sum() / hits.sum().clamp_min(1)).float()
 
 
-def described(values: Tensor) -> dict[str, float]:
-    low, high = interval(values.float(), torch.arange(len(values)))
-    return {"mean": round(float(values.float().mean()), 4), "low": round(low, 4), "high": round(high, 4)}
+# results -------------------------------------------------------------------------------------------------------------
 
 
-def gain(found: dict[str, Any]) -> dict[str, Any]:
-    """The best row against DAAM's, in each one's IoU under its better threshold; the offset rows do not compete."""
-    scores = {
-        name: max(row["all levels"][kind]["mean"] for kind in ("IoU own", "IoU best"))
-        for name, row in found.items()
-        if "early" not in name
+def summarised(jobs: list[Job], found: list[Measured]) -> dict[str, Any]:
+    """Rows by kind and situation, what other settings of the default row give, and each row against the default."""
+    parts = {
+        kind: {
+            situation: [
+                each for job, each in zip(jobs, found, strict=True) if (job.kind, job.situation) == (kind, situation)
+            ]
+            for situation in SITUATIONS
+        }
+        for kind in KINDS
     }
-    if not scores:
-        return {}
-    best = max(scores, key=scores.get)
-    gains = {
-        told: round(scores[best] - scores[rival], 4)
-        for told, rival in (("gain", DAAM), ("gain on equal terms", EQUAL))
-        if rival in scores
-    }
-    return {"best": best, "IoU": scores[best], **gains}
-
-
-# cost ----------------------------------------------------------------------------------------------------------------
-
-
-def costs(demo: Demo, case: Case, rounds: int = 5) -> dict[str, Any]:
-    """Time in conditional forwards and peak memory in plain guided steps, one picture; and the naive Jacobian's."""
-    against = case.subjects[0][1]
-    subject = replace(against, surroundings=())
-    prompts = {"c_crossattn": subject.text[:1], "y": torch.zeros(1, demo.model.model.adm_channels)}
-    x = torch.randn(1, *case.latents[LEVELS[0]].shape[1:], generator=torch.Generator().manual_seed(0))
-    one = prediction_of(demo, x, prompts)
-    two = prediction_of(demo, torch.cat((x, x)), {name: torch.cat((value, value)) for name, value in prompts.items()})
-    work: dict[str, Callable[[], Any]] = {
-        "forward": lambda: one.predict(one.options),
-        "step": lambda: two.predict(two.options),
-    }
-    ways = {method: (subject, AttributionSettings(method)) for method in (*METHODS, OUTPUT)}
-    ways["the nodes' defaults, against the place"] = against, NODE
-    for name, (who, settings) in ways.items():
-        layers = chosen_layers(demo.model, settings)
-        work[name] = functools.partial(attributed, demo, x, prompts, one.base, who, layers, settings)
-    seconds = {name: [] for name in work}
-    for _ in range(rounds):
-        for name, do in work.items():
-            seconds[name].append(timed(do))
-    times = {name: statistics.median(values) for name, values in seconds.items()}
-    weights = sum(p.numel() * p.element_size() for p in demo.model.model.diffusion_model.parameters())
-    peaks = {name: peak(do) for name, do in work.items()}
     return {
-        "forwards": {name: round(times[name] / times["forward"], 3) for name in ways},
-        "memory against a guided step": {
-            name: round((weights + peaks[name]) / (weights + peaks["step"]), 3) for name in ways
-        },
-        "the same without weights": {name: round(peaks[name] / peaks["step"], 3) for name in ways},
-        "naive Jacobian": naive(demo, one, subject, times),
-    }
+        "kept": {situation: mean_of(parts["generated"][situation], "kept") for situation in SITUATIONS},
+        "ceiling": {situation: mean_of(parts["drawn"][situation], "ceiling") for situation in SITUATIONS},
+        **{kind: table(rows) for kind, rows in parts.items()},
+        "against the default": {kind: beside_default(together(rows)) for kind, rows in parts.items()},
+        "settings": {kind: settings_of(rows) for kind, rows in parts.items()},
+    }  # fmt: skip
 
 
-def attributed(
-    demo: Demo,
-    x: Tensor,
-    prompts: dict[str, Tensor],
-    known: Tensor,
-    subject: Subject,
-    layers: Layers,
-    settings: AttributionSettings,
-) -> Result:
-    """What one window of a run asks for besides the step that the sampler makes anyway."""
-    return attribute(prediction_of(demo, x, prompts, known), subject, layers, settings)
+Parts = dict[str, list[Measured]]
 
 
-def prediction_of(demo: Demo, x: Tensor, prompts: dict[str, Tensor], known: Tensor | None = None) -> Prediction:
-    """The demo UNet at sigma 2, outside any sampler."""
-    base = demo.model.model
-    base.current_patcher = demo.model
-    sigma = torch.full((len(x),), 2.0)
-    options = {"cond_or_uncond": [0], "uuids": ["it"], "sigmas": sigma}
-
-    def predict(options: dict[str, Any]) -> Tensor:
-        return base.apply_model(2 * x, sigma, transformer_options=options, **prompts)
-
-    tokens = prompts["c_crossattn"].shape[1]
-    return Prediction(
-        predict, options, known, 2 * x, sigma, {"it": tokens}, base.get_dtype(), architecture_of(demo.model)
-    )
+def together(rows: Parts) -> list[Measured]:
+    return [each for part in rows.values() for each in part]
 
 
-def naive(demo: Demo, prediction: Prediction, subject: Subject, times: dict[str, float]) -> dict[str, Any]:
-    """One backward pass for every output element, as the official code does: timed on some, told for all."""
-    settings = AttributionSettings("grad_sam")
-    layers = chosen_layers(demo.model, settings)
-    outputs = prediction.x.numel()
-    unit = torch.eye(outputs)[:NAIVE].reshape(-1, *prediction.x.shape)
-    question = Question(prediction, subject.phrases, layers, settings, Propagation(prediction, layers, 0))
-    seconds = timed(lambda: GradSAM().over(question, unit))
+def names() -> Iterator[str]:
+    """The rows of the tables."""
+    for way, (against, spread) in itertools.product(ways(), VARIANTS):
+        yield row_name(way.name, spread, against)
+
+
+def table(rows: Parts) -> dict[str, Any]:
+    """By row: IoU own in every situation, and all measures over all pictures."""
     return {
-        "backward passes": outputs,
-        "timed": NAIVE,
-        "times grad_sam's time": round(seconds * outputs / NAIVE / times["grad_sam"], 1),
+        name: {situation: mean_of(rows[situation], name) for situation in SITUATIONS} | everything(together(rows), name)
+        for name in names()
+        if any(name in each for each in together(rows))
     }
 
 
-def timed(do: Callable[[], Any]) -> float:
-    """Seconds of processor time, so that other work on the machine does not count; of the clock on an accelerator."""
-    on_gpu = torch.cuda.is_available()
-    clock = time.perf_counter if on_gpu else time.process_time
-    start = clock()
-    do()
-    if on_gpu:
-        torch.cuda.synchronize()
-    return clock() - start
+def everything(rows: list[Measured], name: str) -> dict[str, Any]:
+    values = torch.stack([each[name] for each in rows if name in each])
+    at = values[:, len(MEASURES) :]
+    best = int(at.mean(0).argmax())
+    columns = {measure: values[:, column] for column, measure in enumerate(MEASURES)} | {"IoU best": at[:, best]}
+    told = {measure: described(column, torch.arange(len(column))) for measure, column in columns.items()}
+    return told | {"threshold": round(float(THRESHOLDS[best]), 3)}
 
 
-def peak(do: Callable[[], Any]) -> int:
-    """The most bytes that were allocated at once while it ran, beyond what was there before."""
-    if torch.cuda.is_available():
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        do()
-        return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        do()
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    changes = torch.tensor([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
-    return int(changes.cumsum(0).amax())
+def mean_of(rows: list[Measured], name: str) -> dict[str, float]:
+    """The first measure of a row, which is IoU own where it has several."""
+    values = torch.stack([each[name].flatten()[0] for each in rows if name in each])
+    return described(values, torch.arange(len(values)))
+
+
+def beside_default(rows: list[Measured]) -> dict[str, Any]:
+    """How much more IoU own each way finds than the default way does with as much told and spread, pairwise."""
+
+    def gained(way: str, against: bool) -> dict[str, float]:
+        name, default = (row_name(each, 2, against) for each in (way, DEFAULT))
+        gains = torch.stack([each[name][0] - each[default][0] for each in rows if name in each])
+        return described(gains, torch.arange(len(gains)))
+
+    return {
+        way.name: {"alone": gained(way.name, False), "against the rest": gained(way.name, True)}
+        for way in ways()
+        if way.name != DEFAULT and any(row_name(way.name, 2, False) in each for each in rows)
+    }
+
+
+def settings_of(rows: Parts) -> dict[str, Any]:
+    """IoU of the default way alone by how often its map is spread, by the rule for its threshold, and by that rule
+    where the spread map is not multiplied with the map itself."""
+    tried = [f"spread {times}" for times in SPREADS]
+    tried += [f"{kind} {name}" for kind in ("rule", "itself") for name in RULES]
+    return {name: {situation: mean_of(rows[situation], name) for situation in SITUATIONS} for name in tried}
+
+
+# pictures ------------------------------------------------------------------------------------------------------------
+
+SHOWN = ((DAAM, 0, 0), (DEFAULT, 2, 1), (f"grad_sam, layers {HALF}", 2, 1))  # way, spread, against the rest
+
+
+def show(pool: Any, jobs: list[Job], folder: Path, scenes_shown: int = 8) -> None:
+    """A sheet a kind and situation: the picture, its true mask, and masks of SHOWN, a column a scene."""
+    for kind, situation in itertools.product(KINDS, SITUATIONS):
+        mine = [job for job in jobs if (job.kind, job.situation) == (kind, situation)][:scenes_shown]
+        columns = torch.stack(pool.map(overlays, mine))
+        harness.sheet(columns.transpose(0, 1).flatten(0, 1), len(mine), folder / f"attribution {kind}, {situation}.png")
+
+
+def overlays(job: Job) -> Tensor:
+    """The picture, and the same with all but a mask darkened: [2 + SHOWN, 3, 192, 192]."""
+    case = case_of(job)
+    masks = [torch.ones(SIZE, SIZE), case.masks[0].float()]
+    for way, spread, against in SHOWN:
+        maps = maps_of(job, case, next(each for each in ways() if each.name == way))
+        masks.append(mask_of(enlarged(maps[against, spread])[None, None], MaskSettings(), scale=8.0)[0])
+    return case.picture * (0.15 + 0.85 * torch.stack(masks)[:, None])
 
 
 if __name__ == "__main__":

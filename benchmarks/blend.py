@@ -1,55 +1,52 @@
 """Does the blend keep the subject and take the background? Against img2img, inpainting and attention's mask alone.
 
-Each pair has a picture whose subject is kept and a reference in the same style with another subject and background. The
-prompt names the kept subject before the reference's background. Blends start from the first picture, redrawn from 20 %
-of the schedule on, so that its drawn mask says where the subject is. img2img starts from the reference; so does
-inpainting, which is told the true mask: it is the upper bound. Outside both subjects the background should be the
-reference's; `seam` is how much steeper the picture is along the subject's outline than the drawn composition. The
-Frechet distance of pooled judge features to as many references needs a thousand pictures to mean anything.
+Each pair has a drawn picture whose subject is kept and a drawn reference in the same style, which shows another place,
+in half of the pairs with another subject in it. The prompt names the kept subject before the reference's place. Blends
+start from the first picture, redrawn from 20 % of the schedule on, so that its drawn mask says where the subject is.
+img2img starts from the reference; so does inpainting, which is told the true mask: it is the upper bound. *composed* is
+the drawing of what was asked for, autoencoded: what the judge makes of a perfect picture. Outside both subjects the
+picture should be the reference's (PSNR); `seam` is how much steeper it is along the subject's outline than the drawn
+composition; `mask IoU` is the last window's mask against the drawn one.
 """
 
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import comfy.sample
 import torch
-from scipy import linalg
 from torch import Tensor
 from torch.nn import functional
 
 from benchmarks import harness
-from benchmarks.attribution import GROUP, alike, described, subject_of
-from benchmarks.harness import CFG, Demo
+from benchmarks.attribution import iou
+from benchmarks.harness import CFG, Demo, Paintings, Truth, described
 from conditional_balance.engine.masks import MaskSettings, dilated
 from conditional_balance.engine.windows import parse_windows
 from conditional_balance.runtime.attribution.settings import AttributionSettings
-from conditional_balance.runtime.attribution.subject import Subject
+from conditional_balance.runtime.attribution.subject import Subject, read_subject
 from conditional_balance.runtime.inject.blend import PAPER, X0, Blend, blend_reference
-from demo import world
+from demo import models
+from demo.world import scenes
+from demo.world.media import laid
+from demo.world.places import PHRASES
+from demo.world.scenes import NOTHING, PLACE_NAMES, SIZE, Specs
+from demo.world.subjects import WELL_DRAWN, WORDS
 
 WINDOWS = "0.22-0.48, 0.48-0.68, 0.68-0.9"
 STRENGTHS = (0.55, 0.7, 0.85)  # of img2img
-KEPT = 0.8  # denoise of the picture whose subject is kept
-
-
+KEPT_NOISE = 0.8  # denoise of the picture whose subject is kept
 FOUND = AttributionSettings("value_norm", propagation=2)  # the node's defaults
+GRADIENTS = AttributionSettings("grad_sam", "o2-3", propagation=2)
 MASK = MaskSettings(dilate=1.0)
-
-
-class Pairs(NamedTuple):
-    """Kept pictures and references, drawn; their composition, and the subjects' masks [B, 128, 128]."""
-
-    specs: world.Specs  # kept subject before the reference's background
-    kept: Tensor
-    references: Tensor
-    composed: Tensor
-    mask: Tensor
-    other_mask: Tensor
+COMPOSED = "composed"
+REFERENCES = ("place alone", "place with a subject")
+MEASURES = ("subject", "place", "both", "their subject", "PSNR outside", "seam", "mask IoU")
 
 
 class Way(NamedTuple):
@@ -57,144 +54,162 @@ class Way(NamedTuple):
 
     name: str
     kind: str
-    strength: float = KEPT
+    strength: float = KEPT_NOISE
     mode: str = X0
-    attribution: AttributionSettings | None = None
+    attribution: AttributionSettings = FOUND
     against: bool = True  # is the place's word known?
 
 
 def ways() -> Iterator[Way]:
+    yield Way(COMPOSED, COMPOSED)
     for strength in STRENGTHS:
         yield Way(f"img2img of the reference, {strength:g}", "img2img", strength)
     yield Way("inpainting with the true mask", "inpaint", 1.0)
-    yield Way(
-        "blend x0, attention alone (DAAM's rule)", "blend", KEPT, X0, AttributionSettings("attention", "all"), False
-    )
-    paper = AttributionSettings("grad_sam", "o2-3", propagation=2)
-    yield Way("blend x0, value_norm", "blend", attribution=FOUND)
-    yield Way("blend x0, grad_sam", "blend", attribution=paper)
-    yield Way("blend paper, value_norm", "blend", mode=PAPER, attribution=FOUND)
-    yield Way("blend paper, grad_sam", "blend", mode=PAPER, attribution=paper)
+    daam = AttributionSettings("attention", "all")
+    yield Way("blend x0, attention alone (DAAM's rule)", "blend", attribution=daam, against=False)
+    yield Way("blend x0, value_norm", "blend")
+    yield Way("blend x0, value_norm, place's word unknown", "blend", against=False)
+    yield Way("blend x0, grad_sam", "blend", attribution=GRADIENTS)
+    yield Way("blend paper, value_norm", "blend", mode=PAPER)
+
+
+WAYS = {way.name: way for way in ways()}
+
+
+class Job(NamedTuple):
+    way: str
+    index: int  # which pair; also the seed
+
+    @property
+    def references(self) -> str:
+        return REFERENCES[self.index % 2]
+
+
+class Pair(NamedTuple):
+    """A kept picture and a reference [1, 3, 192, 192], what they should become, and both subjects' masks [192, 192]."""
+
+    specs: Specs  # kept subject before the reference's place
+    theirs: int  # the reference's subject, or NOTHING
+    kept: Tensor
+    reference: Tensor
+    composed: Tensor
+    mask: Tensor
+    other_mask: Tensor
 
 
 def main() -> None:
-    chosen = harness.options(__doc__, count=1000, steps=10, only="")  # --only: ways whose name holds this text
-    demo, pairs = Demo(), drawn(chosen)
-    latents = demo.encode(pairs.kept), demo.encode(pairs.references)
-    real = features(demo, pairs.references)
-    results: dict[str, Any] = {"pairs": chosen.count, "steps": chosen.steps, "ways": {}}
-    for way in ways():
-        if chosen.only in way.name:
-            pictures = demo.decode(made(demo, pairs, latents, way, chosen))
-            found = measured(demo, pairs, pictures) | {"Frechet distance": frechet(features(demo, pictures), real)}
-            results["ways"][way.name] = found
-            print(way.name, found, flush=True)
-            if chosen.pictures and chosen.count >= 8:
-                shown = torch.cat([pairs.kept[:8], pairs.references[:8], pictures[:8]])
-                harness.sheet(shown, 8, chosen.pictures / f"{way.name}.png")
-    if chosen.pictures:
-        figure(demo, pairs, latents, chosen.pictures / "subject_kept.png")
-    results["best img2img"] = best_img2img(results["ways"])
-    harness.report(results, chosen)
+    chosen = harness.options(__doc__, count=16, steps=12, workers=2, prepared=harness.PREPARED, weights=models.WEIGHTS)
+    torch.set_num_threads(1)
+    jobs = [Job(way, index) for index, way in itertools.product(range(chosen.count), WAYS)]
+    shared = Demo(weights=chosen.weights), Truth(chosen.prepared), chosen, paintings(chosen)
+    with multiprocessing.get_context("fork").Pool(chosen.workers, share_objects, shared) as pool:
+        rows: dict[str, list[Tensor]] = {}
+        for number, (job, found) in enumerate(zip(jobs, pool.imap(run, jobs), strict=True), 1):
+            rows.setdefault(job.way, []).append(found)
+            if number % (10 * len(WAYS)) == 0:
+                print(f"{number // len(WAYS)} of {chosen.count} pairs", flush=True)
+        if chosen.pictures:
+            show(pool, chosen)
+    harness.report(summarised({way: torch.stack(parts) for way, parts in rows.items()}, chosen), chosen)
 
 
-def drawn(chosen: Any) -> Pairs:
-    """Two scenes of one style that share neither subject nor background."""
-    dice = torch.Generator().manual_seed(2000 + chosen.seed)
-    first = world.random_specs(4 * chosen.count + 32, dice)
-    second = world.random_specs(len(first), dice).in_style_of(first)
-    apart = (first.subject != second.subject) & (first.background != second.background)
-    places = apart.nonzero()[: chosen.count, 0]
-    first, second = first[places], second[places]
-    composed = replace(first, background=second.background, layout=second.layout)
-    parts = [_render(specs) for specs in (first, second, composed)]
-    return Pairs(composed, parts[0][0], parts[1][0], parts[2][0], parts[0][1], parts[1][1])
+def paintings(chosen: Any) -> Paintings:
+    """They depend on the weights and on the pairs."""
+    files = (chosen.weights / "unet.safetensors", chosen.weights / "text_encoder.safetensors")
+    return Paintings("blend", *files, f"{WELL_DRAWN} {WINDOWS} {KEPT_NOISE} {MASK} {chosen.steps} {chosen.seed}")
 
 
-def _render(specs: world.Specs) -> tuple[Tensor, Tensor]:
-    parts = [world.render(specs[rows]) for rows in torch.arange(len(specs)).split(32)]
-    pictures, masks = zip(*parts, strict=True)
-    return torch.cat(pictures), torch.cat(masks)
+def share_objects(demo: Demo, truth: Truth, chosen: Any, kept: Paintings) -> None:
+    global DEMO, TRUTH, CHOSEN, KEPT
+    DEMO, TRUTH, CHOSEN, KEPT = demo, truth, chosen, kept
+    torch.set_grad_enabled(False)
+    torch.set_num_threads(1)
 
 
-def made(demo: Demo, pairs: Pairs, latents: tuple[Tensor, Tensor], way: Way, chosen: Any) -> Tensor:
-    """Latents [B, 8, 16, 16] of every pair."""
-    captions = world.captions(pairs.specs)
-    out = torch.zeros_like(latents[0])
-    for rows in alike(demo, captions, pairs.specs):
-        kept, reference = (part[rows] for part in latents)
-        subject = subject_of(demo, [captions[i] for i in rows], pairs.specs[rows])
-        if not way.against:
-            subject = replace(subject, surroundings=())
-        model, start, noise_mask = demo.model, reference, None
-        if way.kind == "inpaint":
-            noise_mask = functional.max_pool2d(pairs.mask[rows, None], 8)
-        if way.kind == "blend":
-            blend = Blend(reference, subject, parse_windows(WINDOWS), way.mode, way.attribution, MASK)
-            model, start = blend_reference(demo.model, blend)[0], kept
-        seed = chosen.seed + int(rows[0])
-        out[rows] = sampled_from(demo, model, subject, start, way.strength, chosen.steps, seed, noise_mask)
-    return out
+@lru_cache(4)
+def pair(index: int) -> Pair:
+    """Two scenes of one style that share neither subject nor place; every other reference is a place alone."""
+    dice = torch.Generator().manual_seed(2000 + 1000 * CHOSEN.seed + index)
+    many = scenes.random_specs(128, dice, subjects=WELL_DRAWN, alone=1.0)
+    many = many[(many.place != NOTHING).nonzero()[:, 0]]
+    first, second = many[:1], many[1:].in_style_of(many[torch.zeros(len(many) - 1, dtype=torch.long)])
+    apart = (second.subject != first.subject)[:, 0] & (second.place != first.place)
+    second = second[apart.nonzero()[:1, 0]]
+    composed = replace(first, place=second.place, layout=second.layout)
+    kept, masks = TRUTH.rendered(first)
+    reference, other_masks = TRUTH.rendered(second)
+    theirs = int(second.subject[0, 0])
+    if index % 2 == 0:
+        reference, theirs = laid(scenes.grounds(second, SIZE), second.medium, second.style), NOTHING
+        other_masks = torch.zeros_like(masks)
+    return Pair(composed, theirs, kept, reference, TRUTH.draw(composed), masks[0, 0], other_masks[0, 0])
 
 
-def figure(demo: Demo, pairs: Pairs, latents: tuple[Tensor, Tensor], path: Path) -> None:
-    """Subject, reference, mask and result of the first four pairs in which the judge sees what was asked."""
-    from matplotlib import pyplot
-
-    columns = ("the subject's picture", "the reference", "the mask found", "the result")
-    rows = list(itertools.islice(_convincing(demo, pairs, latents), 4))
-    canvas, axes = pyplot.subplots(len(rows), 4, figsize=(8.4, 2.3 * len(rows)), layout="constrained", squeeze=False)
-    for place, title in zip(axes[0], columns, strict=True):
-        place.set_title(title)
-    for line, (caption, pictures) in zip(axes, rows, strict=True):
-        for place, picture in zip(line, pictures, strict=True):
-            place.imshow(picture, cmap="gray", vmin=0, vmax=1)
-            place.set(xticks=[], yticks=[])
-        line[0].set_ylabel(caption.replace(", ", ",\n"), fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.savefig(path, dpi=130)
+def made(job: Job) -> tuple[Tensor, Tensor]:
+    """The picture [1, 3, 192, 192] of one way, and the last window's mask [24, 24] if it found any."""
+    asked, way = pair(job.index), WAYS[job.way]
+    if way.kind == COMPOSED:
+        return DEMO.autoencoded(asked.composed), torch.zeros(0)
+    latent, mask = KEPT.of(f"{job.index:03} {job.way}", lambda: painted(asked, way, job.index)).split((8, 1), 1)
+    return DEMO.decode(latent), mask[0, 0] if way.kind == "blend" else torch.zeros(0)
 
 
-def _convincing(
-    demo: Demo, pairs: Pairs, latents: tuple[Tensor, Tensor], steps: int = 20
-) -> Iterator[tuple[str, tuple[Tensor, ...]]]:
-    """Captions, with pictures to show, of blends in which the judge sees subject and background."""
-    for number, caption in enumerate(world.captions(pairs.specs)):
-        row = slice(number, number + 1)
-        subject = subject_of(demo, [caption], pairs.specs[row])
-        blend = Blend(latents[1][row], subject, parse_windows(WINDOWS), attribution=FOUND, mask=MASK)
-        model, attribution = blend_reference(demo.model, blend)
-        sampled = sampled_from(demo, model, subject, latents[0][row], KEPT, steps, number)
-        result = demo.decode(sampled)
-        verdict, specs = demo.verdict(result), pairs.specs[row]
-        if verdict.subject == specs.subject and verdict.background == specs.background:
-            mask = attribution.of(sampled).windows[-1].mask[0]
-            drawn = (part[number].movedim(0, -1) for part in (pairs.kept, pairs.references))
-            yield caption, (*drawn, mask, result[0].movedim(0, -1).clamp(0, 1))
+def painted(asked: Pair, way: Way, seed: int) -> Tensor:
+    """Latents [1, 8, 24, 24] and behind them the last window's mask, or zeros."""
+    kept, reference = DEMO.encode(asked.kept), DEMO.encode(asked.reference)
+    subject = subject_of(asked.specs, way.against)
+    mask = torch.zeros_like(kept[:, :1])
+    if way.kind == "blend":
+        blend = Blend(reference, subject, parse_windows(WINDOWS), way.mode, way.attribution, MASK)
+        model, attribution = blend_reference(DEMO.model, blend)
+        latent = sampled_from(model, subject, kept, way.strength, seed)
+        mask = attribution.of(latent).windows[-1].mask[None].to(latent)
+    else:
+        inside = functional.max_pool2d(asked.mask[None, None], 8) if way.kind == "inpaint" else None
+        latent = sampled_from(DEMO.model, subject, reference, way.strength, seed, inside)
+    return torch.cat([latent, mask], 1)
+
+
+def subject_of(specs: Specs, against: bool) -> Subject:
+    place = PHRASES[PLACE_NAMES[int(specs.place)]].split()[-1]
+    word = WORDS[int(specs.subject[0, 0])]
+    return read_subject(DEMO.clip, scenes.captions(specs)[0], word, place if against else "")
 
 
 def sampled_from(
-    demo: Demo, model: Any, subject: Subject, start: Tensor, strength: float, steps: int, seed: int,
-    noise_mask: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """What KSampler makes of latents [B, 8, 16, 16]."""
+    model: Any, subject: Subject, start: Tensor, strength: float, seed: int, noise_mask: Tensor | None = None
+) -> Tensor:
+    """What KSampler makes of latents [1, 8, 24, 24]."""
     return comfy.sample.sample(
-        model, comfy.sample.prepare_noise(start, seed), steps, CFG, "euler", "normal", subject.conditioning,
-        demo.conditioning([""]), start, denoise=strength, noise_mask=noise_mask, disable_pbar=True, seed=seed,
+        model, comfy.sample.prepare_noise(start, seed), CHOSEN.steps, CFG, "euler", "normal", subject.conditioning,
+        DEMO.conditioning([""]), start, denoise=strength, noise_mask=noise_mask, disable_pbar=True, seed=seed,
     )  # fmt: skip
 
 
-def measured(demo: Demo, pairs: Pairs, pictures: Tensor) -> dict[str, Any]:
-    """Subject and background as the judge sees them, background as it is, and the seam."""
-    verdict = demo.verdict(pictures)
-    outside = ~(dilated(pairs.mask > 0.5, 2) | dilated(pairs.other_mask > 0.5, 2))
-    reference = demo.autoencoded(pairs.references)
-    return {
-        "subject": described(verdict.subject == pairs.specs.subject),
-        "background": described(verdict.background == pairs.specs.background),
-        "PSNR outside": described(psnr(pictures, reference, outside)),
-        "seam": described(steepness(pictures, pairs.mask) / steepness(pairs.composed, pairs.mask)),
-    }
+def run(job: Job) -> Tensor:
+    """MEASURES of one picture."""
+    asked = pair(job.index)
+    picture, mask = made(job)
+    found = harness.subjects_seen(DEMO.judge, picture, asked.specs)
+    subject = harness.as_prompted(found, asked.specs)[0]
+    place = harness.place_as_prompted(DEMO.judge, picture, asked.specs)
+    outside = ~(dilated(asked.mask[None] > 0.5, 2) | dilated(asked.other_mask[None] > 0.5, 2))
+    columns = {
+        "subject": subject, "place": place, "both": subject & place,
+        "their subject": found[:, 0].argmax(1) == asked.theirs,
+        "PSNR outside": psnr(picture, DEMO.autoencoded(asked.reference), outside),
+        "seam": steepness(picture, asked.mask) / steepness(asked.composed, asked.mask),
+        "mask IoU": agreement(mask, asked.mask),
+    }  # fmt: skip
+    return torch.stack([columns[name].float()[0] for name in MEASURES])
+
+
+def agreement(mask: Tensor, truth: Tensor) -> Tensor:
+    """IoU [1] of a mask on cells with the drawn one on pixels; NaN of none."""
+    if not len(mask):
+        return torch.full((1,), torch.nan)
+    found = functional.interpolate(mask[None, None].float(), size=truth.shape)[0] > 0.5
+    return iou(found, truth[None] > 0.5)
 
 
 def psnr(pictures: Tensor, reference: Tensor, inside: Tensor) -> Tensor:
@@ -204,35 +219,47 @@ def psnr(pictures: Tensor, reference: Tensor, inside: Tensor) -> Tensor:
 
 
 def steepness(pictures: Tensor, mask: Tensor) -> Tensor:
-    """Mean change of lightness from pixel to pixel in a ring of three pixels around the mask."""
-    ring = dilated(mask > 0.5, 3) & ~(mask > 0.5)
+    """Mean change of lightness from pixel to pixel in a ring of three pixels around the mask [H, W]."""
+    ring = (dilated(mask[None] > 0.5, 3) & ~(mask[None] > 0.5)).float()
     light = pictures.mean(1)
     down, right = functional.pad(light.diff(dim=1), (0, 0, 0, 1)), functional.pad(light.diff(dim=2), (0, 1))
     change = (down.square() + right.square()).sqrt() * ring
     return change.sum((1, 2)) / ring.sum((1, 2)).clamp_min(1)
 
 
-def features(demo: Demo, pictures: Tensor) -> Tensor:
-    """What the judge's content network sees, pooled: [B, 128]."""
-    parts = [
-        demo.judge.content.body(functional.avg_pool2d(part, 2) * 2 - 1).mean((2, 3)) for part in pictures.split(GROUP)
-    ]
-    return torch.cat(parts).double()
+def summarised(measured: dict[str, Tensor], chosen: Any) -> dict[str, Any]:
+    """Of measures [pairs, MEASURES]: means with intervals over pairs, all and by kind of reference."""
+    kinds = {"all": slice(None)} | {name: slice(start, None, 2) for start, name in enumerate(REFERENCES)}
+    parts = {kind: {way: row(values[rows]) for way, values in measured.items()} for kind, rows in kinds.items()}
+    tried = {way: found for way, found in parts["all"].items() if "img2img" in way}
+    best = max(tried, key=lambda way: tried[way]["both"]["mean"])
+    return {"pairs": chosen.count, "steps": chosen.steps, "best img2img": best, "ways": parts}
 
 
-def frechet(made: Tensor, real: Tensor) -> float:
-    """Squared Frechet distance of two Gaussians (Heusel et al. 2017, eq. 6)."""
-    covariances = [each.T.cov().numpy() for each in (made, real)]
-    root = linalg.sqrtm(covariances[0] @ covariances[1]).real
-    gap = float((made.mean(0) - real.mean(0)).square().sum())
-    return round(gap + float((covariances[0] + covariances[1] - 2 * root).trace()), 4)
+def row(values: Tensor) -> dict[str, Any]:
+    columns = dict(zip(MEASURES, values.T, strict=True))
+    return {
+        name: described(column, torch.arange(len(column)))
+        for name, column in columns.items()
+        if column.isfinite().all()
+    }
 
 
-def best_img2img(found: dict[str, Any]) -> str | None:
-    """The strength at which subject and background are both seen most often (by their product)."""
-    tried = {name: row for name, row in found.items() if "img2img" in name}
-    scores = {name: row["subject"]["mean"] * row["background"]["mean"] for name, row in tried.items()}
-    return max(scores, key=scores.get) if scores else None
+SHOWN = (
+    "blend x0, value_norm", "blend x0, grad_sam", "blend paper, value_norm", "img2img of the reference, 0.7",
+    "inpainting with the true mask",
+)  # fmt: skip
+
+
+def show(pool: Any, chosen: Any, pairs: int = 12) -> None:
+    """A sheet: what is kept, the reference, and what SHOWN make of them, a column a pair."""
+    columns = torch.stack(pool.map(column, range(min(pairs, chosen.count))))
+    harness.sheet(columns.transpose(0, 1).flatten(0, 1), len(columns), chosen.pictures / "blend.png")
+
+
+def column(index: int) -> Tensor:
+    asked = pair(index)
+    return torch.cat([asked.kept, asked.reference, *(made(Job(way, index))[0] for way in SHOWN)])
 
 
 if __name__ == "__main__":

@@ -1,106 +1,121 @@
-"""Does gated structure leave more room for style than a weaker ControlNet? Edges, subject and style on the demo model.
+"""Does gated structure leave more of a style's geometry than a weaker ControlNet? On the demo model's edges.
 
-Every triple is an edge map, a prompt for the scene it shows, and a style reference of another scene whose style the
-prompt names. All settings paint the same triples with the same noise and the same style injection; they differ in how
-much of the ControlNet acts. `--chart FILE` plots what comes out. `--grid FILE` only paints lambda against kept, for the
-README.
+Every triple is an edge map of a drawing by hand A, a prompt that names its subject and place and no style, and a style
+reference: a drawing of another scene by hand B, let in through the style profile's layers. All settings paint the same
+triples with the same noise and the same style; they differ in how much of the ControlNet acts. The world draws the
+scene by both hands, so it is known what it looks like with A's lines and with B's: `B rather than A` says whether the
+judge, which sees lightness alone, finds the picture nearer to the drawing by B. `edge F1` is against A's edges, as
+asked, `edge F1, B` against those of the same scene by B. `--chart FILE` plots what comes out.
 """
 
 from __future__ import annotations
 
-import functools
+import itertools
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.sample
 import numpy as np
 import torch
-from einops import rearrange, repeat
+from einops import repeat
 from kornia.filters import canny
 from nodes import ControlNetApplyAdvanced
 from torch import Tensor
 from torch.nn import functional
 
 from benchmarks import harness
-from benchmarks.balance import described
-from benchmarks.harness import CFG, Demo, draw
+from benchmarks.harness import CFG, PROFILES, Demo, Painted, Paintings, Truth, described
 from benchmarks.style import in_turns, ratio
 from conditional_balance.engine.ablation import agreement
-from conditional_balance.engine.gates import RankedGate
-from conditional_balance.engine.profile import SensitivityProfile
+from conditional_balance.engine.gates import LayerGate, RankedGate, WrittenGate
+from conditional_balance.engine.grammar import parse
 from conditional_balance.engine.profile_file import load
-from conditional_balance.engine.structure import PaperSchedule, RankedSlots, parse_weights
+from conditional_balance.engine.structure import PaperSchedule, RankedSlots, StructureGate, parse_weights
 from conditional_balance.runtime.arch.unet import unet_of
 from conditional_balance.runtime.inject.control import gate_control, layout_of
-from conditional_balance.runtime.inject.reference import StyleReference
 from conditional_balance.runtime.inject.style import StyleInjection, inject_style
 from conditional_balance.runtime.profile.ablation import ablate_slots
 from conditional_balance.runtime.profile.profiling import noise_levels
-from demo import models, world
+from demo import models
+from demo.autoencoder import CHANNELS
 from demo.judge import style_distance
-from demo.world.sets import HANDS
-from devtools.bootstrap import ROOT
+from demo.nets import CELLS
+from demo.world import scenes
+from demo.world.media import PLAIN
+from demo.world.scenes import NOTHING, Specs
+from demo.world.sets import KNOWN_HANDS
+from demo.world.subjects import WELL_DRAWN
 
-PROFILES = ROOT / "sensitivity_profiles"
-RANKED = (0.2, 0.5, 0.8)  # one, three and four of the demo model's six slots
-POLICIES = {"paper": (0.0, 0.15, 0.5), "ranked": RANKED, "reversed": RANKED, "strength": (0.25, 0.5, 0.75)}
-GATES = ("paper", "ranked", "reversed")
-MEASURES = ("edge F1", "subject", "background", "style distance", "style recognised")
-EDGES, SUBJECT, _, DISTANCE, RECOGNISED = range(len(MEASURES))
-LAMBDAS, KEPT = (0.0, 0.2, 0.43, 0.7, 1.0), (0.0, 0.15, 0.3, 0.5, 1.0)  # of the grid
-LAMBDA = 0.43
+STYLE, GEOMETRY = PROFILES / "demo.style.safetensors", PROFILES / "demo.geometry.safetensors"
+NONE, PLAIN_CONTROL = "no control", "plain"
+POLICIES = {
+    "paper": (0.0, 0.15, 0.5),
+    "ranked": (0.34, 0.67),  # two and four of the demo model's six slots
+    "reversed": (0.34, 0.67),
+    "weights": (0.0, 0.5),  # of the finest residuals, rising to 1 for the coarsest
+    "strength": (0.25, 0.5, 0.75),
+}
+GATES = ("paper", "ranked", "reversed", "weights")
+MEASURES = ("edge F1", "edge F1, B", "subject", "to A", "to B", "B rather than A", "style distance")
+EDGES, SUBJECT, TO_B, RATHER = (MEASURES.index(name) for name in ("edge F1", "subject", "to B", "B rather than A"))
+GAINED = ("nearer to B's geometry", "B rather than A")
 TOLERANCE = 2  # pixels an edge may stray
 CANNY = (0.1, 0.25)
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     policy: str
-    amount: float  # kept, or the strength
-    index: int  # which reference; also the seed
-    prompts: int
-    steps: int
-    hand: str
+    amount: float  # kept, the finest slots' weight, or the strength
+    index: int  # which triple; also the seed
 
     @property
     def name(self) -> str:
-        return self.policy if self.policy in ("no control", "plain") else f"{self.policy} {self.amount:g}"
+        return self.policy if self.policy in (NONE, PLAIN_CONTROL) else f"{self.policy} {self.amount:g}"
 
 
-class Scenes:
-    """What one reference meets: scenes of other subjects and backgrounds in its style, and their edge maps."""
+class Triple(NamedTuple):
+    """A style reference by hand B, the scene by hand A, the same by B, and the edges [1, 192, 192] of both drawings."""
 
-    def __init__(self, index: int, prompts: int, hand: str) -> None:
-        dice = torch.Generator().manual_seed(3000 + index)
-        self.reference = world.random_specs(1, dice)
-        drawn = world.random_specs(16 * prompts, dice)
-        other = (drawn.subject != self.reference.subject) & (drawn.background != self.reference.background)
-        drawn = drawn[other.nonzero()[:prompts, 0]]
-        self.specs = drawn.in_style_of(self.reference[torch.zeros(len(drawn), dtype=torch.long)])
-        self.edges = world.contours(world.draw_scene(self.specs, world.SIZE, HANDS[hand]))
-        self.picture = draw(self.reference)
+    reference: Painted
+    specs: Specs
+    by_a: Tensor  # [1, 3, 192, 192], autoencoded
+    by_b: Tensor
+    edges: Tensor
+    edges_b: Tensor
 
 
 def main() -> None:
     chosen = harness.options(
-        __doc__, references=25, prompts=12, steps=10, workers=2, rounds=15, hand="plain", chart="", grid=""
-    )
+        __doc__, references=12, steps=10, amount=0.43, workers=2, rounds=5, chart="", prepared=harness.PREPARED,
+        weights=models.WEIGHTS,
+    )  # fmt: skip
     torch.set_num_threads(1)
-    studio = Studio()
-    if chosen.grid:
-        grid(studio, chosen, Path(chosen.grid))
-        return
-    begun = time.monotonic()
+    studio = Studio(chosen)
+    jobs = list(planned(chosen))
+    with multiprocessing.get_context("fork").Pool(chosen.workers, share_objects, (studio,)) as pool:
+        rows: dict[str, list[Tensor]] = {}
+        for number, (job, found) in enumerate(zip(jobs, pool.imap(run, jobs), strict=True), 1):
+            rows.setdefault(job.name, []).append(found)
+            if number % 16 == 0:
+                print(f"{number} of {len(jobs)}", flush=True)
+        anchors = torch.stack(pool.map(anchored, range(chosen.references)))
+        if chosen.pictures:
+            show(pool, chosen)
+    measured = {name: torch.stack(parts) for name, parts in rows.items()}
     results = {
-        "triples": chosen.references * chosen.prompts, "steps": chosen.steps, "lambda": LAMBDA, "hand": chosen.hand,
-        "anchors": anchors(studio, chosen), **compared(studio, chosen),
-        "slots": slots(studio, chosen), "step time over plain ControlNet": step_times(studio, chosen),
-        "minutes": round((time.monotonic() - begun) / 60, 1),
+        "triples": chosen.references, "steps": chosen.steps, "lambda": chosen.amount,
+        "anchors": {name: row(anchors[:, place]) for place, name in enumerate(ANCHORS)},
+        "settings": {name: row(values) for name, values in measured.items()},
+        "geometry gained over a weaker ControlNet": {
+            "at equal subject recognition": gains(measured, SUBJECT), "at equal edge agreement": gains(measured, EDGES),
+        },
+        "slots": slots(studio), "step time over plain ControlNet": step_times(studio),
     }  # fmt: skip
     harness.report(results, chosen)
     if chosen.chart:
@@ -108,72 +123,87 @@ def main() -> None:
 
 
 class Studio:
-    """The demo model with its ControlNet and profiles."""
+    """The demo model with its ControlNet and profiles, and the drawings."""
 
-    def __init__(self) -> None:
-        self.demo = Demo()
+    def __init__(self, chosen: Any) -> None:
+        self.demo, self.truth, self.chosen = Demo(weights=chosen.weights), Truth(chosen.prepared), chosen
         dtype = self.demo.model.model.get_dtype()
-        self.control = models.load_control_net(dtype=dtype)
-        self.style, self.geometry = load(PROFILES / "demo.style.safetensors"), load_geometry()
+        self.control = models.load_control_net(chosen.weights / "controlnet.safetensors", dtype)
+        self.style, self.geometry = load(STYLE), load(GEOMETRY)
+        files = (chosen.weights / f"{name}.safetensors" for name in ("unet", "text_encoder", "controlnet"))
+        told = f"{WELL_DRAWN} {chosen.amount} {chosen.steps} {chosen.seed}"
+        self.kept = Paintings("structure", *files, STYLE, GEOMETRY, told)
 
-    @functools.cached_property
-    def scenes(self) -> Callable[[int, int, str], Scenes]:
-        return functools.cache(Scenes)
+    def triple(self, index: int) -> Triple:
+        """Two plain scenes of one subject each that share neither subject nor place, by two hands."""
+        dice = torch.Generator().manual_seed(3000 + 1000 * self.chosen.seed + index)
+        a, b = (KNOWN_HANDS[place] for place in torch.randperm(len(KNOWN_HANDS), generator=dice)[:2])
+        reference = scenes.random_specs(1, dice, (b,), WELL_DRAWN, (PLAIN,), alone=1.0)
+        drawn = scenes.random_specs(64, dice, (a,), WELL_DRAWN, (PLAIN,), alone=1.0)
+        apart = (drawn.subject != reference.subject)[:, 0] & (drawn.place != reference.place) & (drawn.place != NOTHING)
+        specs = drawn[apart.nonzero()[:1, 0]]
+        both = specs, replace(specs, hand=reference.hand, colour=reference.colour)
+        edges = [scenes.contours(scenes.composed(each, self.truth.atlas, self.truth.small)) for each in both]
+        pictures = [self.demo.autoencoded(self.truth.draw(each)) for each in both]
+        return Triple(harness.drawn_reference(self.demo, self.truth, reference), specs, *pictures, *edges)
 
-    def paint(self, job: Job, scenes: Scenes, share: float = LAMBDA) -> Tensor:
-        """Pictures [prompts, 3, 128, 128] of one job."""
-        model = self.demo.model
-        if share > 0:
-            prompt = self.demo.conditioning(world.captions(scenes.reference))
-            source = StyleReference(self.demo.encode(scenes.picture), prompt)
-            model = inject_style(model, StyleInjection(RankedGate(self.style, share), source))
-        return self.demo.decode(self.sample(model, job, scenes))
-
-    def sample(self, model: Any, job: Job, scenes: Scenes) -> Tensor:
-        positive, negative = (self.demo.conditioning(text) for text in (world.captions(scenes.specs), [""]))
-        if job.policy != "no control":
-            hint = repeat(scenes.edges, "b h w -> b h w 3")
+    def sample(self, model: Any, job: Job, triple: Triple) -> Tensor:
+        """Latents [1, 8, 24, 24] under the job's ControlNet."""
+        told = scenes.captions(triple.specs, harness.without_style(triple.specs))
+        positive, negative = (self.demo.conditioning(text) for text in (told, [""]))
+        if job.policy != NONE:
             strength = job.amount if job.policy == "strength" else 1.0
             positive, negative = ControlNetApplyAdvanced().apply_controlnet(
-                positive, negative, self.gated(job), hint, strength, 0.0, 1.0
+                positive, negative, self.gated(job), hint_of(triple), strength, 0.0, 1.0
             )
-        latent = torch.zeros(len(scenes.specs), 8, 16, 16)
+        latent = torch.zeros(1, CHANNELS, CELLS, CELLS)
         noise = comfy.sample.prepare_noise(latent, job.index)
         return comfy.sample.sample(
-            model, noise, job.steps, CFG, "euler", "normal", positive, negative, latent, disable_pbar=True,
+            model, noise, self.chosen.steps, CFG, "euler", "normal", positive, negative, latent, disable_pbar=True,
             seed=job.index,
         )  # fmt: skip
 
     def gated(self, job: Job) -> Any:
         """The ControlNet under the job's policy."""
-        backwards = replace(self.geometry, scores=-self.geometry.scores)
-        gates = {
-            "paper": lambda: PaperSchedule(job.amount),
-            "ranked": lambda: RankedSlots(self.geometry, job.amount),
-            "reversed": lambda: RankedSlots(backwards, job.amount),
-            "weights": lambda: parse_weights(f"1x{layout_of(unet_of(self.demo.model)).slots} m1"),
-        }
-        return gate_control(self.control, gates[job.policy]())[0] if job.policy in gates else self.control
+        if job.policy in (PLAIN_CONTROL, "strength"):
+            return self.control
+        return gate_control(self.control, self.gate(job))[0]
 
-    def measured(self, pictures: Tensor, scenes: Scenes) -> Tensor:
-        """Measures [prompts, 5] of pictures that should show `scenes`."""
-        seen = self.demo.verdict(pictures)
-        target = self.demo.verdict(self.demo.autoencoded(scenes.picture)).style
+    def gate(self, job: Job) -> StructureGate:
+        if job.policy == "paper":
+            return PaperSchedule(job.amount)
+        if job.policy == "weights":
+            return rising(job.amount, layout_of(unet_of(self.demo.model)).slots)
+        sign = -1 if job.policy == "reversed" else 1
+        return RankedSlots(replace(self.geometry, scores=sign * self.geometry.scores), job.amount)
+
+    def styled(self, triple: Triple) -> Any:
+        amount = self.chosen.amount
+        gate: LayerGate = WrittenGate(parse("all")) if amount == 1 else RankedGate(self.style, amount)
+        return inject_style(self.demo.model, StyleInjection(gate, triple.reference.source))
+
+    def measured(self, picture: Tensor, triple: Triple) -> Tensor:
+        """MEASURES of a picture [1, 3, 192, 192] that should show the triple's scene."""
+        judge, edges = self.demo.judge, edges_of(picture)
+        found = harness.subjects_seen(judge, picture, triple.specs)
+        lines, line_a, line_b = (judge.geometry(each) for each in (picture, triple.by_a, triple.by_b))
+        to_a, to_b = style_distance(lines, line_a), style_distance(lines, line_b)
         columns = (
-            edge_f1(edges_of(pictures), scenes.edges > 0.5),
-            seen.subject == scenes.specs.subject,
-            seen.background == scenes.specs.background,
-            style_distance(seen.style, target),
-            seen.family == scenes.reference.family[:, 0],
-        )
-        return torch.stack([column.float() for column in columns], 1)
+            edge_f1(edges, triple.edges > 0.5), edge_f1(edges, triple.edges_b > 0.5),
+            harness.as_prompted(found, triple.specs)[0], to_a, to_b, to_b < to_a,
+            style_distance(judge.style(picture), judge.style(triple.reference.picture)),
+        )  # fmt: skip
+        return torch.stack([column.float()[0] for column in columns])
 
 
-def load_geometry() -> SensitivityProfile:
-    path = PROFILES / "demo.geometry.safetensors"
-    if not path.exists():
-        raise SystemExit(f"There is no {path.name} in sensitivity_profiles: run `python dev.py train geometry` first.")
-    return load(path)
+def hint_of(triple: Triple) -> Tensor:
+    return repeat(triple.edges, "b h w -> b h w 3")
+
+
+def rising(finest: float, slots: int) -> StructureGate:
+    """Weights by hand from the finest slots' to 1 for the coarsest and the middle, in three equal parts."""
+    third = slots // 3
+    return parse_weights(f"{finest}x{third} {(1 + finest) / 2}x{third} 1x{slots - 2 * third} m1")
 
 
 def edges_of(pictures: Tensor) -> Tensor:
@@ -197,89 +227,82 @@ def share(part: Tensor, whole: Tensor) -> Tensor:
     return part.flatten(1).sum(1) / whole.flatten(1).sum(1).clamp_min(1)
 
 
-def anchors(studio: Studio, chosen: Any) -> dict[str, Any]:
-    """What no setting can beat, and chance: the scenes drawn by the world itself, and drawings of other scenes."""
-    best, chance = [], []
-    for index in range(chosen.references):
-        scenes = Scenes(index, chosen.prompts, chosen.hand)
-        drawn = studio.demo.autoencoded(world.render(scenes.specs, hand=HANDS[chosen.hand])[0])
-        best.append(studio.measured(drawn, scenes))
-        chance.append(studio.measured(drawn.roll(1, 0), scenes))
-    groups = groups_of(chosen)
-    return {"drawn": row(torch.cat(best), groups), "drawn, another scene": row(torch.cat(chance), groups)}
-
-
-def compared(studio: Studio, chosen: Any) -> dict[str, Any]:
-    """Every setting on every triple, and what the gates give over a weaker control that keeps as much content."""
-    jobs = list(planned(chosen))
-    outcomes: dict[str, list[Tensor]] = {}
-    with multiprocessing.get_context("fork").Pool(chosen.workers, share_objects, (studio,)) as pool:
-        for number, (job, outcome) in enumerate(zip(jobs, pool.imap(run, jobs), strict=True), 1):
-            outcomes.setdefault(job.name, []).append(outcome)
-            if number % chosen.references == 0:
-                print(f"{job.name} done, {number} of {len(jobs)}", flush=True)
-    if chosen.pictures:
-        for name in ("plain", "paper 0.15", "ranked 0.5", "strength 0.5"):
-            show(studio, next(job for job in jobs if job.name == name), chosen.pictures)
-    measured = {name: torch.stack(parts) for name, parts in outcomes.items()}
-    groups = groups_of(chosen)
-    return {
-        "settings": {name: row(values.flatten(0, 1), groups) for name, values in measured.items()},
-        "style gained over a weaker ControlNet": {
-            "at equal subject recognition": gains(measured, SUBJECT),
-            "at equal edge agreement": gains(measured, EDGES),
-        },
-    }
-
-
 def planned(chosen: Any) -> Iterator[Job]:
-    points = [("no control", 0.0), ("plain", 1.0), *((p, amount) for p, sweep in POLICIES.items() for amount in sweep)]
-    for policy, amount in points:
-        for index in range(chosen.references):
-            yield Job(policy, amount, index, chosen.prompts, chosen.steps, chosen.hand)
+    """Triple by triple, so that a run that is stopped has the whole story of some."""
+    points = [(NONE, 0.0), (PLAIN_CONTROL, 1.0)]
+    points += [(policy, amount) for policy, sweep in POLICIES.items() for amount in sweep]
+    for index, (policy, amount) in itertools.product(range(chosen.references), points):
+        yield Job(policy, amount, index)
 
 
 def share_objects(studio: Studio) -> None:
     global STUDIO
     STUDIO = studio
     torch.set_grad_enabled(False)
+    torch.set_num_threads(1)
+
+
+@lru_cache(2)
+def triple_of(index: int) -> Triple:
+    return STUDIO.triple(index)
+
+
+def painted(job: Job) -> Tensor:
+    """The picture [1, 3, 192, 192] of one job."""
+
+    def paint() -> Tensor:
+        triple = triple_of(job.index)
+        return STUDIO.sample(STUDIO.styled(triple), job, triple)
+
+    return STUDIO.demo.decode(STUDIO.kept.of(f"{job.index:03} {job.name}", paint))
 
 
 def run(job: Job) -> Tensor:
-    scenes = STUDIO.scenes(job.index, job.prompts, job.hand)
-    return STUDIO.measured(STUDIO.paint(job, scenes), scenes)
+    return STUDIO.measured(painted(job), triple_of(job.index))
 
 
-def show(studio: Studio, job: Job, folder: Path) -> None:
-    scenes = Scenes(job.index, job.prompts, job.hand)
-    harness.sheet(studio.paint(job, scenes), min(6, job.prompts), folder / f"{job.name}.png")
+ANCHORS = ("drawn by A", "drawn by B")
 
 
-def groups_of(chosen: Any) -> Tensor:
-    return torch.arange(chosen.references).repeat_interleave(chosen.prompts)
+def anchored(index: int) -> Tensor:
+    """What no setting can beat: the scene drawn by the world itself, by either hand."""
+    triple = triple_of(index)
+    return torch.stack([STUDIO.measured(picture, triple) for picture in (triple.by_a, triple.by_b)])
 
 
-def row(values: Tensor, groups: Tensor) -> dict[str, Any]:
-    return {name: described(values[:, column], groups) for column, name in enumerate(MEASURES)}
+SHOWN = (NONE, PLAIN_CONTROL, "paper 0.15", "ranked 0.34", "reversed 0.34", "weights 0", "strength 0.25")
+
+
+def show(pool: Any, chosen: Any, triples: int = 12) -> None:
+    """A sheet, a column a triple: A's drawing, the reference, B's drawing of A's scene, and what SHOWN make of them."""
+    columns = torch.stack(pool.map(column, range(min(triples, chosen.references))))
+    harness.sheet(columns.transpose(0, 1).flatten(0, 1), len(columns), chosen.pictures / "structure.png")
+
+
+def column(index: int) -> Tensor:
+    triple, jobs = triple_of(index), {job.name: job for job in planned(STUDIO.chosen) if job.index == index}
+    return torch.cat([triple.by_a, triple.reference.picture, triple.by_b, *(painted(jobs[name]) for name in SHOWN)])
+
+
+def row(values: Tensor) -> dict[str, Any]:
+    return {name: described(values[:, place], torch.arange(len(values))) for place, name in enumerate(MEASURES)}
 
 
 def curve(policy: str) -> list[str]:
     """Names of a policy's settings up to the plain control; only strength begins at none, gates keep the middle."""
-    begin = ["no control"] if policy == "strength" else []
-    return [*begin, *(f"{policy} {amount:g}" for amount in POLICIES[policy]), "plain"]
+    begin = [NONE] if policy == "strength" else []
+    return [*begin, *(f"{policy} {amount:g}" for amount in POLICIES[policy]), PLAIN_CONTROL]
 
 
 def gains(measured: dict[str, Tensor], at_equal: int) -> dict[str, Any]:
-    """Style that each gate gains over turning the strength down, with 95 % intervals: 1000 draws of references.
+    """B's geometry that each gate gains over turning the strength down, with 95 % intervals: 1000 draws of triples.
 
-    `measured` [references, prompts, measures] by setting. Beside each setting, and the mean over each policy's, stands
-    the control of a strength that scores the same in the measure `at_equal`. Positive: the gate is nearer to the
-    reference's style, and shows it more often.
+    `measured` [triples, measures] by setting. Beside each setting, and the mean over each policy's, stands the control
+    of a strength that scores the same in the measure `at_equal`. Positive: the gate is nearer to the scene as B draws
+    it, and shows B rather than A more often.
     """
     own = [name for policy in GATES for name in curve(policy)[:-1]]
-    gates, strengths = (
-        np.stack([measured[name].mean(1).numpy() for name in names]) for names in (own, curve("strength"))
-    )
+    gates, strengths = (np.stack([measured[name].numpy() for name in names]) for names in (own, curve("strength")))
     count = gates.shape[1]
     draws = [np.arange(count), *np.random.default_rng(0).integers(count, size=(1000, count))]
     found = np.stack([gained(gates[:, rows].mean(1), strengths[:, rows].mean(1), at_equal) for rows in draws])
@@ -289,7 +312,7 @@ def gains(measured: dict[str, Tensor], at_equal: int) -> dict[str, Any]:
 
 
 def gained(gates: np.ndarray, strengths: np.ndarray, at_equal: int) -> np.ndarray:
-    """Nearness and recognition of style [gates, 2] over the curve of strengths, both [settings, measures].
+    """Nearness and recognition of B [gates, 2] over the curve of strengths, both [settings, measures].
 
     The curve runs in straight lines between its settings and stays level beyond its ends.
     """
@@ -299,108 +322,78 @@ def gained(gates: np.ndarray, strengths: np.ndarray, at_equal: int) -> np.ndarra
     def read(measure: int) -> np.ndarray:
         return np.interp(gates[:, at_equal], curve_at[:, at_equal], curve_at[:, measure])
 
-    return np.stack([read(DISTANCE) - gates[:, DISTANCE], gates[:, RECOGNISED] - read(RECOGNISED)], 1)
+    return np.stack([read(TO_B) - gates[:, TO_B], gates[:, RATHER] - read(RATHER)], 1)
 
 
 def estimates(draws: np.ndarray) -> dict[str, Any]:
     """Of draws [1 + N, 2] whose first is the sample itself."""
     rows = np.stack([draws[0], *np.quantile(draws[1:], (0.025, 0.975), axis=0)]).round(4).T.tolist()
-    columns = ("style distance", "style recognised")
     return {
-        name: dict(zip(("mean", "low", "high"), each, strict=True)) for name, each in zip(columns, rows, strict=True)
+        name: dict(zip(("mean", "low", "high"), each, strict=True)) for name, each in zip(GAINED, rows, strict=True)
     }
 
 
-def slots(studio: Studio, chosen: Any) -> dict[str, Any]:
-    """What leaving out each residual changes, and whether the geometry profile's ranking foresees it."""
-    scenes = Scenes(0, chosen.prompts, chosen.hand)
-    positive, negative = (studio.demo.conditioning(text) for text in (world.captions(scenes.specs), [""]))
-    hint = repeat(scenes.edges, "b h w -> b h w 3")
-    positive, _ = ControlNetApplyAdvanced().apply_controlnet(positive, negative, studio.control, hint, 1.0, 0.0, 1.0)
-    latents = studio.demo.encode(draw(scenes.specs))
-    found = ablate_slots(studio.demo.model, latents, positive, noise_levels(studio.demo.model, 8).float(), chosen.seed)
-    agreed = agreement(found, studio.geometry, layout_of(unet_of(studio.demo.model)))
+def slots(studio: Studio, looks: int = 4) -> dict[str, Any]:
+    """What leaving out each residual changes, and whether the geometry profile's ranking foresees it; over triples."""
+    layout, found = layout_of(unet_of(studio.demo.model)), []
+    for index in range(min(looks, studio.chosen.references)):
+        triple = studio.triple(index)
+        told = scenes.captions(triple.specs, harness.without_style(triple.specs))
+        positive, negative = (studio.demo.conditioning(text) for text in (told, [""]))
+        positive, _ = ControlNetApplyAdvanced().apply_controlnet(
+            positive, negative, studio.control, hint_of(triple), 1.0, 0.0, 1.0
+        )
+        latents, sigmas = studio.demo.encode(triple.by_a), noise_levels(studio.demo.model, 8).float()
+        found.append(ablate_slots(studio.demo.model, latents, positive, sigmas, index))
+    change = torch.stack([each.change for each in found]).mean(0)
+    agreed = agreement(replace(found[0], change=change), studio.geometry, layout)
     return {
-        "sigmas": [round(sigma, 3) for sigma in found.sigmas.tolist()],
-        "change without slot 0.. and middle": [[round(c, 4) for c in level] for level in found.change.tolist()],
+        "sigmas": [round(sigma, 3) for sigma in found[0].sigmas.tolist()],
+        "change without slot 0.. and middle": [[round(c, 4) for c in level] for level in change.tolist()],
         "agreement with the geometry profile (Spearman)": [round(value, 3) for value in agreed.tolist()],
         "mean agreement": round(float(agreed.mean()), 3),
     }
 
 
-def step_times(studio: Studio, chosen: Any) -> dict[str, float]:
+def step_times(studio: Studio) -> dict[str, float]:
     """Time of a run over the plain ControlNet's, runs in turns; on a CPU this process's own time."""
-    scenes = Scenes(0, 2, "plain")
-    policies = {"plain": 1.0, "weights": 1.0, "paper": 0.15, "ranked": 0.5}
-    jobs = {policy: Job(policy, amount, 0, 2, 4, "plain") for policy, amount in policies.items()}
-    runs = {policy: lambda job=job: studio.sample(studio.demo.model, job, scenes) for policy, job in jobs.items()}
+    triple = studio.triple(0)
+    jobs = [Job(PLAIN_CONTROL, 1.0, 0), Job("weights", 1.0, 0), Job("paper", 0.15, 0), Job("ranked", 0.34, 0)]
+    runs = {job.policy: lambda job=job: studio.sample(studio.demo.model, job, triple) for job in jobs}
     clock = time.perf_counter if torch.cuda.is_available() else time.process_time
-    times = in_turns(runs, clock, chosen.rounds)
-    ratios = {policy: round(ratio(times[policy], times["plain"]), 4) for policy in runs if policy != "plain"}
-    return {"seconds of a plain run": round(statistics.median(times["plain"]), 4), **ratios}
+    times = in_turns(runs, clock, studio.chosen.rounds)
+    ratios = {
+        policy: round(ratio(times[policy], times[PLAIN_CONTROL]), 4) for policy in runs if policy != PLAIN_CONTROL
+    }
+    return {"seconds of a plain run": round(statistics.median(times[PLAIN_CONTROL]), 4), **ratios}
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Subjects and edges kept against distance to the reference's style, a line a policy; up and left is better.
+    """Subjects and A's edges kept against B's geometry, a line a policy; up and right is better.
 
-    Axes begin at zero, and the star is the world's own drawing: a hair's breadth should look like one.
+    The stars are the world's own drawings of the scenes: a hair's breadth should look like one.
     """
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
-    labels = {"subject": "subject recognised", "edge F1": "edge agreement (F1)"}
+    labels = {"subject": "subject recognised, %", "edge F1": "agreement with the edges asked for (F1), %"}
     for axes, (measure, label) in zip(panels, labels.items(), strict=True):
         for policy in POLICIES:
             points = [results["settings"][name] for name in curve(policy)]
-            x, y = ([point[key]["mean"] for point in points] for key in ("style distance", measure))
+            x, y = ([100 * point[key]["mean"] for point in points] for key in ("to B", measure))
             axes.plot(x, y, marker="o", label=policy, linewidth=1 if policy == "reversed" else 2)
-        drawn = results["anchors"]["drawn"]
-        axes.plot(drawn["style distance"]["mean"], drawn[measure]["mean"], "k*")
-        marked = {name: results["settings"][name] for name in ("no control", "plain")} | {"drawn by the world": drawn}
+        marked = {name: results["settings"][name] for name in (NONE, PLAIN_CONTROL)} | results["anchors"]
         for name, point in marked.items():
-            place = point["style distance"]["mean"], point[measure]["mean"]
-            below = name == "no control"
-            axes.annotate(name, place, (8, -14 if below else 4), textcoords="offset points")
-        axes.set(xlabel="style distance to the reference", ylabel=label, xlim=(0, 0.5), ylim=(0, 1.08))
+            place = 100 * point["to B"]["mean"], 100 * point[measure]["mean"]
+            if name in ANCHORS:
+                axes.plot(*place, "k*")
+            axes.annotate(name, place, (6, -12 if name == NONE else 5), textcoords="offset points")
+        axes.invert_xaxis()
+        axes.set(xlabel="distance to the scene as B draws it, lightness alone, % (nearer: right)", ylabel=label)
+        axes.set_ylim(0, 108)
     panels[0].legend(title="how structure is reduced", loc="lower left")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-
-
-def grid(studio: Studio, chosen: Any, path: Path) -> None:
-    """Two dials on one scene: lambda (style) down, kept (structure) across, beside what both come from."""
-    scenes = Scenes(chosen.seed, 1, chosen.hand)
-    jobs: Sequence[Job] = [Job("paper", kept, chosen.seed, 1, chosen.steps, chosen.hand) for kept in KEPT]
-    table = torch.stack([torch.cat([studio.paint(job, scenes, share) for job in jobs]) for share in LAMBDAS])
-    given = {"style reference": scenes.picture[0], "edge map": repeat(scenes.edges[0], "h w -> 3 h w")}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    dials(table, given, world.captions(scenes.specs)[0], path)
-    print(path)
-
-
-def dials(table: Tensor, given: dict[str, Tensor], prompt: str, path: Path) -> None:
-    """A figure of pictures [LAMBDAS, KEPT, 3, H, W] with their two dials, and of the pictures `given` [3, H, W]."""
-    from matplotlib import pyplot
-
-    pyplot.rcParams["font.size"] = 13
-    figure = pyplot.figure(figsize=(11, 8.8), layout="constrained")
-    places = figure.add_gridspec(2, 2, width_ratios=(1, 3.6))
-    for place, (name, picture) in enumerate(given.items()):
-        axes = figure.add_subplot(places[place, 0])
-        axes.imshow(picture.movedim(0, -1).clamp(0, 1).numpy())
-        axes.set(title=name, xticks=(), yticks=())
-    axes = figure.add_subplot(places[:, 1])
-    gap = functional.pad(table.clamp(0, 1), (2, 2, 2, 2), value=1.0)
-    axes.imshow(rearrange(gap, "row column c h w -> (row h) (column w) c").numpy())
-    side = gap.shape[-1]
-    axes.set_xticks([(at + 0.5) * side for at in range(len(KEPT))], [f"{kept:g}" for kept in KEPT])
-    axes.set_yticks([(at + 0.5) * side for at in range(len(LAMBDAS))], [f"{share:g}" for share in LAMBDAS])
-    axes.set(
-        title=prompt, xlabel="kept: share of the schedule under all edges", ylabel="lambda: share of styled layers"
-    )
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    figure.savefig(path, dpi=75)
+    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

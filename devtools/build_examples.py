@@ -523,7 +523,8 @@ def _subject_of_checkpoint(sheet: Sheet, name: str, checkpoint: str, side: int, 
         f"## Keep the subject, replace the background ({name})\n\n1. Choose your checkpoint.\n2. Load the picture that "
         "gives the background.\n3. Write the prompt, in **phrase** its words for the subject and in **surroundings** "
         "those for what lies around it.\n4. Press **Run**."
-        "\n\nToo much background inside the mask: raise **amount**. Subject cut off: lower it, or raise **dilate**. "
+        "\n\nSubject cut off: raise **dilate**. Too much background inside the mask: lower it, or choose the **threshold** "
+        "mean + c std and raise **amount**. "
         "Exact background: end the last window at 1.",
         380,
     )

@@ -120,14 +120,14 @@ def propagated(maps: torch.Tensor, q: torch.Tensor, k: torch.Tensor, heads: int,
 
 
 def contrasted(maps: torch.Tensor, against: torch.Tensor) -> torch.Tensor:
-    """Subjects' maps [S, B, h, w] as shares of what subject and surroundings [A, B, h, w] get together, in [0, 1].
+    """Subjects' maps [S, B, h, w] times the share that they have of what subject and surroundings [A, B, h, w] get.
 
-    Without surroundings the maps stay as they are. Where the model looks at both alike the share is a half, so places
-    that draw much attention from every word no longer count (as GoCA, arXiv 2603.06178, divides by all words' maps).
+    Without surroundings the maps stay as they are. The share (as GoCA, arXiv 2603.06178, divides by all words' maps)
+    takes away places that draw attention from every word; where no word looks it is chance, which the map itself damps.
     """
     if not len(against):
         return maps
-    return maps / (maps + against.sum(0)).clamp_min(torch.finfo(torch.float32).tiny)
+    return maps * maps / (maps + against.sum(0)).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def normalised(maps: torch.Tensor) -> torch.Tensor:

@@ -50,7 +50,7 @@ class MaskSettings:
     """
 
     blur: float = 0.7
-    rule: str = "mean + c std"
+    rule: str = "otsu"
     amount: float = 0.8
     dilate: float = 0.0
     feather: float = 0.0

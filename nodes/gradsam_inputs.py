@@ -109,8 +109,8 @@ def _propagation() -> io.Input:
         default=2,
         min=0,
         max=4,
-        tooltip="Spreads the map along fine self-attention, so that it follows borders. 2 suits most; 0 leaves "
-        "the map as found.",
+        tooltip="How often the map is spread along fine self-attention before it is multiplied with that: it then "
+        "follows borders and leaves out what only looks like the subject. 2 suits most; 0 leaves the map as found.",
     )
 
 
@@ -142,9 +142,9 @@ def _threshold() -> list[io.Input]:
         io.Combo.Input(
             "threshold",
             options=list(RULES),
-            default="mean + c std",
-            tooltip="What counts as subject. mean + c std: the paper's rule. otsu: the best split into two groups, "
-            "no number needed. top share: a fixed share of the picture.",
+            default="otsu",
+            tooltip="What counts as subject. otsu: the best split into two groups, no number needed. mean + c std: the "
+            "paper's rule, tighter or wider by 'amount'. top share: a fixed share of the picture.",
         ),
         io.Float.Input(
             "amount",

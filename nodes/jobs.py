@@ -212,6 +212,7 @@ class CBKeepSubject(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         deeper = _widgets_of(CBGradSAMBlend)
+        deeper["threshold"].optional = True  # came later than the others
         return Schema(
             node_id="CBKeepSubject",
             display_name="Keep My Subject (background from picture)",
@@ -236,7 +237,10 @@ class CBKeepSubject(io.ComfyNode):
                 _prompt("What to paint: the subject, and the surroundings as the picture shows them."),
                 _phrase(),
                 _widgets_of(CBSubject)["surroundings"],
-                *(advanced(deeper[name]) for name in ("mode", "windows", "method", "amount", "dilate", "feather")),
+                *(
+                    advanced(deeper[name])
+                    for name in ("mode", "windows", "method", "amount", "dilate", "feather", "threshold")
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="Connect to the sampler."),
@@ -272,7 +276,7 @@ class CBKeepSubject(io.ComfyNode):
         kept = phrase.strip() or subject_in(bounded(prompt, "prompt", LONGEST_PROMPTS))
         subject = read_subject(clip, prompt, kept, surroundings)
         reference = {"samples": latent_of(vae, image, model)}
-        settings = _settled(CBGradSAMBlend, values)
+        settings = _settled(CBGradSAMBlend, {"threshold": "mean + c std"} | values)  # as it was before one could choose
         blended = CBGradSAMBlend.execute(model=model, reference=reference, subject=subject, **settings)
         patched, latent, attribution = blended.args
         height, width = (PIXELS * side for side in latent["samples"].shape[-2:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +14,14 @@ from comfy.samplers import CFGGuider, calc_cond_batch
 
 from ...engine.attribution import normalised
 from ...engine.texts import bounded, quoted
+from ..arch.base import Architecture
+from ..arch.registry import architecture_of
 from ..inject.reference import check_latent, framed
 from ..runs.loaded import sampling_of
 from ..runs.probe import Conditioning, look_at, noise_for
 from .attribute import Result, attribute
-from .layers import Layers, chosen_layers
+from .layers import chosen_layers
+from .methods import Method
 from .prediction import Prediction, precision_of
 from .prompts import subject_prompts
 from .settings import AttributionSettings
@@ -52,19 +56,41 @@ def find_subject(
     `positive` is the subject's prompt with what other nodes tied to it, such as a ControlNet.
     Raises ValueError on input that does not fit.
     """
-    layers = chosen_layers(model, settings)
+    layers, results = chosen_layers(model, settings), list[Result]()
+
+    def ask(prediction: Prediction) -> None:
+        results.append(attribute(prediction, subject, layers, settings))
+
+    ask_at_levels(model, latent, subject, probe, settings.way, ask, positive)
+    notes = dict.fromkeys(each.note for each in results if each.note)
+    maps = torch.stack([normalised(each.maps) for each in results]).mean(0)
+    return Result(maps.cpu(), results[-1].method, " ".join(notes))
+
+
+def ask_at_levels(
+    model: ModelPatcher,
+    latent: torch.Tensor,
+    subject: Subject,
+    probe: ProbeSettings,
+    method: Method,
+    ask: Callable[[Prediction], None],
+    positive: Conditioning | None = None,
+) -> None:
+    """Call `ask` with the prediction of a latent [B, C, (1,) h, w] at every noise level.
+
+    Raises ValueError on input that does not fit, or that the method cannot serve.
+    """
     check_latent(model, latent, "latent")
     latent = framed(model, latent, "latent")
     if probe.noised and len(probe.percents) > 1:
         raise ValueError("'noise_levels' names several, but a noisy latent has one: write its own level alone.")
-    sampling = sampling_of(model)
+    sampling, family = sampling_of(model), architecture_of(model)
     high, low = float(sampling.sigma_max), float(sampling.sigma_min)
     sigmas = torch.tensor([min(max(sampling.percent_to_sigma(each), low), high) for each in probe.percents])
-    results: list[Result] = []
 
     def measure(guider: CFGGuider, noise: torch.Tensor, sigmas: torch.Tensor, model_options: dict[str, Any]) -> None:
         picture = guider.inner_model.process_latent_in(latent.to(noise))
-        prompts = subject_prompts(guider.conds["positive"], subject, settings.way)
+        prompts = subject_prompts(guider.conds["positive"], subject, method)
         for percent, sigma in zip(probe.percents, sigmas, strict=True):
             prompts.check_active(sigma, f"'noise_levels': {percent:g}")
         bar = comfy.utils.ProgressBar(len(sigmas))
@@ -73,15 +99,11 @@ def find_subject(
             x = picture
             if not probe.noised:
                 x = guider.inner_model.model_sampling.noise_scaling(sigma[None], noise, picture)
-            prediction = _prediction(guider, x, sigma.expand(len(x)), model_options, prompts.texts, layers)
-            results.append(attribute(prediction, subject, layers, settings))
+            ask(_prediction(guider, x, sigma.expand(len(x)), model_options, prompts.texts, family))
             bar.update(1)
 
     noise = noise_for(latent, probe.seed)
     look_at(model, {"positive": positive or subject.conditioning}, noise, sigmas, probe.seed, measure)
-    notes = dict.fromkeys(each.note for each in results if each.note)
-    maps = torch.stack([normalised(each.maps) for each in results]).mean(0)
-    return Result(maps.cpu(), results[-1].method, " ".join(notes))
 
 
 def _prediction(
@@ -90,7 +112,7 @@ def _prediction(
     sigma: torch.Tensor,
     model_options: dict[str, Any],
     texts: dict[Any, int],
-    layers: Layers,
+    family: Architecture,
 ) -> Prediction:
     base, prompts = guider.inner_model, [guider.conds["positive"]]
 
@@ -98,7 +120,7 @@ def _prediction(
         return calc_cond_batch(base, prompts, x, sigma, {**model_options, "transformer_options": options})[0]
 
     options = model_options.get("transformer_options", {})
-    return Prediction(predict, options, None, x, sigma, texts, precision_of(base), layers.architecture)
+    return Prediction(predict, options, None, x, sigma, texts, precision_of(base), family)
 
 
 def percents_in(text: str) -> tuple[float, ...]:

@@ -38,8 +38,15 @@ class Propagation:
         return with_attention_replaced(options, "attn1", make)
 
     def over(self, maps: torch.Tensor) -> torch.Tensor:
-        """Maps [subjects, B, h, w] after `times` steps, each the mean over the layers recorded."""
-        for _ in range(self.times if self.recorded else 0):
+        """Maps [subjects, B, h, w] times what they spread to.
+
+        A spread map fills a subject to its borders, and runs over into what looks like it; the map itself does not.
+        """
+        return maps * self.spread(maps) if self.times and self.recorded else maps
+
+    def spread(self, maps: torch.Tensor) -> torch.Tensor:
+        """Maps [subjects, B, h, w] after `times` steps along self-attention, each the mean over the layers recorded."""
+        for _ in range(self.times):
             parts = [propagated(maps.transpose(0, 1), *layer) for layer in self.recorded.values()]
             maps = torch.stack(parts).mean(0).transpose(0, 1)
         return maps

@@ -418,8 +418,8 @@ def test_bad_input_is_one_sentence() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_surroundings_turn_a_map_into_a_share(method: str) -> None:
-    """The share rises from place to place exactly as the ratio of both phrases' own maps does."""
+def test_surroundings_weigh_a_map_by_its_share(method: str) -> None:
+    """What the map is weighed by rises from place to place exactly as the ratio of both phrases' own maps does."""
     of = model("sd15")
     around = Phrase("snow", (6,))
     settings, look = AttributionSettings(method, "o11"), ProbeSettings((0.6,))
@@ -428,5 +428,6 @@ def test_surroundings_turn_a_map_into_a_share(method: str) -> None:
         share = find_subject(of, picture, Subject(text.conditioning, text.phrases, (around,)), look, settings).maps
         apart = find_subject(of, picture, Subject(text.conditioning, (*text.phrases, around)), look, settings).maps
     assert share.shape == (1, 1, *picture.shape[2:])
+    weight = (share[0] / apart[0]).flatten()
     order = (apart[0] / apart[1]).flatten().argsort()
-    assert bool((share.flatten()[order].diff() >= -1e-4).all()) and share.std() > 0
+    assert bool((weight[order].diff() >= -1e-4).all()) and weight.std() > 0

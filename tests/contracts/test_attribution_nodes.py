@@ -173,7 +173,7 @@ def test_an_empty_mask_is_told() -> None:
     of = model("sd15")
     kept, _, attribution = call(
         "CBGradSAMBlend", model=of, reference=latent(5, height=HEIGHT, width=WIDTH), subject=subject_of(of), amount=5.0,
-        blur=16.0,
+        threshold="mean + c std", blur=16.0,
     )  # fmt: skip
     after = {"samples": run(kept)}
     *_, words = call("CBAttributionPreview", attribution=attribution, after=after)

@@ -124,18 +124,24 @@ def test_blind_attention_spreads_evenly() -> None:
     torch.testing.assert_close(found, maps.mean((2, 3), keepdim=True).expand_as(maps))
 
 
-def test_contrast_takes_the_share_and_forgets_what_all_words_look_at() -> None:
-    """A place that subject and surroundings heed k times as much, both, keeps its share."""
-    subject, place = torch.tensor([[[[3.0, 1.0]]]]), torch.tensor([[[[1.0, 3.0]]]])
-    loud = torch.tensor([[[[10.0, 1.0]]]])
-    found = attribution.contrasted(subject * loud, place * loud)
-    torch.testing.assert_close(found, torch.tensor([[[[0.75, 0.25]]]]))
+def test_contrast_weighs_a_map_by_its_share() -> None:
+    """Of two places that the subject heeds alike, the one that the surroundings heed counts less."""
+    subject, place = torch.tensor([[[[3.0, 3.0]]]]), torch.tensor([[[[1.0, 9.0]]]])
+    found = attribution.contrasted(subject, place)
+    torch.testing.assert_close(found, torch.tensor([[[[3 * 0.75, 3 * 0.25]]]]))
+
+
+def test_contrast_leaves_places_dark_that_no_word_heeds() -> None:
+    subject, place = torch.tensor([[[[3.0, 1e-6]]]]), torch.tensor([[[[1.0, 1e-9]]]])
+    found = attribution.contrasted(subject, place)
+    assert float(found[..., 1]) < 1e-5 * float(found[..., 0])
 
 
 def test_contrast_with_several_surroundings_adds_them_and_with_none_changes_nothing() -> None:
     maps = torch.rand(2, 1, 3, 3)
     assert attribution.contrasted(maps, maps[:0]) is maps
-    torch.testing.assert_close(attribution.contrasted(maps[:1], maps), maps[:1] / (maps[:1] + maps.sum(0)))
+    share = maps[:1] / (maps[:1] + maps.sum(0))
+    torch.testing.assert_close(attribution.contrasted(maps[:1], maps), maps[:1] * share)
     assert not attribution.contrasted(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)).any()
 
 
