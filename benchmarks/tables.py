@@ -61,29 +61,40 @@ def balance(setting: str) -> str:
 
 def structure() -> str:
     columns = {
-        "edge F1": plain(2), "subject": percent, "background": percent, "style distance": plain(3),
-        "style recognised": percent,
+        "edge F1": plain(2), "edge F1, B": plain(2), "subject": percent, "to B": plain(3), "B rather than A": percent,
+        "style distance": plain(3),
     }  # fmt: skip
     found = results("structure")
     return measures(found["anchors"] | found["settings"], columns, "control, amount")
 
 
 def structure_gain(at_equal: str) -> str:
-    columns = {"style distance": plain(3), "style recognised": percent}
-    return measures(results("structure")["style gained over a weaker ControlNet"][at_equal], columns, "gate, kept")
+    columns = {"nearer to B's geometry": plain(3), "B rather than A": percent}
+    return measures(results("structure")["geometry gained over a weaker ControlNet"][at_equal], columns, "gate, amount")
+
+
+SITUATIONS = ("one subject", "two subjects", "look-alikes")
 
 
 def attribution(pictures: str) -> str:
-    columns = {"IoU own": plain(2), "IoU best": plain(2), "AP": plain(2), "pointing": percent}
-    rows = {name: row["all levels"] for name, row in results("attribution")[pictures].items() if "all levels" in row}
-    return measures(rows, columns, "method, layers")
+    columns = dict.fromkeys((*SITUATIONS, "IoU own"), plain(2))
+    columns |= {"IoU best": plain(2), "pointing": percent, "on the other": percent}
+    return measures(results("attribution")[pictures], columns, "method, layers")
 
 
-def attribution_levels() -> str:
-    found = results("attribution")
-    rows = found["generated"][found["generated"]["gain over DAAM's rule"]["best"]]
-    columns = {"IoU own": plain(2), "IoU best": plain(2), "AP": plain(2), "pointing": percent}
-    return measures(rows, columns, "window")
+def attribution_settings() -> str:
+    return measures(results("attribution")["settings"]["drawn"], dict.fromkeys(SITUATIONS, plain(2)), "setting")
+
+
+def attribution_beside() -> str:
+    found = results("attribution")["against the default"]
+    columns = [(kind, told) for kind in found for told in ("alone", "against the rest")]
+    rows = ([way, *(_signed(found[kind].get(way, {}).get(told)) for kind, told in columns)] for way in found["drawn"])
+    return table(["way", *(f"{kind}, {told}" for kind, told in columns)], rows)
+
+
+def _signed(found: dict[str, float] | None) -> str:
+    return "" if found is None else f"{found['mean']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
 
 
 def attribution_cost() -> str:
@@ -96,10 +107,9 @@ def attribution_cost() -> str:
 
 def blend() -> str:
     columns: dict[str, Callable[[Any], str]] = {
-        "subject": percent, "background": percent, "PSNR outside": plain(1), "seam": plain(2),
-        "Frechet distance": lambda value: f"{value:.2f}",
+        "subject": percent, "place": percent, "both": percent, "PSNR outside": plain(1), "seam": plain(2),
     }  # fmt: skip
-    return measures(results("blend")["ways"], columns, "way")
+    return measures(results("blend")["ways"]["all"], columns, "way")
 
 
 NAMED, KNOWN, UNSEEN = "style named, parameters open", "no style word, known styles", "no style word, unseen styles"
@@ -110,9 +120,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "structure": structure,
     "structure, equal subject": lambda: structure_gain("at equal subject recognition"),
     "structure, equal edges": lambda: structure_gain("at equal edge agreement"),
+    "attribution, drawn": lambda: attribution("drawn"),
     "attribution, generated": lambda: attribution("generated"),
-    "attribution, real": lambda: attribution("real"),
-    "attribution, windows": attribution_levels,
+    "attribution, settings": attribution_settings,
+    "attribution, beside the default": attribution_beside,
     "attribution, cost": attribution_cost,
     "blend": blend,
 }

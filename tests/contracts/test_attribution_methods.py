@@ -428,6 +428,6 @@ def test_surroundings_weigh_a_map_by_its_share(method: str) -> None:
         share = find_subject(of, picture, Subject(text.conditioning, text.phrases, (around,)), look, settings).maps
         apart = find_subject(of, picture, Subject(text.conditioning, (*text.phrases, around)), look, settings).maps
     assert share.shape == (1, 1, *picture.shape[2:])
-    weight = (share[0] / apart[0]).flatten()
+    weight = (share[0] / apart[0].clamp_min(1e-12)).flatten()
     order = (apart[0] / apart[1]).flatten().argsort()
     assert bool((weight[order].diff() >= -1e-4).all()) and weight.std() > 0

@@ -1,0 +1,182 @@
+"""Benchmarks of the drawn world: what they compare is what they say, and their arithmetic on made-up pictures."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import attribution, blend, harness, layers, structure
+from conditional_balance.engine.attribution import normalised
+from conditional_balance.engine.profile_file import load
+from conditional_balance.runtime.attribution.find import ProbeSettings, find_subject
+from conditional_balance.runtime.attribution.settings import AttributionSettings
+from conditional_balance.runtime.attribution.subject import Subject
+from demo import models
+from demo.world import atlas, sets, subjects
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Discs in the colours of their hands instead of drawings."""
+    axis = (torch.arange(atlas.SIDE) + 0.5) / atlas.SIDE * 2 - 1
+    alpha = 255.0 * (torch.hypot(axis, axis[:, None]) < 0.9)
+    colours = torch.rand(len(sets.HANDS), 1, 3, 1, 1, generator=torch.Generator().manual_seed(0))
+    drawings = torch.cat([colours * alpha, alpha.expand(len(sets.HANDS), 1, 1, -1, -1)], 2)
+    drawings = drawings.expand(-1, len(subjects.SUBJECTS), -1, -1, -1)
+    folder = tmp_path_factory.mktemp("drawn")
+    atlas.pack(atlas.Atlas(drawings.byte().contiguous(), tuple(sets.HANDS), subjects.SUBJECTS), folder / "atlas.bin")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def truth(prepared: Path) -> harness.Truth:
+    return harness.Truth(prepared)
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[harness.Demo]:
+    threads = torch.get_num_threads()
+    yield harness.Demo(torch.float32)
+    torch.set_grad_enabled(True)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def paintings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "PAINTINGS", tmp_path)
+
+
+def chosen(**values: Any) -> Namespace:
+    return Namespace(**{"count": 2, "steps": 2, "seed": 0, "weights": models.WEIGHTS} | values)
+
+
+@pytest.fixture
+def looking(demo: harness.Demo, truth: harness.Truth, paintings: None) -> Iterator[None]:
+    attribution.share_objects(demo, truth, chosen(), attribution.paintings(chosen()))
+    yield
+    torch.set_grad_enabled(True)
+
+
+@pytest.mark.parametrize("against", [False, True])
+def test_a_map_of_the_benchmark_is_the_one_that_the_node_finds(looking: None, against: bool) -> None:
+    job = attribution.Job("drawn", "two subjects", 1)
+    case = attribution.case_of(job)
+    way = attribution.Way("attention", AttributionSettings("attention", attribution.BOTH))
+    mine = normalised(attribution.maps_of(job, case, way)[int(against), 2])
+    subject = case.subject if against else Subject(case.subject.conditioning, case.subject.phrases)
+    settings = AttributionSettings("attention", propagation=2)
+    latent = case.latents[attribution.LEVELS[0]]
+    found = find_subject(attribution.DEMO.model, latent, subject, ProbeSettings(attribution.LEVELS, seed=1), settings)
+    torch.testing.assert_close(mine, found.maps[0, 0], rtol=1e-2, atol=1e-2)
+
+
+def test_scenes_show_what_their_situation_says(looking: None) -> None:
+    pairs = {tuple(sorted(pair)) for pair in attribution.ALIKE}
+    for index in range(4):
+        one, two, alike = (attribution.scene(name, index) for name in attribution.SITUATIONS)
+        assert one.subject[0, 1] == attribution.NOTHING and (two.subject[0] != attribution.NOTHING).all()
+        assert tuple(sorted(subjects.SUBJECTS[row] for row in alike.subject[0].tolist())) in pairs
+        assert all(specs.place != attribution.NOTHING for specs in (one, two, alike))
+
+
+def test_the_mask_is_the_targets_and_the_rest_names_the_other(looking: None) -> None:
+    for index in (0, 1):
+        job = attribution.Job("drawn", "two subjects", index)
+        case, specs = attribution.case_of(job), attribution.scene("two subjects", index)
+        words = [subjects.WORDS[row] for row in specs.subject[0].tolist()]
+        assert case.subject.phrases[0].text == words[job.target]
+        assert case.subject.surroundings[0].text == words[1 - job.target]
+        true = attribution.TRUTH.rendered(specs)[1][0, job.target] > 0.5
+        assert torch.equal(case.masks[0], true)
+
+
+def test_measures_of_planted_maps() -> None:
+    side = attribution.SIZE
+    masks = torch.zeros(2, side, side, dtype=torch.bool)
+    masks[0, 40:120, 20:80], masks[1, 40:120, 110:170] = True, True
+    found = dict(zip(attribution.MEASURES, attribution.measures(masks[0].float(), masks).tolist(), strict=False))
+    assert found["IoU own"] > 0.93 and found["AP"] == pytest.approx(1) and found["pointing"] == 1
+    assert found["on the other"] == 0
+    found = dict(zip(attribution.MEASURES, attribution.measures(masks.any(0).float(), masks).tolist(), strict=False))
+    assert 0.4 < found["IoU own"] < 0.55 and found["on the other"] == pytest.approx(0.5, abs=0.05)
+    assert attribution.ceiling(masks[0]) > 0.9
+
+
+def test_ways_are_compared_on_the_pictures_that_both_saw() -> None:
+    value = torch.zeros(len(attribution.MEASURES) + len(attribution.THRESHOLDS))
+    rows = []
+    for number in range(4):
+        row = {name: value + 0.5 for name in attribution.names() if "output" not in name}
+        if number == 0:
+            row |= {name: value + 0.7 for name in attribution.names() if "output" in name}
+        rows.append(row)
+    found = attribution.beside_default(rows)["grad_sam_output, layers o4-5"]["alone"]
+    assert found["mean"] == pytest.approx(0.2, abs=1e-4)
+
+
+def test_pairs_of_the_blend_share_a_style_and_neither_subject_nor_place(
+    demo: harness.Demo, truth: harness.Truth, paintings: None
+) -> None:
+    blend.share_objects(demo, truth, chosen(), blend.paintings(chosen()))
+    blend.pair.cache_clear()
+    alone, other = blend.pair(0), blend.pair(1)
+    blend.pair.cache_clear()
+    torch.set_grad_enabled(True)
+    assert alone.theirs == blend.NOTHING and not alone.other_mask.any()
+    assert other.theirs not in other.specs.subject[0].tolist() and other.other_mask.any()
+    outside = ~(other.mask > 0) & ~(other.other_mask > 0)
+    assert torch.equal(other.composed[0, :, outside], other.reference[0, :, outside])
+    inside = other.mask == 1
+    assert torch.equal(other.composed[0, :, inside], other.kept[0, :, inside])
+
+
+def test_a_triple_shows_one_scene_by_two_hands(prepared: Path, paintings: None) -> None:
+    settings = chosen(amount=0.43)
+    studio = structure.Studio(Namespace(**vars(settings), prepared=prepared, rounds=1, references=1))
+    with torch.no_grad():
+        triple = studio.triple(0)
+        assert triple.reference.specs.hand != triple.specs.hand
+        assert triple.reference.specs.subject[0, 0] != triple.specs.subject[0, 0]
+        by_a, by_b = (studio.measured(picture, triple) for picture in (triple.by_a, triple.by_b))
+    rather, to_a, to_b = (structure.MEASURES.index(name) for name in ("B rather than A", "to A", "to B"))
+    assert by_a[to_a] < 1e-2 < by_a[to_b] and by_a[rather] == 0
+    assert by_b[to_b] < 1e-2 < by_b[to_a] and by_b[rather] == 1
+    torch.set_grad_enabled(True)
+
+
+def planted(references: int = 4) -> list[dict[str, Any]]:
+    """Layers whose measured effects tell the true ones exactly."""
+    dice = torch.Generator().manual_seed(0)
+    true = torch.rand(21, generator=dice)
+    seen = layers.Seen(0.4, torch.zeros(2, 5))
+    return [
+        {
+            "plain": seen, "gain": true + 0.01 * torch.rand(21, generator=dice), "loss": 1 - true,
+            "measured gain": 2 * true, "measured loss": 3 - true, "measured_s": 1.0, "run_s": 1.0,
+        }
+        for _ in range(references)
+    ]  # fmt: skip
+
+
+def test_rankings_of_layers_are_compared_with_the_truth() -> None:
+    profile, rounds = load(layers.PROFILE), planted()
+    found = layers.summarised(rounds, profile, chosen(prompts=2))
+    assert found["agreement"]["measured gain against true gain"]["mean"] > 0.98
+    assert found["agreement"]["measured loss against true loss"]["mean"] == pytest.approx(1)
+    assert found["cost_of_greedy"] == pytest.approx(1 / (21 * 22 / 2))
+    assert found["halves agree"]["true gain"] > 0.98
+
+
+def test_each_ranking_picks_its_share_of_layers() -> None:
+    profile, rounds = load(layers.PROFILE), planted()
+    found = layers.picks(profile, rounds, 1)
+    assert {name: len(text.split(",")) for name, text in found.items() if name.endswith("0.43")} == {
+        f"{name} 0.43": 9 for name in layers.RANKINGS
+    }
+    best = str(profile.layers[int(rounds[1]["measured gain"].argmax())])
+    assert best in found["measured gain 0.2"].split(", ")
