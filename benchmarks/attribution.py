@@ -50,9 +50,8 @@ ALIKE = tuple(pair for pair in LOOK_ALIKES if set(pair) <= set(KNOWN_SUBJECTS))
 SPREADS = (0, 1, 2, 3, 4)  # how often a map is spread along self-attention before it is multiplied with that
 ITSELF = len(SPREADS)  # the place of the map that is spread twice and not multiplied
 VARIANTS = ((False, 0), (False, 2), (True, 2))  # against the rest, times spread
-RULES = {f"mean + {c} std": MaskSettings(amount=c) for c in (0.4, 0.6, 0.8, 1.0, 1.2)} | {
-    "otsu": MaskSettings(rule="otsu")
-}
+RULES = {f"mean + {c} std": MaskSettings(rule="mean + c std", amount=c) for c in (0.4, 0.6, 0.8, 1.0, 1.2)}
+RULES["otsu"] = MaskSettings(rule="otsu")
 THRESHOLDS = torch.linspace(0.05, 0.95, 37)
 MEASURES = ("IoU own", "AP", "pointing", "on the other")
 HALF, FINEST, BOTH = "o2-3", "o4-5", "o2-5"  # half as fine as the latents, as fine, and both: what "auto" takes
@@ -320,7 +319,8 @@ def summarised(jobs: list[Job], found: list[Measured]) -> dict[str, Any]:
         "kept": {situation: mean_of(parts["generated"][situation], "kept") for situation in SITUATIONS},
         "ceiling": {situation: mean_of(parts["drawn"][situation], "ceiling") for situation in SITUATIONS},
         **{kind: table(rows) for kind, rows in parts.items()},
-        "against the default": {kind: beside_default(together(rows)) for kind, rows in parts.items()},
+        "against the default": {kind: beside(together(rows)) for kind, rows in parts.items()},
+        "against two probes": beside(together(parts["drawn"]), f"grad_sam, layers {HALF}"),
         "settings": {kind: settings_of(rows) for kind, rows in parts.items()},
     }  # fmt: skip
 
@@ -362,18 +362,18 @@ def mean_of(rows: list[Measured], name: str) -> dict[str, float]:
     return described(values, torch.arange(len(values)))
 
 
-def beside_default(rows: list[Measured]) -> dict[str, Any]:
-    """How much more IoU own each way finds than the default way does with as much told and spread, pairwise."""
+def beside(rows: list[Measured], default: str = DEFAULT) -> dict[str, Any]:
+    """How much more IoU own each way finds than one way does with as much told and spread, pairwise."""
 
     def gained(way: str, against: bool) -> dict[str, float]:
-        name, default = (row_name(each, 2, against) for each in (way, DEFAULT))
-        gains = torch.stack([each[name][0] - each[default][0] for each in rows if name in each])
-        return described(gains, torch.arange(len(gains)))
+        names = [row_name(each, 2, against) for each in (way, default)]
+        gains = [each[names[0]][0] - each[names[1]][0] for each in rows if all(name in each for name in names)]
+        return described(torch.stack(gains), torch.arange(len(gains)))
 
     return {
         way.name: {"alone": gained(way.name, False), "against the rest": gained(way.name, True)}
         for way in ways()
-        if way.name != DEFAULT and any(row_name(way.name, 2, False) in each for each in rows)
+        if way.name != default and any(row_name(way.name, 2, False) in each for each in rows)
     }
 
 

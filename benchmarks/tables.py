@@ -61,16 +61,16 @@ def balance(setting: str) -> str:
 
 def structure() -> str:
     columns = {
-        "edge F1": plain(2), "edge F1, B": plain(2), "subject": percent, "to B": plain(3), "B rather than A": percent,
-        "style distance": plain(3),
+        "edge F1": plain(2), "subject": percent, "background": percent, "style distance": plain(3),
+        "style recognised": percent,
     }  # fmt: skip
     found = results("structure")
     return measures(found["anchors"] | found["settings"], columns, "control, amount")
 
 
 def structure_gain(at_equal: str) -> str:
-    columns = {"nearer to B's geometry": plain(3), "B rather than A": percent}
-    return measures(results("structure")["geometry gained over a weaker ControlNet"][at_equal], columns, "gate, amount")
+    columns = {"style distance": plain(3), "style recognised": percent}
+    return measures(results("structure")["style gained over a weaker ControlNet"][at_equal], columns, "gate, kept")
 
 
 SITUATIONS = ("one subject", "two subjects", "look-alikes")
@@ -107,9 +107,10 @@ def attribution_cost() -> str:
 
 def blend() -> str:
     columns: dict[str, Callable[[Any], str]] = {
-        "subject": percent, "place": percent, "both": percent, "PSNR outside": plain(1), "seam": plain(2),
+        "subject": percent, "background": percent, "PSNR outside": plain(1), "seam": plain(2),
+        "Frechet distance": lambda value: f"{value:.2f}",
     }  # fmt: skip
-    return measures(results("blend")["ways"]["all"], columns, "way")
+    return measures(results("blend")["ways"], columns, "way")
 
 
 NAMED, KNOWN, UNSEEN = "style named, parameters open", "no style word, known styles", "no style word, unseen styles"

@@ -115,7 +115,7 @@ def test_ways_are_compared_on_the_pictures_that_both_saw() -> None:
         if number == 0:
             row |= {name: value + 0.7 for name in attribution.names() if "output" in name}
         rows.append(row)
-    found = attribution.beside_default(rows)["grad_sam_output, layers o4-5"]["alone"]
+    found = attribution.beside(rows)["grad_sam_output, layers o4-5"]["alone"]
     assert found["mean"] == pytest.approx(0.2, abs=1e-4)
 
 
