@@ -120,8 +120,8 @@ def _probes() -> io.Input:
         default=2,
         min=1,
         max=64,
-        tooltip="Random probes of grad_sam, a backward pass each. More give a calmer map: on the demo model masks of 2 came "
-        "to an IoU of 0.64, of 8 and of 16 to 0.69.",
+        tooltip="Random probes of grad_sam, a backward pass each. More give a calmer map: on the demo model masks of 2 "
+        "came to an IoU of 0.64, of 8 and of 16 to 0.69.",
     )
 
 

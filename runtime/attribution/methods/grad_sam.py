@@ -31,6 +31,7 @@ class GradSAM(Method):
         "attention times the length of its gradient, estimated from random probes: near the paper's rule, but not its "
         "map; more time and memory."
     )
+    levels: ClassVar[int] = 1
     fallback: ClassVar[str] = "jvp"
 
     def maps(self, question: Question) -> torch.Tensor:
