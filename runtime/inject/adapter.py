@@ -116,7 +116,7 @@ class _Run(injector.Run):
         return functools.partial(self._around_call, weakened) if weakened else None
 
     def finish(self, samples: torch.Tensor) -> torch.Tensor:
-        self.called.report(self.sampling.notices)
+        self.called.report(self.sampling)
         return samples
 
     def _around_call(

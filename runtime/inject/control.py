@@ -32,8 +32,9 @@ from ..arch.base import uncompiled
 from ..arch.registry import family_of
 from ..arch.transformer import Transformer
 from ..arch.unet import transformer_blocks
+from ..runs.notices import Notices, fresh_node
 
-OWN = ("inner", "gate", "layout", "weights_at", "told", "previous_controlnet", "multigpu_clones")
+OWN = ("inner", "gate", "node", "layout", "weights_at", "told", "previous_controlnet", "multigpu_clones")
 """Attributes of the wrapper itself. All others, such as strength, range, hint and hooks, are the wrapped control's."""
 
 
@@ -41,7 +42,7 @@ def gate_control(control: Any, gate: StructureGate) -> tuple[Any, str]:
     """The control under the gate, and nothing; or the control as it is, and why."""
     if not issubclass(type(control), ControlBase):  # every kind of it has a copy(), the base class has not
         return control, f"'control_net' is a {type(control).__name__}, no ControlNet of ComfyUI's kind: left as it is."
-    return GatedControl(control.copy(), gate), ""
+    return GatedControl(control.copy(), gate, fresh_node()), ""
 
 
 def layout_of(network: torch.nn.Module) -> SlotLayout:
@@ -70,11 +71,11 @@ class GatedControl(ControlBase):
     and writing of its settings goes through to it. The gate needs the model's layout, known from `pre_run` on.
     """
 
-    def __init__(self, inner: ControlBase, gate: StructureGate) -> None:
+    def __init__(self, inner: ControlBase, gate: StructureGate, node: str | None = None) -> None:
         super().__init__()
         chain = {name: value for name, value in vars(self).items() if name in OWN}
         vars(self).clear()  # the settings that the base class has just made are the wrapped control's to hold
-        vars(self).update(chain, inner=inner, gate=gate, layout=None, weights_at=None, told=False)
+        vars(self).update(chain, inner=inner, gate=gate, node=node, layout=None, weights_at=None, told=False)
 
     def __getattr__(self, name: str) -> Any:
         if name in OWN or name.startswith("__"):
@@ -88,11 +89,11 @@ class GatedControl(ControlBase):
             setattr(self.inner, name, value)
 
     def copy(self) -> GatedControl:
-        return GatedControl(self.inner.copy(), self.gate)
+        return GatedControl(self.inner.copy(), self.gate, self.node)
 
     def deepclone_multigpu(self, load_device: torch.device, autoregister: bool = False) -> GatedControl:
         """For newer ComfyUI, which runs one copy on each device."""
-        clone = GatedControl(self.inner.deepclone_multigpu(load_device), self.gate)
+        clone = GatedControl(self.inner.deepclone_multigpu(load_device), self.gate, self.node)
         if autoregister:
             self.multigpu_clones[load_device] = clone
         return clone
@@ -164,9 +165,9 @@ class GatedControl(ControlBase):
             self.inner.previous_controlnet = None
 
     def _tell(self, why: str) -> None:
-        """Say once a run, though a run prepares its controls once for each prompt, that the gate does nothing."""
+        """Say once a run that the gate does nothing; a run prepares its controls once for each prompt."""
         if not self.told:
-            logging.warning("Gate ControlNet %s: this control acts ungated.", why)
+            Notices("Gate ControlNet", self.node).say(f"It {why}: this control acts ungated.")
         self.told = True
 
     def cleanup(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -21,7 +21,10 @@ from ..runs.injector import Around, CalledLayers, Executor, Sampling
 from ..runs.layout import Layout
 from ..runs.loaded import sampling_of
 from ..runs.model_call import ModelCall
+from ..runs.whose import whose
 
+Patch = Callable[..., Any]
+"""ComfyUI's attn2 patch: (hidden states, text, text for values, extra_options) -> the first three."""
 Text = torch.Tensor
 """An encoded prompt [rows, tokens, width]."""
 
@@ -61,7 +64,8 @@ def prompt_layers(model: ModelPatcher, prompt: LayerPrompt) -> ModelPatcher:
 class _Run(injector.Run):
     def __init__(self, prompt: LayerPrompt, sampling: Sampling) -> None:
         super().__init__(sampling)
-        self.prompt, self.called = prompt, CalledLayers(prompt.layers)
+        self.prompt, self.called, self.heard = prompt, CalledLayers(prompt.layers), False
+        self.deaf = ""
 
     def at(self, sigma: float, positive: int) -> Around | None:
         weights = self.prompt.gate.weights(sigma, self.prompt.layers, self.sampling.to_sigma).amax(0).tolist()
@@ -70,7 +74,9 @@ class _Run(injector.Run):
         return functools.partial(self._around_call, opened, positive) if opened else None
 
     def finish(self, samples: torch.Tensor) -> torch.Tensor:
-        self.called.report(self.sampling.notices)
+        for layer in self.called.opened if self.deaf else ():
+            self.called.leave_out(layer, self.deaf)
+        self.called.report(self.sampling)
         return samples
 
     def _around_call(
@@ -81,8 +87,29 @@ class _Run(injector.Run):
         own, other = _texts(call.c_crossattn, self.prompt.text, layout, positive)
         patches = call.options.get("patches", {})
         patch = functools.partial(_patch, opened, own, other, self.called)
-        patches = {**patches, "attn2_patch": [patch, *patches.get("attn2_patch", ())]}
+        behind = tuple(patches.get("attn2_patch", ()))
+        if behind and not self.heard:
+            patch = functools.partial(self._through, patch, behind)
+        patches = {**patches, "attn2_patch": [patch, *behind]}
         return replace(call, options={**call.options, "patches": patches}).run(executor)
+
+    def _through(self, patch: Patch, behind: tuple[Patch, ...], *given: Any) -> Any:
+        """At the first open layer: whether other packs' patches, which run behind this one, hand the text on at all."""
+        put = patch(*given)
+        if put[1] is not given[1] and not self.heard:
+            self.heard = True
+            with_ours, without = _after(behind, put, given), _after(behind, given, given)
+            if all(map(torch.equal, with_ours, without)):
+                self.deaf = f"did not read the other prompt: {' and '.join(map(whose, behind))} put another text there"
+        return put
+
+
+def _after(behind: tuple[Patch, ...], put: Sequence[Any], given: Sequence[Any]) -> tuple[Text, Text]:
+    """The text for keys and for values after other packs' patches."""
+    n, context, value = put[:3]
+    for patch in behind:
+        n, context, value = patch(n, context, value, given[3])
+    return context, context if value is None else value
 
 
 def _texts(own: Text, other: Text, layout: Layout, positive: int) -> tuple[Text, Text]:

@@ -24,6 +24,7 @@ from ..runs.layout import Layout
 from ..runs.loaded import sampling_of
 from ..runs.model_call import ModelCall
 from ..runs.rows import misfits_of_prompts
+from ..runs.whose import whose
 from .reference import (
     FIRST_ROW,
     HiddenReference,
@@ -180,7 +181,7 @@ class StyleRun(injector.Run):
         return any(self.styles(sigma) for sigma in self.sampling.levels)
 
     def finish(self, samples: torch.Tensor) -> torch.Tensor:
-        self.layers.report(self.sampling.notices)
+        self.layers.report(self.sampling)
         return samples
 
     def _around_call(
@@ -283,7 +284,7 @@ class StyleRun(injector.Run):
             except TakesNoMoreKeys:
                 self.without_sharing.append(projected.earlier)
         if style.share:
-            self.layers.leave_out(layer, NOT_SHARED)
+            self.layers.leave_out(layer, f"{NOT_SHARED} ({whose(projected.earlier)})")
 
         def alone(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
             return _apart(styled, replace(projected, q=q, k=k, v=v))

@@ -23,6 +23,9 @@ from comfy.patcher_extension import WrappersMP
 from comfy.samplers import CFGGuider
 
 from ...engine.layers import LayerId
+from ..arch.base import uncompiled
+from ..arch.registry import family_of
+from ..arch.shadows import shadow
 from .keys import schedule_of
 from .layout import LAYOUT, Layout, layout_of
 from .model_call import KEY, ModelCall, with_wrapper
@@ -73,6 +76,12 @@ class Sampling:
     def controlled(self) -> bool:
         """Whether a ControlNet acts on any prompt of the run."""
         return any("control" in prompt for prompts in self.guider.conds.values() for prompt in prompts)
+
+    def shadow(self, layer: LayerId) -> str | None:
+        """Whose code stands in the place of a layer, as `arch.shadows` finds it."""
+        family = family_of(uncompiled(self.model.diffusion_model))
+        options = self.guider.model_options.get("transformer_options", {})
+        return None if family is None else shadow(family, layer, options)
 
     def positive(self, conds: list[Any]) -> int:
         """Where the run's positive prompts stand among the conditionings of a call; 0 when they are not among them."""
@@ -228,14 +237,19 @@ class CalledLayers:
         """Note what a layer could not do: the end of the run names all layers of which that is true."""
         self.left_out.setdefault(why, set()).add(layer)
 
-    def report(self, notices: Notices) -> None:
+    def report(self, sampling: Sampling) -> None:
+        notices = sampling.notices
         for why, layers in self.left_out.items():
             notices.say(f"{', '.join(str(layer) for layer in self.layers if layer in layers)} {why}.")
-        silent = [str(layer) for layer in self.layers if layer in self.opened - self.called]
-        if silent:
-            was, it = ("was", "it") if len(silent) == 1 else ("were", "them")
-            reason = f"so another patch must have replaced or skipped {it}."
-            notices.say(f"{', '.join(silent)} {was} selected but never ran, {reason}")
+        silent: dict[str | None, list[str]] = {}
+        for layer in self.layers:
+            if layer in self.opened - self.called:
+                silent.setdefault(sampling.shadow(layer), []).append(str(layer))
+        for who, names in silent.items():
+            was, it = ("was", "it") if len(names) == 1 else ("were", "them")
+            reason = f"so another patch must have replaced or skipped {it}"
+            reason = f"because {who} stands in the way" if who else reason
+            notices.say(f"{', '.join(names)} {was} selected but never ran, {reason}.")
 
 
 def with_layout(call: ModelCall, layout: Layout) -> ModelCall:

@@ -15,6 +15,8 @@ def whose(function: Any) -> str:
         function = function.func
     function = getattr(function, "__func__", function)  # a method's own function
     named = function if hasattr(function, "__qualname__") else type(function)
+    if (named.__module__ or "").startswith(f"{PACK}."):
+        return "another node of Conditional Balance"
     name = named.__qualname__.replace("<locals>.", "").replace("<lambda>", "a function")
     return f"{name} of {_pack(named.__module__ or '')}"
 
@@ -25,8 +27,6 @@ def _pack(module: str) -> str:
     if folder:
         return folder[1].replace("_x_", ".")
     root, _, rest = module.partition(".")
-    if module.startswith(f"{PACK}."):
-        return "Conditional Balance"
     if root in ("comfy", "comfy_extras", "nodes"):
         return f"ComfyUI's {rest.rpartition('.')[2] or root}"
     return root

@@ -1,0 +1,110 @@
+"""What stands in the way of a condition is named: which layers, and whose function."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import types
+from typing import Any
+
+import pytest
+import torch
+from style_case import differ, gate, model, run, styled
+from test_transformer_style import hidden as hidden_of
+from test_transformers import run as run_transformer
+from tiny_transformers import tiny_transformer
+
+from conditional_balance.runtime.inject.layer_prompt import LayerPrompt, prompt_layers
+from conditional_balance.runtime.runs.whose import whose
+from tiny import cond
+
+
+def of_pack(function: Any, module: str = "/comfy/custom_nodes/Some_Pack.attention") -> Any:
+    """A function as if a custom node had brought it: ComfyUI names a pack's modules by its folder."""
+    made = types.FunctionType(function.__code__, function.__globals__, function.__name__, None, function.__closure__)
+    made.__module__, made.__qualname__ = module, function.__name__
+    return made
+
+
+def told(caplog: pytest.LogCaptureFixture, word: str) -> list[str]:
+    return [record.getMessage() for record in caplog.records if word in record.getMessage()]
+
+
+def test_names_of_functions_methods_partials_and_objects() -> None:
+    def replaced() -> None: ...
+
+    assert whose(of_pack(replaced)) == "replaced of Some_Pack"
+    assert whose(functools.partial(of_pack(replaced, r"C:\comfy\custom_nodes\My_x_0_x_1\x"))) == "replaced of My.0.1"
+    assert whose(of_pack(replaced, "comfy_extras.nodes_pag")) == "replaced of ComfyUI's nodes_pag"
+    assert whose(of_pack(replaced, "conditional_balance.runtime.x")) == "another node of Conditional Balance"
+    assert whose(torch.nn.Identity()) == "Identity of torch"
+    assert whose("text".upper).startswith("str.upper of")
+
+
+def test_a_forward_that_another_pack_has_set_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    of = model("sd15")
+    block = of.model.diffusion_model.output_blocks[5][1].transformer_blocks[0]
+
+    def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return x
+
+    block.forward = of_pack(forward)
+    try:
+        with caplog.at_level(logging.WARNING):
+            run(styled(of))
+    finally:
+        del block.forward
+    (sentence,) = told(caplog, "never ran")
+    assert sentence.endswith("o5.0 was selected but never ran, because forward of Some_Pack stands in the way.")
+
+
+def test_a_replaced_block_of_a_transformer_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    of, reference = tiny_transformer("flux").clone(), hidden_of("flux")
+
+    def block(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+        return {"img": args["img"], "txt": args["txt"]}
+
+    of.set_model_patch_replace(of_pack(block), "dit", "double_block", 1)
+    with caplog.at_level(logging.WARNING):
+        run_transformer(styled(of, reference=reference), "flux")
+    (sentence,) = told(caplog, "never ran")
+    assert "j1 was selected but never ran, because block of Some_Pack" in sentence
+
+
+def test_an_attention_that_takes_no_more_keys_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    of = model("sd15").clone()
+
+    def perturbed(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+        return v
+
+    of.set_model_attn1_replace(of_pack(perturbed), "output", 5)
+    with caplog.at_level(logging.WARNING):
+        run(styled(of))
+    (sentence,) = told(caplog, "shared no attention")
+    assert "o5.0" in sentence and "perturbed of Some_Pack" in sentence
+
+
+def test_a_text_that_is_put_over_the_layer_prompts_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    """Attention couple hands its own texts on; a hypernetwork changes what it is given, and ours comes through."""
+    of, own = model("sd15"), cond(model("sd15"), 9)[0][0]
+    prompt = LayerPrompt(gate("o"), cond(of, 7)[0][0])
+
+    def coupled(n: torch.Tensor, context: torch.Tensor, value: Any, options: dict[str, Any]) -> Any:
+        return n, own.expand(len(n), -1, -1), None
+
+    def hypernetwork(n: torch.Tensor, context: torch.Tensor, value: Any, options: dict[str, Any]) -> Any:
+        return n, 1.1 * context, value
+
+    for patch, count in ((of_pack(coupled), 1), (of_pack(hypernetwork), 0)):
+        patched = of.clone()
+        patched.set_model_attn2_patch(patch)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            found = run(prompt_layers(patched, prompt))
+        assert len(told(caplog, "coupled of Some_Pack")) == count
+        assert differ(found, run(patched)) == (not count)
+    both = prompt_layers(prompt_layers(of, prompt), LayerPrompt(gate("o"), own))
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        run(both)
+    assert len(told(caplog, "another node of Conditional Balance")) == 1
