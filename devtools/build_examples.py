@@ -564,6 +564,167 @@ def _keep_subject(
     sheet.add("SaveImage", "Result", tall=480, images=(decoded, 0), filename_prefix=f"{prefix}subject_kept")
 
 
+def inversion_demo(sheet: Sheet) -> None:
+    """A picture, walked back to its noise and painted from it again, exactly and under other words."""
+    sheet.next_column("Model and picture")
+    sheet.note(
+        "## Repaint a picture from its own noise\n\n**Invert Latent** finds the noise from which the model paints the"
+        " picture. Painted from it again under the same words the picture comes back; under other words it becomes"
+        " what they say and keeps its layout.\n\nAbove: the picture, and painted again. Below: under other words, with"
+        " what inversion lost put back at every step (*direct*) and without (*plain*).\n\nChange **Other words** and press"
+        " **Run**.",
+        360,
+    )
+    model = sheet.add("CBLoadDemoModel")
+    picture = sheet.add("CBDemoPictures", "Picture", **demo_scenes.REPAINTED)
+    latent = sheet.add("VAEEncode", pixels=(picture, 0), vae=(model, 2))
+    sheet.next_column("Words")
+    same = sheet.add("CLIPTextEncode", "What it shows", clip=(model, 1), text=(picture, 1))
+    other = sheet.add("CLIPTextEncode", "Other words", clip=(model, 1), text=demo_scenes.INSTEAD)
+    sheet.next_column("Back to its noise")
+    found = {"model": (model, 0), "positive": (same, 0), "latent": (latent, 0), "steps": 20}
+    direct = sheet.add("CBInvertLatent", "Direct", **found, mode="direct")
+    plain = sheet.add("CBInvertLatent", "Plain", **found, mode="plain")
+    empty = sheet.add("LatentMultiply", "Empty canvas", samples=(latent, 0), multiplier=0.0)
+    sampler = sheet.add("KSamplerSelect", sampler_name="euler")
+    ways = {"again": (direct, same), "other words": (direct, other), "other words, plain": (plain, other)}
+    painted = [(picture, 0), *(_from_noise(sheet, model, empty, sampler, name, *way) for name, way in ways.items())]
+    _in_a_square(sheet, painted, "demo_inversion")
+
+
+def _from_noise(sheet: Sheet, model: int, empty: int, sampler: int, name: str, way: int, text: int) -> Source:
+    """A column that paints from the noise that a picture was walked back to."""
+    sheet.next_column(name)
+    guider = sheet.add("BasicGuider", model=(way, 1), conditioning=(text, 0))
+    painted = sheet.add(
+        "SamplerCustomAdvanced", f"Sample: {name}", noise=(way, 2), guider=(guider, 0), sampler=(sampler, 0),
+        sigmas=(way, 3), latent_image=(empty, 0),
+    )  # fmt: skip
+    return sheet.add("VAEDecode", samples=(painted, 0), vae=(model, 2)), 0
+
+
+def noise_blend_demo(sheet: Sheet) -> None:
+    """Two prompts alone, and side by side in one picture twice as wide."""
+    sheet.next_column("Model and prompts")
+    sheet.note(
+        "## Two prompts by region\n\n**Blend Two Prompts** lets another prompt act where the mask is white, or for a part"
+        " of the schedule. Where both act, at the mask's soft edge, what one asks for against the other is left"
+        " out.\n\nAbove: each prompt alone. Below: both in one picture, the second on its right half.\n\nChange the"
+        " prompts or **strength** and press **Run**. Without a mask, end the node's window at 0.35: the first steps"
+        " follow one prompt and the others the other.",
+        360,
+    )
+    model = sheet.add("CBLoadDemoModel")
+    own, other = (sheet.add("CLIPTextEncode", clip=(model, 1), text=text) for text in demo_scenes.TWO_PROMPTS)
+    empty = sheet.add("CLIPTextEncode", "Negative", clip=(model, 1), text="")
+    sheet.next_column("Where the other prompt acts")
+    side = demo_scenes.SIDE
+    nowhere = sheet.add("SolidMask", "Nowhere", value=0.0, width=2 * side, height=side)
+    right = sheet.add("SolidMask", "Its half", value=1.0, width=side, height=side)
+    soft = sheet.add("FeatherMask", mask=(right, 0), left=side // 4, top=0, right=0, bottom=0)
+    mask = sheet.add("MaskComposite", destination=(nowhere, 0), source=(soft, 0), x=side, y=0, operation="add")
+    blend = sheet.add("CBNoiseBlend", model=(model, 0), conditioning=(other, 0), mask=(mask, 0))
+    canvas, wide = (
+        sheet.add("EmptyLatentImage", width=width, height=side, batch_size=1) for width in (side, 2 * side)
+    )
+    painted = []
+    for name, source, text, latent in (
+        ("first", model, own, canvas),
+        ("second", model, other, canvas),
+        ("both", blend, own, wide),
+    ):
+        sheet.next_column(name)
+        sampled = sheet.add(
+            "KSampler", f"Sample: {name}", model=(source, 0), positive=(text, 0), negative=(empty, 0),
+            latent_image=(latent, 0), **DEMO,
+        )  # fmt: skip
+        painted.append((sheet.add("VAEDecode", samples=(sampled, 0), vae=(model, 2)), 0))
+    _in_a_square(sheet, painted, "demo_noise_blend")
+
+
+def revised_demo(sheet: Sheet) -> None:
+    """A prompt held to a picture's layout and colours; a larger picture with ordinary and with its own noise levels."""
+    sheet.next_column("Model and picture")
+    side = demo_scenes.SIDE * 3 // 2
+    sheet.note(
+        "## Hold the layout and colours of a picture\n\n**Keep Colours or Layout** moves every prediction to the nearest"
+        " one that has the picture's means, so that the model paints only what is missing. **Noise Levels for Another"
+        f" Resolution** moves a schedule for pictures larger than the trained size.\n\nAbove: the picture, and the"
+        f" prompt held to it. Below: the prompt at {side} pixels with the ordinary noise levels, and with its"
+        " own; so far beyond its trained size this small model repeats the subject either way.\n\nChange **cell** or the prompt and press **Run**.",
+        360,
+    )
+    model = sheet.add("CBLoadDemoModel")
+    picture = sheet.add("CBDemoPictures", "Picture", **demo_scenes.REPAINTED)
+    latent = sheet.add("VAEEncode", pixels=(picture, 0), vae=(model, 2))
+    positive = sheet.add("CLIPTextEncode", "Prompt", clip=(model, 1), text=demo_scenes.INSTEAD)
+    negative = sheet.add("CLIPTextEncode", "Negative", clip=(model, 1), text="")
+    prompts = {"positive": (positive, 0), "negative": (negative, 0)}
+    sheet.next_column("Held")
+    held = sheet.add("CBProject", model=(model, 0), latent=(latent, 0), cell=32, end_percent=0.8)
+    canvas = sheet.add("EmptyLatentImage", width=demo_scenes.SIDE, height=demo_scenes.SIDE, batch_size=1)
+    sampled = sheet.add("KSampler", "Sample: held", model=(held, 0), latent_image=(canvas, 0), **prompts, **DEMO)
+    painted = [(picture, 0), (sheet.add("VAEDecode", samples=(sampled, 0), vae=(model, 2)), 0)]
+    sheet.next_column("Larger")
+    levels = sheet.add(
+        "BasicScheduler", model=(model, 0), scheduler=DEMO["scheduler"], steps=DEMO["steps"], denoise=1.0
+    )  # fmt: skip
+    own = sheet.add(
+        "CBResolutionShift", model=(model, 0), sigmas=(levels, 0), width=side, height=side,
+        trained_size=demo_scenes.SIDE,
+    )  # fmt: skip
+    large = sheet.add("EmptyLatentImage", width=side, height=side, batch_size=1)
+    sampler = sheet.add("KSamplerSelect", sampler_name="euler")
+    for name, sigmas in {"ordinary levels": levels, "own levels": own}.items():
+        sheet.next_column(name)
+        sampled = sheet.add(
+            "SamplerCustom", f"Sample: {name}", model=(model, 0), add_noise=True, noise_seed=DEMO["seed"], cfg=DEMO["cfg"],
+            sampler=(sampler, 0), sigmas=(sigmas, 0), latent_image=(large, 0), **prompts,
+        )  # fmt: skip
+        painted.append((sheet.add("VAEDecode", samples=(sampled, 0), vae=(model, 2)), 0))
+    _in_a_square(sheet, painted, "demo_revised")
+
+
+def guidance_demo(sheet: Sheet) -> None:
+    """The reference, no guidance, and style guidance at two strengths."""
+    sheet.next_column("What it shows")
+    sheet.note(
+        "## Guide by style alone\n\n**Layer Contrast** predicts once more at every step, with the reference's style in the"
+        " chosen layers, and leads the picture along what that changes, as CFG leads it along what the prompt"
+        " changes.\n\nAbove: the reference, and the prompt alone. Below: guided at 1.5 and at 3.\n\nChange **strength** and"
+        " press **Run**.",
+        300,
+    )
+    model = sheet.add("CBLoadDemoModel")
+    profile = sheet.add("CBLoadSensitivityProfile", profile=DEMO_PROFILE, model=(model, 0))
+    gate = sheet.add("CBSelectLayers", profile=(profile, 0))
+    sheet.next_column("Style and prompt")
+    picture = sheet.add("CBDemoPictures", "Reference picture", **demo_scenes.REFERENCE)
+    about = sheet.add("CLIPTextEncode", "What the reference shows", clip=(model, 1), text=demo_scenes.SHOWS)
+    latent = sheet.add("VAEEncode", pixels=(picture, 0), vae=(model, 2))
+    reference = sheet.add("CBStyleReference", latent=(latent, 0), prompt=(about, 0))
+    positive = sheet.add("CLIPTextEncode", "Prompt", clip=(model, 1), text=demo_scenes.PROMPT)
+    negative = sheet.add("CLIPTextEncode", "Negative", clip=(model, 1), text="")
+    canvas = sheet.add("EmptyLatentImage", width=demo_scenes.SIDE, height=demo_scenes.SIDE, batch_size=1)
+    shared = {"positive": (positive, 0), "negative": (negative, 0), "latent_image": (canvas, 0), **DEMO}
+    painted = [(picture, 0)]
+    for name, strength in {"prompt alone": 0.0, "guided, 1.5": 1.5, "guided, 3": 3.0}.items():
+        sheet.next_column(name)
+        led = {"model": (model, 0), "gate": (gate, 0), "reference": (reference, 0), "strength": strength}
+        source = sheet.add("CBLayerContrast", **led) if strength else model
+        sampled = sheet.add("KSampler", f"Sample: {name}", model=(source, 0), **shared)
+        painted.append((sheet.add("VAEDecode", samples=(sampled, 0), vae=(model, 2)), 0))
+    _in_a_square(sheet, painted, "demo_guidance")
+
+
+def _in_a_square(sheet: Sheet, painted: list[Source], name: str) -> None:
+    """Four pictures saved as one, two above and two below; a third one that is the last is as wide as two."""
+    sheet.next_column("Result", 480)
+    halves = [_stitched(sheet, painted[:2], "right"), _stitched(sheet, painted[2:], "right")]
+    whole = _stitched(sheet, halves, "down")
+    sheet.add("SaveImage", "Result", tall=480, images=whole, filename_prefix=name)
+
+
 def style_blueprint(known: Mapping[str, Any]) -> Blueprint:
     """From a checkpoint and a picture to your prompt in the picture's style."""
     inside = Blueprint(
@@ -650,6 +811,10 @@ def _painted_inside(
 
 
 WORKFLOWS = {
+    "guidance_demo": guidance_demo,
+    "inversion_demo": inversion_demo,
+    "noise_blend_demo": noise_blend_demo,
+    "revised_demo": revised_demo,
     "layers_do_demo": effect_demo,
     "layers_do_sdxl": effect_sdxl,
     "compare_layers_demo": compare_demo,

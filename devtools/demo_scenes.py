@@ -36,3 +36,9 @@ SURROUNDINGS = {"hand": "flat", "medium": "plain", "seed": 4, "scenes": "a house
 
 EDGES = {"hand": "flat", "medium": "plain", "seed": 11, "scenes": "\n".join(SCENES)}
 """Pictures whose edge maps give the structure."""
+
+REPAINTED = {"hand": "flat", "medium": "plain", "seed": 4, "scenes": "a house in the hills"}
+"""The picture that is walked back to its noise, and held to in layout and colours."""
+INSTEAD = "a house in the mountains, ink drawing"
+"""What it is painted as again."""
+TWO_PROMPTS = "a fox in the forest, flat drawing", "a sailboat by the sea, flat drawing"

@@ -27,6 +27,10 @@ TITLES = {
     "compare_layers_demo": "5 Compare which layers take the style (demo)",
     "style_sweep_demo": "6 More and more style (demo)",
     "layers_do_demo": "7 What does each layer do (demo)",
+    "guidance_demo": "8 Guide by style alone (demo)",
+    "revised_demo": "8 Hold the layout and colours of a picture (demo)",
+    "inversion_demo": "8 Repaint a picture from its own noise (demo)",
+    "noise_blend_demo": "8 Two prompts by region (demo)",
 }
 """Titles in the order of what people want; ComfyUI sorts a pack's templates by name."""
 

@@ -643,6 +643,21 @@ def projected(studio: Studio, graph: Graph) -> Image.Image:
     return sheet(rows, ["picture", "without", "low resolution", "colour"], tile=130)
 
 
+@figure("CBNoiseBlend", of="noise_blend_demo")
+def blended_prompts(studio: Studio, graph: Graph) -> Image.Image:
+    one, other, region = graph.all("VAEDecode")
+    blend = graph.first("CBNoiseBlend")
+    given = {name: graph.input(blend, name) for name in ("model", "conditioning")}
+    sampler = graph.input(one, "samples")[0]
+    links = [[one, 0], [other, 0], [region, 0]]
+    for changed in ({"own_prompt": "stays"}, {"end_percent": 0.35}):
+        mixed = graph.changed(sampler, model=[graph.add("CBNoiseBlend", **given, **changed), 0])
+        links.append([graph.changed(one, samples=[mixed, 0]), 0])
+    shown = studio.shoot(graph, *links)
+    heads = ["prompt", "other prompt", "by region", "both", "by noise level"]
+    return sheet([("", [first for first, *_ in shown])], heads, tile=128)
+
+
 @figure("CBLayerContrast", of="style_balanced_demo")
 def guided_by_style(studio: Studio, graph: Graph) -> Image.Image:
     decode, injection = graph.first("VAEDecode", without="CBStyleInjection"), graph.first("CBStyleInjection")

@@ -40,10 +40,13 @@ class ModelCall:
         )
 
 
-def with_wrapper(model_options: dict[str, Any], kind: str, wrapper: Callable[..., Any]) -> dict[str, Any]:
-    """A copy of `model_options` with one more wrapper, innermost among its kind; nothing shared is changed."""
+def with_wrapper(
+    model_options: dict[str, Any], kind: str, wrapper: Callable[..., Any], outermost: bool = False
+) -> dict[str, Any]:
+    """A copy of `model_options` with one more wrapper, innermost of ours or outermost; nothing shared is changed."""
     options = model_options.get("transformer_options", {})
     wrappers = options.get("wrappers", {})
     of_kind = wrappers.get(kind, {})
-    of_kind = {**of_kind, KEY: [*of_kind.get(KEY, ()), wrapper]}
+    ours = of_kind.get(KEY, ())
+    of_kind = {**of_kind, KEY: [wrapper, *ours] if outermost else [*ours, wrapper]}
     return {**model_options, "transformer_options": {**options, "wrappers": {**wrappers, kind: of_kind}}}

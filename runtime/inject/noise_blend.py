@@ -1,0 +1,145 @@
+"""Two prompts in one run, by region and noise level: their predictions are blended before CFG."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from comfy import sampler_helpers, utils
+from comfy.model_base import BaseModel
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+
+from ...engine.blending import blended, weights_of
+from ...engine.gates import inside
+from ..runs import injector
+from ..runs.injector import Sampling
+from ..runs.model_call import KEY, with_wrapper
+from ..runs.sampler_run import SamplerRun
+from .reference import Conditioning, positive_place
+
+Predict = Callable[[list[Any]], torch.Tensor]
+"""One conditioning's predicted picture [B, C, ..., H, W]."""
+
+NOTHING_WITHOUT = (
+    "'own_prompt' stays needs a prediction without a prompt, and this sampler's guider has no negative prompt: choose "
+    "gives way with a 'strength' of at most 1, or use a CFG guider."
+)
+
+
+@dataclass(frozen=True)
+class NoiseBlend:
+    """Another prompt where `mask` [H, W] is (None: everywhere), from `start` to `end` percent.
+
+    The run's own prompt `stays` there or gives way.
+    """
+
+    conditioning: Conditioning
+    mask: torch.Tensor | None = None
+    strength: float = 1.0
+    stays: bool = False
+    start: float = 0.0
+    end: float = 1.0
+
+
+def blend_prompts(model: ModelPatcher, blend: NoiseBlend) -> ModelPatcher:
+    """A clone of the model that blends another prompt in; strength 0 or an empty mask samples the same bits.
+
+    The prompt is ComfyUI's to prepare, with its ControlNets and hooks. Raises ValueError for one that acts in a part
+    of the picture or of the run only, since its prediction is nothing elsewhere.
+    """
+    if all({"area", "mask", "start_percent", "end_percent"} & set(about) for _, about in blend.conditioning):
+        raise ValueError(
+            "'conditioning' acts in an area or for some steps only, and predicts nothing elsewhere: connect the prompt "
+            "itself, and use this node's 'mask', 'start_percent' and 'end_percent'."
+        )
+    if not blend.strength or (blend.mask is not None and not bool(blend.mask.any())):
+        return model.clone()
+    place = f"{KEY}_{len(injector.injectors_of(model, _Blending))}"
+    patched = injector.inject(model, _Blending(blend, place))
+    around = functools.partial(_around_sampling, place, blend.conditioning)
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, around)
+    return patched
+
+
+def _around_sampling(
+    place: str, conditioning: Conditioning, executor: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    """OUTER_SAMPLE: one more prompt among the guider's own, which it makes anew for every run."""
+    executor.class_obj.conds[place] = sampler_helpers.convert_cond(conditioning)
+    return executor(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class _Blending(injector.Injector):
+    """`place` is the other prompt's name among the guider's."""
+
+    name: ClassVar[str] = "Noise blend"
+
+    blend: NoiseBlend
+    place: str
+
+    def start(self, sampling: Sampling) -> _Run:
+        return _Run(self.blend, self.place, sampling)
+
+
+class _Run(injector.Run):
+    def __init__(self, blend: NoiseBlend, place: str, sampling: Sampling) -> None:
+        super().__init__(sampling)
+        self.blend, self.place = blend, place
+
+    def sample(self, sampler: SamplerRun) -> torch.Tensor:
+        """Outside of what other nodes of ours do to predictions, and of blends before this one: the last is on top."""
+        options = with_wrapper(sampler.options, WrappersMP.CALC_COND_BATCH, self._around, outermost=True)
+        return sampler.with_options(options).sample()
+
+    def _around(
+        self,
+        executor: Callable[..., Any],
+        model: BaseModel,
+        conds: list[Any],
+        x: torch.Tensor,
+        sigma: torch.Tensor,
+        model_options: dict[str, Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """CALC_COND_BATCH: the prediction of the positive prompts becomes one of two prompts, before CFG sees it."""
+        out = executor(model, conds, x, sigma, model_options, *args, **kwargs)
+        own, blend = positive_place(self.sampling.guider, conds), self.blend
+        if own is None or not inside(float(sigma[0]), blend.start, blend.end, self.sampling.to_sigma):
+            return out
+
+        def predict(prompts: list[Any]) -> torch.Tensor:
+            return executor(model, [prompts], x, sigma, model_options, *args, **kwargs)[0]
+
+        weights = self._weights(x)
+        with self.sampling.notices.own_errors():
+            without = self._without(conds, out, predict, weights)
+        other = predict(self.sampling.guider.conds[self.place])
+        found = blended(out[own], other, out[own] if without is None else without, *weights)
+        return [found if number == own else each for number, each in enumerate(out)]
+
+    def _weights(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mask = torch.ones(1, 1) if self.blend.mask is None else self.blend.mask.float().cpu()
+        height, width = x.shape[-2:]
+        fitted = utils.common_upscale(mask[None, None], width, height, "area", "disabled")[0, 0].clamp(0, 1)
+        own, other = weights_of(fitted, self.blend.strength, self.blend.stays)
+        return own.to(x), other.to(x)
+
+    def _without(
+        self, conds: list[Any], out: list[torch.Tensor], predict: Predict, weights: tuple[torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor | None:
+        """The prediction without a prompt: the call's own where it makes one; None where two predictions do."""
+        negative = self.sampling.guider.conds.get("negative")
+        found = next((each for each, cond in zip(out, conds, strict=True) if cond and cond is negative), None)
+        if found is not None:
+            return found
+        if negative:
+            return predict(negative)
+        if not torch.equal(weights[0] + weights[1], torch.ones_like(weights[0])):
+            raise ValueError(NOTHING_WITHOUT)
+        return None
