@@ -80,7 +80,7 @@ def test(arguments: list[str]) -> int:
     return _run([env.python, "-m", "pytest", "-q", *arguments], comfy) or lint or types
 
 
-OF_THE_MODEL_BEFORE = ("blend", "layers", "structure")
+OF_THE_MODEL_BEFORE = ("layers", "structure")
 
 
 def bench(arguments: list[str]) -> int:

@@ -107,10 +107,9 @@ def attribution_cost() -> str:
 
 def blend() -> str:
     columns: dict[str, Callable[[Any], str]] = {
-        "subject": percent, "background": percent, "PSNR outside": plain(1), "seam": plain(2),
-        "Frechet distance": lambda value: f"{value:.2f}",
+        "subject": percent, "place": percent, "both": percent, "PSNR outside": plain(1), "seam": plain(2),
     }  # fmt: skip
-    return measures(results("blend")["ways"], columns, "way")
+    return measures(results("blend")["ways"]["all"], columns, "way")
 
 
 NAMED, KNOWN, UNSEEN = "style named, parameters open", "no style word, known styles", "no style word, unseen styles"
