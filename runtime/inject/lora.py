@@ -47,7 +47,8 @@ def gate_lora(
 ) -> GatedLoRA:
     """Clones with a LoRA (or what else ComfyUI loads as one), each weight at `strength` times its layer's gate.
 
-    A layer's queries, keys and values follow the gate of their feature, the rest of its block the widest of the three.
+    A layer's queries, keys and values follow the gate of their feature, the widest of the three where one weight makes
+    them all, as the rest of the block does: the widest of all layers in it.
     A full gate patches what ComfyUI's own loader does, an empty one nothing. Raises ValueError for a gate of a model
     with other layers.
     """
@@ -83,8 +84,10 @@ def _known(model: ModelPatcher, gate: LayerGate) -> dict[str, float]:
             known[PREFIX + name] = max(known.get(PREFIX + name, 0.0), widest)
     for column, layer in enumerate(layers):
         named = {feature: architecture.projection(layer, feature) for feature in FEATURES}
-        if len(set(named.values())) == len(FEATURES):  # a fused projection keeps the widest
+        if len(set(named.values())) == len(FEATURES):
             known |= {PREFIX + name: float(mean[FEATURES.index(feature), column]) for feature, name in named.items()}
+        else:  # one weight makes all three
+            known[PREFIX + named["q"]] = float(mean[:, column].max())
     return known
 
 
