@@ -8,6 +8,7 @@ call (or for one recording) and are removed in any case.
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+from comfy.patcher_extension import WrappersMP
+from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import nn
 from torch.nn import functional
 
@@ -98,6 +101,7 @@ class Transformer(Architecture):
     """The module inside a block that attends to text, where text does not stand beside the picture."""
     halves: ClassVar[bool] = False
     """Whether a rotation turns channels of both halves instead of neighbours."""
+    _told_compiled = False
 
     @classmethod
     def matches(cls, network: nn.Module) -> bool:
@@ -214,6 +218,20 @@ class Transformer(Architecture):
             return None  # a picture's own tokens have a call before the text's
         return Place(given("x", 0).shape[1] - seen.tokens, slice(0, given("context", 1).shape[1]))
 
+    @functools.cached_property
+    def _compiled_inside(self) -> bool:
+        return any(module is not uncompiled(module) for module in self.network.modules())
+
+    def tell_if_compiled(self, options: Mapping[str, Any]) -> None:
+        """Say in the log, once, that calls with these options are slower than a compiled model's others."""
+        wrapped = COMPILE_KEY in (options.get("wrappers") or {}).get(WrappersMP.APPLY_MODEL, {})
+        if not self._told_compiled and (wrapped or self._compiled_inside):
+            self._told_compiled = True
+            logging.warning(
+                "Conditional Balance: this model is compiled, and steps in which a node of this pack acts run without "
+                "that: they take as long as before. Narrow the node's window to keep the other steps fast."
+            )
+
     @contextmanager
     def seen(self, operators: Mapping[LayerId, Operator], of_text: bool) -> Iterator[None]:
         """Inside the block every call of the network lets `operators` read and answer for layers' attention.
@@ -285,6 +303,7 @@ class _Watch:
     def _before_network(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.seen = Seen(self.family.grid(Given(args, kwargs)("x", 0).shape))
         options = kwargs.get("transformer_options") or {}
+        self.family.tell_if_compiled(options)
         override = functools.partial(
             self._attention, options.get(OVERRIDE), options.get(TEXT_PADS) if self.padded else None
         )

@@ -13,6 +13,7 @@ from tiny_transformers import KINDS, cond, latent, tiny_transformer
 
 from conditional_balance.engine.style import KEEP, SHIFT, UNTWIST, StyleSettings
 from conditional_balance.runtime.arch.registry import architecture_of
+from conditional_balance.runtime.arch.rotation import Rotation
 from conditional_balance.runtime.inject.reference import FIRST_ROW, StyleReference
 from conditional_balance.runtime.inject.style import StyleInjection, inject_style
 
@@ -176,8 +177,10 @@ def test_a_block_replace_that_calls_on_composes_and_one_that_skips_is_named(capl
     )
 
 
-@pytest.mark.parametrize("kind", ["qwen"])
-def test_a_compiled_model_gives_the_same_and_is_not_compiled_at_every_step(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["qwen", "sd35-medium"])
+def test_a_compiled_model_gives_the_same_and_is_not_compiled_at_every_step(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
     from comfy_api.torch_helpers import set_torch_compile_wrapper
 
     compiled_graphs: list[int] = []
@@ -190,12 +193,30 @@ def test_a_compiled_model_gives_the_same_and_is_not_compiled_at_every_step(kind:
     plain = run(styled(model, reference=hidden(kind)), kind)
     compiled = model.clone()
     set_torch_compile_wrapper(compiled, backend=backend)
-    run(compiled, kind, steps=1)
+    run(compiled, kind)
+    run(compiled, kind)
     before = len(compiled_graphs)
+    run(styled(compiled, "j0, -j0", reference=hidden(kind)), kind)
+    assert len(compiled_graphs) == before > 0 and "compiled" not in caplog.text  # closed gates leave it as it is
     out = run(styled(compiled, reference=hidden(kind)), kind)
     assert_close(out, plain, 1e-4)
-    assert len(compiled_graphs) == before > 0
+    assert len(compiled_graphs) == before and caplog.text.count("this model is compiled") == 1
     torch._dynamo.reset()
+
+
+def test_every_token_is_turned_back_once_a_site(monkeypatch: pytest.MonkeyPatch) -> None:
+    """q and k of the styled rows and of the reference's, at every layer; values never, and nothing at closed ones."""
+    turned: list[int] = []
+    undo = Rotation.undo
+
+    def counted(rotation: Rotation, x: torch.Tensor) -> torch.Tensor:
+        turned.append(x.shape[:-3].numel() * x.shape[-2])
+        return undo(rotation, x)
+
+    monkeypatch.setattr(Rotation, "undo", counted)
+    run(styled(tiny_transformer("flux"), "s1", adain_v=True), "flux", batch=3, steps=1, cfg=1.0)
+    picture = 5 * 4
+    assert sorted(turned) == sorted([2 * picture, picture] * 2)
 
 
 @pytest.mark.parametrize("kind", ROTARY)
