@@ -24,8 +24,9 @@ from conditional_balance.engine.gates import RankedGate
 from conditional_balance.engine.profile import SensitivityProfile
 from conditional_balance.engine.profile_file import load
 from conditional_balance.engine.suggesting import Tries, suggested
-from conditional_balance.nodes.suggest import seen_in_latents
+from conditional_balance.nodes.suggest import contents, styles
 from conditional_balance.runtime.inject.style import StyleInjection, StyleSettings, inject_style
+from conditional_balance.runtime.profile.likeness import style_layers
 from demo import models
 from demo.judge import style_distance
 from demo.world import scenes
@@ -94,7 +95,8 @@ def suggestion(index: int) -> float:
     """The amount that the node suggests of the cheap runs."""
     reference, _ = pair(index)
     latents = [DEMO.encode(DEMO.decode(painted(Job(index, amount, CHOSEN.cheap)))) for amount in CHEAP]
-    return suggested(Tries(CHEAP, *seen_in_latents(DEMO.encode(reference.picture), latents)))
+    given = DEMO.model, DEMO.conditioning([""]), DEMO.encode(reference.picture), latents, style_layers(PROFILED)
+    return suggested(Tries(CHEAP, styles(*given), contents(latents)))
 
 
 def summarised(rows: Sequence[dict[str, float]], chosen: Any) -> dict[str, Any]:

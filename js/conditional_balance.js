@@ -10,6 +10,7 @@ import { MaskStrip } from './mask_strip/view.js'
 import { listen, restoreResults } from './results.js'
 import { Suggestions } from './suggest.js'
 import { Summary } from './summary.js'
+import { translateNode, translateType } from './translated.js'
 
 const EDITABLE = new Set(['CBSelectLayers', 'CBStyleFromPicture', 'CBStyleAndStructure'])
 const READ_ONLY = new Set(['CBProfileSensitivity', 'CBLoadSensitivityProfile'])
@@ -19,7 +20,9 @@ const TRIES = new Set(['CBSuggestAmount'])
 
 app.registerExtension({
   name: 'ConditionalBalance.Face',
-  beforeRegisterNodeDef(nodeType, nodeData) {
+  async beforeRegisterNodeDef(nodeType, nodeData) {
+    if (!nodeData.name.startsWith('CB')) return
+    await translateType(nodeType, nodeData)
     if (EDITABLE.has(nodeData.name)) rememberInputs(nodeData)
   },
   setup() {
@@ -28,6 +31,7 @@ app.registerExtension({
   nodeCreated(node) {
     const kind = node.comfyClass ?? ''
     if (!kind.startsWith('CB')) return
+    translateNode(node)
     joinPresets(node)
     if (STRIPS.has(kind)) new MaskStrip(node)
     if (COMPARISONS.has(kind)) new Compare(node)

@@ -460,6 +460,11 @@ def _shown(chosen: Choice, words: str) -> dict[str, Any]:
     return summary(f"{chosen.words} {words}") | about(chosen.words) | layer_map(chosen.profile)
 
 
+def ranking(model: ModelPatcher, connected: SensitivityProfile | None) -> SensitivityProfile:
+    """The ranking by which a job's style amount chooses layers."""
+    return _choice(model, connected).profile
+
+
 def _choice(model: ModelPatcher, connected: SensitivityProfile | None) -> Choice:
     return _chosen(model) if connected is None else Choice(connected, "Layers by your profile.")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import comfy.model_management
@@ -12,11 +12,14 @@ from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import GraphBuilder
 
 from ..engine.effect import effect_of
+from ..engine.layers import LayerId
 from ..engine.suggesting import Tries, suggested
 from ..render.side_by_side import side_by_side
-from ..runtime.inject.picture import latent_of
+from ..runtime.inject.picture import encoded, latent_of
+from ..runtime.profile.likeness import style_distances, style_layers
+from ..runtime.runs.probe import Conditioning
 from .findings import small
-from .jobs import BY_AMOUNT
+from .jobs import BY_AMOUNT, ranking
 from .repainting import Find, Node, between, cheaper, links, nearest
 from .schema import Schema, found_by
 from .shown import SUGGESTED, summary
@@ -26,7 +29,8 @@ PICTURES = {"CBStyleFromPicture": "image", "CBStyleAndStructure": "style_image"}
 """The nodes whose style amount is tried, and the input of each that brings the style."""
 TRIED = 5
 MOST_LOOKED_AT = 4  # pictures of a batch
-TILE, PICTURE, MODEL, VAE = "tile_{}", "of_picture", "of_model", "of_vae"
+TILE, PICTURE, OF = "tile_{}", "of_picture", "of_{}"
+TAKEN = ("model", "clip", "vae", "profile")
 """Links that the node gives itself when it runs again behind the pictures."""
 
 
@@ -75,7 +79,8 @@ class CBSuggestAmount(io.ComfyNode):
                 io.ClipVision.Input(
                     "clip_vision",
                     optional=True,
-                    tooltip="Measures style and content with this network instead of your own VAE, where you have one.",
+                    tooltip="Measures style and content with this network instead of your model's own layers, where "
+                    "you have one.",
                 ),
             ],
             outputs=[
@@ -111,7 +116,7 @@ class CBSuggestAmount(io.ComfyNode):
             for place, amount in enumerate(amounts)
         }
         inputs = prompt.get_node(asked.dial)["inputs"]
-        wanted = {PICTURE: PICTURES[asked.kind], MODEL: "model", VAE: "vae"}
+        wanted = {PICTURE: PICTURES[asked.kind]} | {OF.format(name): name for name in TAKEN if name in inputs}
         mine = {name: value for name, value in prompt.get_node(me)["inputs"].items() if name != "image"}
         found = graph.node("CBSuggestAmount", **mine, **tiles, **{name: inputs[of] for name, of in wanted.items()})
         return io.NodeOutput(found.out(0), found.out(1), expand=graph.finalize())
@@ -163,10 +168,9 @@ def _compared(
 ) -> io.NodeOutput:
     """What the tries show, and which amount is suggested."""
     tiles = [given[TILE.format(place)][..., :3] for place in range(len(amounts))]
-    picture = given[PICTURE]
+    picture, note = given[PICTURE], ""
     if clip_vision is None:
-        latents = [given[VAE].encode(tile[:MOST_LOOKED_AT]) for tile in tiles]
-        style, content = seen_in_latents(latent_of(given[VAE], picture, given[MODEL]), latents)
+        style, content, note = _by_model(given, picture, tiles)
     else:
         style, content = _by_network(clip_vision, picture, tiles)
     tries = Tries(amounts, style, content)
@@ -185,6 +189,7 @@ def _compared(
         words = (
             "By these numbers no try comes nearer to the style picture: choose by eye, or raise 'highest' or 'steps'."
         )
+    words += note
     strip = side_by_side([picture[:1], *(tile[:1] for tile in tiles)])
     return io.NodeOutput(amount, strip, ui={SUGGESTED: [shown]} | summary(words))
 
@@ -194,12 +199,43 @@ def _percent(tries: Tries, amount: float) -> str:
     return f"{style:.0%} of the way to the style, {content:.0%} of the picture without it kept"
 
 
-def seen_in_latents(reference: torch.Tensor, tries: Sequence[torch.Tensor]) -> tuple[list[float], list[float]]:
-    """Style and content of tries [B, C, (1,) h, w], the first without style, beside a reference's latent."""
-    plain, *styled = (_flat(each) for each in tries)
-    effects = [effect_of(plain, each, _flat(reference)) for each in styled]
-    style = [0.0, *(float(each.gain.mean()) for each in effects)]
-    return style, [1.0, *(1 - float(each.loss.mean()) for each in effects)]
+def _by_model(
+    given: Mapping[str, Any], picture: torch.Tensor, tiles: Sequence[torch.Tensor]
+) -> tuple[list[float], list[float], str]:
+    """Style and content by the model's own layers and VAE, and a note where the layers cannot be looked into."""
+    model, clip, vae, profile = (given.get(OF.format(name)) for name in TAKEN)
+    reference = latent_of(vae, picture, model)
+    tries = [vae.encode(tile[:MOST_LOOKED_AT]) for tile in tiles]
+    content = contents(tries)
+    try:
+        layers = style_layers(ranking(model, profile))
+        return styles(model, encoded(clip, ""), reference, tries, layers), content, ""
+    except ValueError as problem:
+        return gains(reference, tries), content, f" Style by the VAE alone: {problem}"
+
+
+def styles(
+    model: Any,
+    positive: Conditioning,
+    reference: torch.Tensor,
+    tries: Sequence[torch.Tensor],
+    layers: Sequence[LayerId],
+) -> list[float]:
+    """The part of the distance in style to a reference that is gone, of tries [B, C, (1,) h, w]; 0 for the first."""
+    distances = style_distances(model, positive, reference, torch.cat(list(tries)), layers).reshape(len(tries), -1)
+    return (1 - distances / distances[0].clamp(min=1e-12)).mean(1).tolist()
+
+
+def gains(reference: torch.Tensor, tries: Sequence[torch.Tensor]) -> list[float]:
+    """The same by the latents alone."""
+    plain = _flat(tries[0])
+    return [float(effect_of(plain, _flat(each), _flat(reference)).gain.mean()) for each in tries]
+
+
+def contents(tries: Sequence[torch.Tensor]) -> list[float]:
+    """How much of the layout of the first of tries [B, C, (1,) h, w] is left in each."""
+    plain = _flat(tries[0])
+    return [1 - float(effect_of(plain, _flat(each), plain).loss.mean()) for each in tries]
 
 
 def _flat(latents: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,22 @@
+// The pack's nodes in the user's language where the front end leaves them in English: 1.32 reads the translations of
+// packs (locales/<language>/nodeDefs.json) after it has named every node.
+import { wordsOf } from './words.js'
+
+let nodes = {}
+
+// Before a node type is registered: its title, and what is needed for those that are made of it.
+export async function translateType(nodeType, nodeData) {
+  nodes = await wordsOf('nodeDefs')
+  const title = nodes[nodeData.name]?.display_name
+  if (title) nodeData.display_name = nodeType.title = title
+}
+
+// Names of sockets and widgets; what the user has named otherwise stays.
+export function translateNode(node) {
+  const { inputs = {}, outputs = {} } = nodes[node.comfyClass] ?? {}
+  for (const widget of node.widgets ?? []) if (inputs[widget.name]?.name) widget.label = inputs[widget.name].name
+  for (const input of node.inputs ?? []) if (inputs[input.name]?.name) input.localized_name = inputs[input.name].name
+  node.outputs?.forEach((output, slot) => {
+    if (outputs[slot]?.name) output.localized_name = outputs[slot].name
+  })
+}
