@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from devtools import comfyui, demo_scenes, environment, examples, families, server
 from devtools.comfyui import ROOT
-from devtools.families import Family, Loaded, style_of_picture
+from devtools.families import Family, Loaded, result, style_of_picture
 from devtools.sheet import Blueprint, Sheet, Source, save
 
 DEMO = {"seed": demo_scenes.SEED, **demo_scenes.SAMPLING}
@@ -364,6 +364,113 @@ def style_picture_sdxl(sheet: Sheet) -> None:
     texts = (families.SHOWS, families.PROMPT, "")
     sdxl = Family("EmptyLatentImage", 1024, SDXL)
     style_of_picture(sheet, Loaded((model, 0), (model, 1), (model, 2)), (picture, 0), texts, sdxl)
+
+
+def subject_picture_demo(sheet: Sheet) -> None:
+    """The smallest graph that keeps a subject, with the demo model."""
+    sheet.next_column("1  Press Run")
+    sheet.note(
+        "## Keep the subject, new background\n\nPress **Run**: the subject of the prompt stands in the surroundings of the"
+        " picture. **subject** names it in the prompt's own words; empty, the prompt's first words count.",
+        220,
+    )
+    model = sheet.add("CBLoadDemoModel")
+    picture = sheet.add("CBDemoPictures", "Picture of the background", **demo_scenes.SURROUNDINGS)
+    sheet.add("PreviewImage", "Picture of the background", tall=300, images=(picture, 0))
+    loaded = Loaded((model, 0), (model, 1), (model, 2))
+    _subject_of_picture(sheet, loaded, picture, demo_scenes.SUBJECT, "", DEMO, "demo_")
+
+
+def subject_picture_sdxl(sheet: Sheet) -> None:
+    """The same with a checkpoint and a loaded picture."""
+    sheet.next_column("1  Checkpoint and picture")
+    sheet.note(
+        "## Keep the subject, new background (SDXL)\n\n1. Choose a checkpoint and load the picture of the background.\n2."
+        " Write the prompt: the subject, and the surroundings as the picture shows them.\n3. Press **Run**.\n\nWrong"
+        " subject: name it in **subject**. SD1.5 works as well.",
+        300,
+    )
+    model = sheet.add("CheckpointLoaderSimple", ckpt_name=BASE_SDXL)
+    picture = sheet.add("LoadImage", "Picture of the background", tall=360, image="example.png")
+    words = {"prompt": "a red fox sitting in a meadow, photo", "phrase": "red fox", "surroundings": "meadow"}
+    loaded = Loaded((model, 0), (model, 1), (model, 2))
+    _subject_of_picture(sheet, loaded, picture, words, "blurry, deformed", DEMO | {"steps": 30, "cfg": 5.5})
+
+
+def _subject_of_picture(
+    sheet: Sheet,
+    loaded: Loaded,
+    picture: int,
+    words: dict[str, str],
+    negative: str,
+    sampling: dict[str, Any],
+    prefix: str = "",
+) -> None:
+    sheet.next_column("2  Subject", 400)
+    kept = sheet.add(
+        "CBKeepSubject", model=loaded.model, clip=loaded.clip, vae=loaded.vae, image=(picture, 0), **words
+    )
+    unwanted = sheet.add("CLIPTextEncode", "Negative", clip=loaded.clip, text=negative)
+    given = {"model": (kept, 0), "positive": (kept, 2), "negative": (unwanted, 0), "latent_image": (kept, 1)}
+    result(sheet, loaded, given | sampling, f"{prefix}keep_subject")
+
+
+def structure_picture_demo(sheet: Sheet) -> None:
+    """The smallest graph that takes the style of one picture and the layout of another, with the demo model."""
+    sheet.next_column("1  Press Run")
+    sheet.note(
+        "## Style and structure\n\nPress **Run**: the edges give the layout, the other picture the style. **structure"
+        " amount** 1 is the ordinary ControlNet; 0.15 lets the style draw the lines.",
+        200,
+    )
+    model, control = sheet.add("CBLoadDemoModel"), sheet.add("CBLoadDemoControlNet")
+    style = sheet.add("CBDemoPictures", "Whose style", **demo_scenes.REFERENCE)
+    edges = sheet.add("CBDemoPictures", "Whose edges", **demo_scenes.EDGES | {"scenes": demo_scenes.SCENES[0]})
+    loaded = Loaded((model, 0), (model, 1), (model, 2))
+    texts = {"prompt": demo_scenes.PROMPTS[0], "shows": demo_scenes.SHOWS}
+    family = Family("EmptyLatentImage", demo_scenes.SIDE, DEMO)
+    _structure_of_picture(sheet, loaded, (control, 0), (style, 0), (edges, 2), texts, family, "demo_")
+
+
+def structure_picture_sdxl(sheet: Sheet) -> None:
+    """The same with a checkpoint, a ControlNet and loaded pictures."""
+    sheet.next_column("1  Checkpoint and pictures")
+    sheet.note(
+        "## Style and structure (SDXL)\n\n1. Choose an SDXL checkpoint and a canny ControlNet for it.\n2. Load one picture"
+        " for the style, one for the layout.\n3. Write the prompt, and say in **what it shows** what the style picture"
+        " shows.\n4. Press **Run**, and drag the two amounts.",
+        260,
+    )
+    model = sheet.add("CheckpointLoaderSimple", ckpt_name=BASE_SDXL)
+    control = sheet.add("ControlNetLoader", control_net_name=CANNY_SDXL)
+    style = sheet.add("LoadImage", "Whose style", tall=340, image="example.png")
+    structure = sheet.add("LoadImage", "Whose layout", tall=340, image="example.png")
+    edges = sheet.add("Canny", image=(structure, 0))
+    loaded = Loaded((model, 0), (model, 1), (model, 2))
+    texts = {"prompt": families.PROMPT, "shows": families.SHOWS}
+    family = Family("EmptyLatentImage", 1024, SDXL)
+    _structure_of_picture(sheet, loaded, (control, 0), (style, 0), (edges, 0), texts, family)
+
+
+def _structure_of_picture(
+    sheet: Sheet,
+    loaded: Loaded,
+    control: Source,
+    style: Source,
+    structure: Source,
+    texts: dict[str, str],
+    family: Family,
+    prefix: str = "",
+) -> None:
+    sheet.next_column("2  Style and structure", 400)
+    both = sheet.add(
+        "CBStyleAndStructure", model=loaded.model, clip=loaded.clip, vae=loaded.vae, control_net=control,
+        style_image=style, structure_image=structure, **texts,
+    )  # fmt: skip
+    negative = sheet.add("CLIPTextEncode", "Negative", clip=loaded.clip, text="")
+    canvas = sheet.add(family.canvas, width=family.side, height=family.side, batch_size=1)
+    given = {"model": (both, 0), "positive": (both, 1), "negative": (negative, 0), "latent_image": (canvas, 0)}
+    result(sheet, loaded, given | family.sampling, f"{prefix}style_and_structure")
 
 
 def style_sdxl(sheet: Sheet) -> None:
@@ -828,6 +935,10 @@ WORKFLOWS = {
     "style_structure_balanced_demo": structure_demo,
     "style_structure_balanced_sdxl": structure_sdxl,
     "style_sweep_demo": style_sweep_demo,
+    "subject_picture_demo": subject_picture_demo,
+    "subject_picture_sdxl": subject_picture_sdxl,
+    "structure_picture_demo": structure_picture_demo,
+    "structure_picture_sdxl": structure_picture_sdxl,
     "subject_kept_demo": subject_demo,
     "subject_kept_sd15": subject_sd15,
     "subject_kept_sdxl": subject_sdxl,

@@ -158,10 +158,14 @@ def style_of_picture(
     if family.guidance is not None:
         positive = sheet.add("FluxGuidance", conditioning=(positive, 0), guidance=family.guidance)
     canvas = sheet.add(family.canvas, width=family.side, height=family.side, batch_size=1)
+    given = {"model": (styled, 0), "positive": (positive, 0), "negative": (negative, 0), "latent_image": (canvas, 0)}
+    result(sheet, loaded, given | family.sampling, f"{prefix}style_from_picture")
+
+
+def result(sheet: Sheet, loaded: Loaded, sampling: dict[str, Any], name: str) -> None:
+    """The last column: the picture above the sampler, so that a small screen shows it."""
     sheet.next_column("3  Result", 480)
-    sampled = sheet.add(
-        "KSampler", model=(styled, 0), positive=(positive, 0), negative=(negative, 0), latent_image=(canvas, 0),
-        **family.sampling,
-    )  # fmt: skip
+    shown = sheet.add("SaveImage", "Result", tall=480, filename_prefix=name)
+    sampled = sheet.add("KSampler", **sampling)
     decoded = sheet.add("VAEDecode", samples=(sampled, 0), vae=loaded.vae)
-    sheet.add("SaveImage", "Result", tall=480, images=(decoded, 0), filename_prefix=f"{prefix}style_from_picture")
+    sheet.join((decoded, 0), shown, "images")
