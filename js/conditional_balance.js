@@ -10,7 +10,7 @@ import { MaskStrip } from './mask_strip/view.js'
 import { listen, restoreResults } from './results.js'
 import { Suggestions } from './suggest.js'
 import { Summary } from './summary.js'
-import { translateNode, translateType } from './translated.js'
+import { loadNames, translateNode, translateType } from './translated.js'
 
 const EDITABLE = new Set(['CBSelectLayers', 'CBStyleFromPicture', 'CBStyleAndStructure'])
 const READ_ONLY = new Set(['CBProfileSensitivity', 'CBLoadSensitivityProfile'])
@@ -20,9 +20,11 @@ const TRIES = new Set(['CBSuggestAmount'])
 
 app.registerExtension({
   name: 'ConditionalBalance.Face',
-  async beforeRegisterNodeDef(nodeType, nodeData) {
-    if (!nodeData.name.startsWith('CB')) return
-    await translateType(nodeType, nodeData)
+  async init() {
+    await loadNames()
+  },
+  beforeRegisterNodeDef(nodeType, nodeData) {
+    if (nodeData.name.startsWith('CB')) translateType(nodeType, nodeData)
     if (EDITABLE.has(nodeData.name)) rememberInputs(nodeData)
   },
   setup() {

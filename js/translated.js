@@ -4,9 +4,13 @@ import { wordsOf } from './words.js'
 
 let nodes = {}
 
-// Before a node type is registered: its title, and what is needed for those that are made of it.
-export async function translateType(nodeType, nodeData) {
+// To be awaited before nodes are registered: the front end does not wait for each one's registration.
+export async function loadNames() {
   nodes = await wordsOf('nodeDefs')
+}
+
+// The title of a node type that is about to be registered.
+export function translateType(nodeType, nodeData) {
   const title = nodes[nodeData.name]?.display_name
   if (title) nodeData.display_name = nodeType.title = title
 }
