@@ -41,7 +41,7 @@ POLICIES = {  # what they are called here, and in the pack
     "evenly spaced": "evenly spaced",
     "reversed": "reversed",
 }
-SWEEP = (0.2, 0.43, 0.7)
+SWEEP = (0.1, 0.2, 0.43, 0.7)
 NONE, ALL = "none", "all"
 MEASURES = (
     "style distance", "hand distance", "content", "subjects", "sure of the subjects", "place", "leaked", "place leaked",
@@ -128,7 +128,7 @@ def share_objects(
     torch.set_num_threads(1)
 
 
-@lru_cache(4)
+@lru_cache(64)
 def pair(setting: str, index: int) -> tuple[Painted, Specs]:
     """A reference of one subject, and the scenes that are painted in its style."""
     hands = SETTINGS[setting].hands
@@ -221,6 +221,9 @@ def summarised(measured: dict[str, dict[str, Tensor]], chosen: Any) -> dict[str,
         "subjects painted": list(WELL_DRAWN),
         "settings": {name: {way: row(values) for way, values in ways.items()} for name, ways in measured.items()},
         "at equal style": {name: at_equal_style(ways, SETTINGS[name].policies) for name, ways in measured.items()},
+        "minus all layers": {
+            name: {way: row(ways[way] - ways[ALL]) for way in curve("ranked")[:-1]} for name, ways in measured.items()
+        },
         "per-step minus static": {
             name: at_equal_amount(ways, "ranked", "static") for name, ways in measured.items() if "static 0.2" in ways
         },
@@ -228,9 +231,14 @@ def summarised(measured: dict[str, dict[str, Tensor]], chosen: Any) -> dict[str,
 
 
 def row(values: Tensor) -> dict[str, Any]:
+    """Means of measures [references, scenes, MEASURES]; the first half of the scenes are of one subject."""
     groups = torch.arange(len(values)).repeat_interleave(values.shape[1])
     flat = values.flatten(0, 1)
-    return {name: described(flat[:, column], groups) for column, name in enumerate(MEASURES)}
+    found = {name: described(flat[:, column], groups) for column, name in enumerate(MEASURES)}
+    for name, scenes_so in zip(("one subject", "both of two"), values.chunk(2, 1), strict=True):
+        right = scenes_so[:, :, MEASURES.index("subjects")]
+        found[name] = described(right.flatten(), torch.arange(len(right)).repeat_interleave(right.shape[1]))
+    return found
 
 
 def at_equal_amount(measured: dict[str, Tensor], one: str, other: str) -> dict[str, Any]:

@@ -45,7 +45,7 @@ Maker = Callable[[], Features]
 
 
 def train_judge(options: argparse.Namespace, world: World) -> None:
-    """Heads on features of at most `--samples` scenes, and of all 40,000 by default; features of finished blocks are
+    """Heads on features of at most `--samples` scenes, and of all 21,000 by default; features of finished blocks are
     not made again."""
     folder = options.out / "judge_features"
     folder.mkdir(exist_ok=True)
