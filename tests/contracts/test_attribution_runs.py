@@ -76,7 +76,7 @@ def execute(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     loop.close()
 
 
-ROOM = {"lru": 20, "ram": 16.0}
+ROOM = {"lru": 20, "ram": 16.0, "ram_inactive": 16.0}
 CACHES = {"classic": ("CLASSIC", ROOM), "lru": ("LRU", ROOM), "none": ("NONE", ROOM)}
 each_cache = pytest.mark.parametrize("execute", CACHES.values(), ids=list(CACHES), indirect=True)
 
