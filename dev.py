@@ -80,9 +80,6 @@ def test(arguments: list[str]) -> int:
     return _run([env.python, "-m", "pytest", "-q", *arguments], comfy) or lint or types
 
 
-OF_THE_MODEL_BEFORE = ("layers", "structure")
-
-
 def bench(arguments: list[str]) -> int:
     """One benchmark with its arguments, or the list of them."""
     if not arguments:
@@ -90,11 +87,6 @@ def bench(arguments: list[str]) -> int:
     script = ROOT / "benchmarks" / f"{arguments[0].replace('-', '_')}.py"
     if not script.exists():
         raise Failed(f"There is no benchmark '{arguments[0]}'. `python dev.py bench` lists them.")
-    if script.stem in OF_THE_MODEL_BEFORE:
-        raise Failed(
-            f"`bench {arguments[0]}` measured the demo model before and has not been rewritten for the drawn world; "
-            "benchmarks/README.md holds what it found."
-        )
     comfy, env = ready(BENCH_TOOLS)
     return _run([env.python, ROOT / "devtools" / "run.py", script, *arguments[1:]], comfy)
 

@@ -101,20 +101,6 @@ def balance_at_equal_style(setting: str) -> str:
     return measures(results("balance")["at equal style"][setting], columns, "")
 
 
-def structure() -> str:
-    columns = {
-        "edge F1": plain(2), "subject": percent, "background": percent, "style distance": plain(3),
-        "style recognised": percent,
-    }  # fmt: skip
-    found = results("structure")
-    return measures(found["anchors"] | found["settings"], columns, "control, amount")
-
-
-def structure_gain(at_equal: str) -> str:
-    columns = {"style distance": plain(3), "style recognised": percent}
-    return measures(results("structure")["style gained over a weaker ControlNet"][at_equal], columns, "gate, kept")
-
-
 SITUATIONS = ("one subject", "two subjects", "look-alikes")
 
 
@@ -139,6 +125,16 @@ def _signed(found: dict[str, float] | None) -> str:
     return "" if found is None else f"{found['mean']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
 
 
+def layers_agreement() -> str:
+    found = results("layers")["agreement"]
+    rows = ([name, plain(2)(told), ", ".join(f"{each:.2f}" for each in told["each"])] for name, told in found.items())
+    return table(["Spearman over 21 layers", "mean of references", "each reference"], rows)
+
+
+def layers_chosen() -> str:
+    return measures(results("layers")["chosen"], {"gain": plain(3), "loss": plain(1)}, "ranking, share")
+
+
 def attribution_cost() -> str:
     cost = results("attribution")["cost"]
     heads = ["method", "conditional forwards", "peak memory over a guided step", "the same without weights"]
@@ -160,9 +156,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "sampling": settings_of_sampling,
     "balance, known hands": lambda: balance("known hands"),
     "balance, at equal style": lambda: balance_at_equal_style("known hands"),
-    "structure": structure,
-    "structure, equal subject": lambda: structure_gain("at equal subject recognition"),
-    "structure, equal edges": lambda: structure_gain("at equal edge agreement"),
+    "layers, agreement": layers_agreement,
+    "layers, chosen": layers_chosen,
     "attribution, drawn": lambda: attribution("drawn"),
     "attribution, generated": lambda: attribution("generated"),
     "attribution, settings": attribution_settings,
