@@ -2,12 +2,14 @@
 // from the first argument {playwright, browser, url, pictures, blueprint, widgets, workflow} and prints, by renderer,
 // what it saw; a screenshot goes to `pictures`. The workflow has every other node; links name the blueprint's slots.
 import { chooseRenderer, RENDERERS, runLoaded, withPage } from '../../devtools/page.mjs'
+import { free } from './stay.mjs'
 
 const orders = JSON.parse(process.argv[2])
 
 await withPage(orders, async (page, complaints) => {
   const seen = { complaints }
   for (const renderer of RENDERERS) {
+    await free(orders.url)
     await chooseRenderer(page, renderer)
     await page.evaluate(workflow => window.app.loadGraphData(workflow), orders.workflow)
     await place(page)
