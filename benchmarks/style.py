@@ -143,7 +143,8 @@ class Bench:
         return shapes
 
     def injected(self, share: float, reference: StyleReference) -> Any:
-        return inject_style(self.model, StyleInjection(RankedGate(self.profile, share), reference))
+        """The reference rides along: `bench references` times one that is remembered."""
+        return inject_style(self.model, StyleInjection(RankedGate(self.profile, share), reference, remember=False))
 
     def run(self, model: Any, batch: int, steps_seen: list[int] | None = None) -> torch.Tensor:
         noise = torch.randn(batch, 4, *self._size, generator=torch.Generator().manual_seed(0))

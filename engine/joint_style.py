@@ -8,13 +8,12 @@ SD3.5 code of Conditional Balance (arXiv 2412.19853) and in AlignedGen (arXiv 25
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 
-from .style import LayerStyle, Rows, adain
+from .style import Damping, LayerStyle, Rows, adain, share_bias
 
 
 class RowsAttend(Protocol):
@@ -67,6 +66,7 @@ def inject_joint(
     image: slice,
     turn: Turn,
     cure: Cure,
+    damping: Damping = None,
 ) -> torch.Tensor:
     """The layer's attention output, styled rows attending to the reference's picture as well.
 
@@ -89,7 +89,7 @@ def inject_joint(
         torch.cat((x, more.expand(-1, x.shape[1], -1, -1, -1)), -2).flatten(0, 1)
         for x, more in zip(own[1:], brought, strict=True)
     )
-    bias = _share_bias(shared_k, brought[0].shape[-2], style.share)
+    bias = share_bias(shared_k, brought[0].shape[-2], style.share, damping)
     out = attend(own[0].flatten(0, 1), shared_k, shared_v, bias, styled_rows.flatten().tolist())
     return _joined(plain, out, rows)
 
@@ -114,15 +114,6 @@ def _without(x: torch.Tensor, rows: Rows) -> torch.Tensor:
 
 def _put_back(x: torch.Tensor, own: torch.Tensor, rows: Rows) -> torch.Tensor:
     return torch.cat((x[:, : rows.start], own, x[:, rows.stop :]), 1).flatten(0, 1)
-
-
-def _share_bias(keys: torch.Tensor, brought: int, share: float) -> torch.Tensor | None:
-    """ln(share) on the reference's columns [1, keys]; None at 1, so that fast kernels stay in use."""
-    if share == 1:
-        return None
-    bias = keys.new_zeros(1, keys.shape[-2])
-    bias[:, -brought:] = math.log(share)
-    return bias
 
 
 def _joined(plain: torch.Tensor, styled: torch.Tensor, rows: Rows) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch
 
 from .joint_style import Cure, RowsAttend, Turn, Unturned
 from .moments import moments_of
-from .style import LayerStyle, Rows
+from .style import Damping, LayerStyle, Rows
 
 FEWEST = 1e-6
 
@@ -71,10 +71,12 @@ def inject_several(
     leads: Leads,
     attend: RowsAttend,
     places: Places,
+    dampings: Sequence[Damping] = (),
 ) -> torch.Tensor:
     """The layer's attention output, styled rows led by several references; other rows keep every bit.
 
     q, k and v are [rows, (heads,) tokens, channels]. `rows.reference` is not read: leads have rows of their own.
+    `dampings` are those of the references, in their order, or none.
     """
     chunked = [x.unflatten(0, (rows.chunks, -1)) for x in (q, k, v)]
     own = _adained(chunked, style, rows, leads, places)
@@ -97,8 +99,9 @@ def inject_several(
         return attend(own[0].flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), bias, styled_rows)
 
     bias = None
-    if not (leads.whole and style.share == 1):
-        bias = _bias(weights[list(leads.toward)], rows, own[1], brought[0][0].shape[-2])
+    if dampings or not (leads.whole and style.share == 1):
+        damped = [dampings[number] for number in leads.toward] if dampings else []
+        bias = _bias(weights[list(leads.toward)], rows, own[1], brought[0][0].shape[-2], damped)
     return _joined(plain, _led(shared, bias, weights, rows, leads), rows)
 
 
@@ -208,9 +211,13 @@ def _led(
     return out
 
 
-def _bias(weights: torch.Tensor, rows: Rows, keys: torch.Tensor, brought: int) -> torch.Tensor:
+def _bias(
+    weights: torch.Tensor, rows: Rows, keys: torch.Tensor, brought: int, dampings: Sequence[Damping]
+) -> torch.Tensor:
     """ln(weight) on every reference's keys: [queries or 1, keys], with rows and heads before it where chunks differ."""
     columns = weights.log().movedim(0, -1).repeat_interleave(brought, -1)  # [chunks, queries, R * brought]
+    if dampings:
+        columns = columns + torch.cat([columns.new_zeros(brought) if each is None else each for each in dampings])
     bias = torch.cat((columns.new_zeros(*columns.shape[:2], keys.shape[-2]), columns), -1).to(keys)
     return bias[0] if len(bias) == 1 else _of_rows(bias, rows)[:, None]
 

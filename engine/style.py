@@ -16,10 +16,13 @@ from typing import NamedTuple
 import torch
 
 from .layers import LayerId
-from .moments import moments_of
+from .moments import Moments, moments_of
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 """attention(q, k, v, bias): bias is None or [1, keys], added to every query's logits."""
+
+Damping = torch.Tensor | None
+"""Logarithms [tokens] of the weights, 0 to 1, of a reference's tokens in attention; None leaves all at 1."""
 
 AUTO = "auto"
 KEEP, SHIFT, UNTWIST = "keep", "shift", "untwist"
@@ -99,9 +102,14 @@ def adain(x: torch.Tensor, reference: torch.Tensor, weight: float) -> torch.Tens
     All of it is computed in fp32 or better: a channel that hardly varies is scaled beyond what fp16 holds. Weight 0
     returns x itself. Above 1 the deviation goes on by the same factor, so that it stays positive.
     """
+    return x if weight == 0 else moved(x, moments_of(reference, keepdim=True), weight)
+
+
+def moved(x: torch.Tensor, to: Moments, weight: float) -> torch.Tensor:
+    """`adain` to moments [..., 1, channels] that are known already."""
     if weight == 0:
         return x
-    (mean, deviation), (mean_to, deviation_to) = (moments_of(tokens, keepdim=True) for tokens in (x, reference))
+    (mean, deviation), (mean_to, deviation_to) = moments_of(x, keepdim=True), to
     if 0 <= weight <= 1:
         scale = torch.lerp(deviation, deviation_to.expand_as(deviation), weight) / deviation
     else:
@@ -112,7 +120,13 @@ def adain(x: torch.Tensor, reference: torch.Tensor, weight: float) -> torch.Tens
 
 
 def inject(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, style: LayerStyle, rows: Rows, attend: Attend
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    style: LayerStyle,
+    rows: Rows,
+    attend: Attend,
+    damping: Damping = None,
 ) -> torch.Tensor:
     """The layer's attention output [rows, tokens, channels], styled rows attending to the reference as well.
 
@@ -128,7 +142,7 @@ def inject(
     own_q, *own_kv = styled
     shared = (torch.cat((own, _reference(x, own, rows)), 2) for x, own in zip(chunked[1:], own_kv, strict=True))
     shared_k, shared_v = map(_flat, shared)
-    out = attend(_flat(own_q), shared_k, shared_v, share_bias(q, k.shape[1], style.share))
+    out = attend(_flat(own_q), shared_k, shared_v, share_bias(shared_k, k.shape[1], style.share, damping))
     return _flat(_joined(_chunked(plain, rows), _chunked(out, rows), rows))
 
 
@@ -151,12 +165,15 @@ def inject_through(
     return out if style.share >= 1 else torch.lerp(alone(), out, style.share)
 
 
-def share_bias(like: torch.Tensor, tokens: int, share: float) -> torch.Tensor | None:
-    """ln(share) on the reference's columns [1, 2 * tokens]; None at 1, so that fast kernels stay in use."""
-    if share == 1:
+def share_bias(keys: torch.Tensor, brought: int, share: float, damping: Damping = None) -> torch.Tensor | None:
+    """ln(share), and the damping, on the last `brought` of the keys' columns [1, keys].
+
+    None where that is nothing, so that fast kernels stay in use.
+    """
+    if share == 1 and damping is None:
         return None
-    bias = like.new_zeros(1, 2 * tokens)
-    bias[:, tokens:] = math.log(share)
+    bias = keys.new_zeros(1, keys.shape[-2])
+    bias[:, -brought:] = math.log(share) + (0.0 if damping is None else damping.to(keys))
     return bias
 
 

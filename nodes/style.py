@@ -14,6 +14,7 @@ from ..engine.gates import LayerGate
 from ..engine.style import AUTO, POSITIONS, SHARINGS, StyleSettings
 from ..engine.texts import bounded
 from ..engine.trajectory import Trajectory
+from ..runtime.attribution.subject import Subject
 from ..runtime.inject.prompts import encode_rows
 from ..runtime.inject.reference import FIRST_ROW, Conditioning, StyleReference
 from ..runtime.inject.style import StyleInjection, inject_style
@@ -21,6 +22,7 @@ from ..runtime.inject.trajectory import Trajectories
 from .gate import Gate
 from .schema import Schema, found_by
 from .shown import summary, timed
+from .subject import Subject as SubjectOfPicture
 from .widgets import advanced, check_window, in_window, window_in_words, window_inputs
 
 CATEGORY = "conditional balance/style"
@@ -126,8 +128,11 @@ class CBStyleReference(io.ComfyNode):
         end_percent: float = 1.0,
         mask: torch.Tensor | None = None,
         previous: StyleReference | None = None,
+        subject: Subject | None = None,
     ) -> io.NodeOutput:
         check_window(start_percent, end_percent)
+        if prompt is None and subject is not None:
+            prompt = subject.conditioning
         if mask is not None and mask.ndim == 3 and len(mask) > 1:
             raise ValueError(f"'mask' holds {len(mask)} masks: a style reference takes one for all pictures.")
         if mode == REPLAYED:
@@ -135,12 +140,20 @@ class CBStyleReference(io.ComfyNode):
         elif trajectory is not None:
             raise ValueError(f"'trajectory' is connected and 'mode' is '{mode}': set it to '{REPLAYED}'.")
         elif mode == FIRST:
+            if subject is not None:
+                raise ValueError(f"'subject' is connected and 'mode' is '{FIRST}': it is looked for in other pictures.")
             taken = FIRST_ROW
         else:
             taken = StyleReference(_picture(latent), prompt)
         where = None if mask is None else mask.reshape(mask.shape[-2:])
         reference = replace(
-            taken, strength=strength, start=start_percent, end=end_percent, mask=where, previous=previous
+            taken,
+            strength=strength,
+            start=start_percent,
+            end=end_percent,
+            mask=where,
+            previous=previous,
+            subject=subject,
         )
         return io.NodeOutput(reference, ui=summary(_taken_in_words(reference)))
 
@@ -169,6 +182,8 @@ def _taken_in_words(reference: StyleReference) -> str:
         words = "Style comes from the batch's first picture"
     if reference.strength != 1:
         words += f", {reference.strength:.0%} of it" if reference.strength >= 0 else ", pushed away from"
+    if reference.subject is not None:
+        words += f", without its {', '.join(phrase.text for phrase in reference.subject.phrases)}"
     if reference.mask is not None:
         words += ", inside its mask"
     if (reference.start, reference.end) != (0.0, 1.0):
@@ -204,6 +219,13 @@ def _several_inputs() -> list[io.Input]:
             "previous",
             optional=True,
             tooltip="Another Style Reference that acts as well. Each one costs as much as one more picture.",
+        ),
+        SubjectOfPicture.Input(
+            "subject",
+            optional=True,
+            tooltip="What the reference shows and your pictures shall not take over, from Subject of the Prompt: write "
+            "there what describes the reference, and its subject as phrase. It is looked for in the reference, and "
+            "attention takes nothing from there. Its prompt also stands in for 'prompt'.",
         ),
     ]
 
@@ -317,6 +339,17 @@ class CBStyleInjection(io.ComfyNode):
                     tooltip="What style is taken from. Without one it is the first picture of the batch.",
                 ),
                 *_transformer_inputs(),
+                advanced(
+                    io.Boolean.Input(
+                        "remember",
+                        default=True,
+                        optional=True,
+                        tooltip="Keep what a reference of its own brings to the layers: the next pictures under it "
+                        "then cost hardly more than without it, with the same bits. It is given back when the model "
+                        "is unloaded; turn it off where memory is short. Other nodes' patches inside the model keep "
+                        "it from acting.",
+                    )
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="Connect to the sampler. The input model stays as it is.")
@@ -334,11 +367,12 @@ class CBStyleInjection(io.ComfyNode):
         start_percent: float,
         end_percent: float,
         reference: StyleReference = FIRST_ROW,
+        remember: bool = True,
         **adain: Any,
     ) -> io.NodeOutput:
         gate = in_window(gate, start_percent, end_percent)
         settings = StyleSettings(strength, share=share, **adain)
-        injected = inject_style(model, StyleInjection(gate, reference, settings))
+        injected = inject_style(model, StyleInjection(gate, reference, settings, remember=remember))
         return io.NodeOutput(injected, ui=summary(_in_words(settings, start_percent, end_percent)))
 
 

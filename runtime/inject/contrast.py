@@ -19,6 +19,7 @@ from ...engine.contrast import guided
 from ..runs import injector
 from ..runs.injector import Sampling
 from ..runs.model_call import with_wrapper
+from .remembered import given_back
 from .style import StyleInjection, StyleRun, checked
 
 
@@ -46,7 +47,7 @@ def contrast_layers(model: ModelPatcher, contrast: LayerContrast) -> ModelPatche
     Raises ValueError for a model of an unknown family, a gate of other layers or a reference that is no latent of it.
     """
     contrast = replace(contrast, injection=checked(model, contrast.injection))
-    return injector.inject(model, contrast) if contrast.strength else model.clone()
+    return given_back(injector.inject(model, contrast)) if contrast.strength else model.clone()
 
 
 class _Run(injector.Run):

@@ -17,6 +17,7 @@ from einops import rearrange, repeat
 from ...engine.trajectory import OutsideTrajectory, Trajectory
 from ..arch.base import Architecture
 from ..arch.transformer import TEXT_PADS
+from ..attribution.subject import Subject
 from ..runs.keys import sigmas_of
 from ..runs.layout import Layout
 from ..runs.loaded import latent_format_of
@@ -34,7 +35,8 @@ class StyleReference:
     With a latent [1, C, h, w]: that picture, noised to each call's sigma with one fixed noise. With a trajectory: that
     picture as it was at each call's sigma. Both run under their own `prompt`. `strength` (-1 to 2) says how much of the
     style is taken, below 0 how far to keep off it; `mask` [H, W] where, 0 to 1 over the whole picture, None everywhere;
-    `start` and `end` when, in percent. `previous` acts beside it.
+    `start` and `end` when, in percent. `previous` acts beside it. `subject` is what its own picture shows and no other
+    shall take over; `subject_mask` [h, w] is where that has been found in it, 1 the subject.
     """
 
     latent: torch.Tensor | None = None
@@ -45,6 +47,8 @@ class StyleReference:
     end: float = 1.0
     mask: torch.Tensor | None = None
     previous: StyleReference | None = None
+    subject: Subject | None = None
+    subject_mask: torch.Tensor | None = None
 
     @property
     def hidden(self) -> bool:
@@ -85,7 +89,7 @@ class Renoised:
     noise: torch.Tensor
 
     def at(self, model: BaseModel, call: ModelCall) -> torch.Tensor:
-        latent, noise = (_middle(x, call.x.shape[-2:]).to(call.x) for x in (self.latent, self.noise))
+        latent, noise = (middle(x, call.x.shape[-2:]).to(call.x) for x in (self.latent, self.noise))
         return model.model_sampling.noise_scaling(call.sigma[:1].reshape([1] * latent.ndim), noise, latent)
 
 
@@ -103,7 +107,7 @@ class Replayed:
                 f"'trajectory' goes from sigma {outside.high:.4g} to {outside.low:.4g}, and this run asks for "
                 f"{outside.sigma:.4g}: record or invert over the whole schedule (denoise 1), or narrow the window."
             ) from outside
-        return _middle(state[None], call.x.shape[-2:]).to(call.x)
+        return middle(state[None], call.x.shape[-2:]).to(call.x)
 
 
 @dataclass(frozen=True)
@@ -229,15 +233,38 @@ def with_hidden_row(
     `positive` in `cond_or_uncond`) run the reference under its prompt, others under what their own last picture has.
     No ControlNet acts on it.
     """
+    return _with_rows(call, layout, reference, model, positive, _append)
+
+
+def hidden_rows_alone(
+    call: ModelCall, layout: Layout, reference: HiddenReference, model: BaseModel, positive: int
+) -> ModelCall:
+    """A call of the rows that `with_hidden_row` adds, without the pictures': one to a chunk."""
+    alone = _with_rows(call, layout, reference, model, positive, lambda value, row: row.flatten(0, 1))
+    options = {**alone.options, "sigmas": alone.options["sigmas"][-1:]}
+    if TEXT_PADS in options:
+        options[TEXT_PADS] = options[TEXT_PADS][layout.rows :: layout.rows + 1]
+    return replace(alone, control=None, options=options)
+
+
+def _with_rows(
+    call: ModelCall,
+    layout: Layout,
+    reference: HiddenReference,
+    model: BaseModel,
+    positive: int,
+    join: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> ModelCall:
+    """The call with `join` of what its rows hold [chunk * rows, ...] and one row more in each chunk [chunk, 1, ...]."""
     own = [kind == positive for kind in layout.kinds]
     sigmas = sigmas_of(call.options)
     x = repeat(reference.way.at(model, call), "1 ... -> chunk 1 ...", chunk=layout.chunks)
     always, prompted = [True] * layout.chunks, reference.conds
     text, own_text, pads = reference.fitting.fit(call.c_crossattn, prompted.get("c_crossattn"))
-    extend = functools.partial(_extend, call=call, last=layout.pictures - 1)
+    extend = functools.partial(_extend, call=call, last=layout.pictures - 1, join=join)
     return replace(
         call,
-        x=_append(call.x, x),
+        x=join(call.x, x),
         sigma=extend(call.sigma, made=None, own=own),
         c_concat=extend(call.c_concat, made=prompted.get("c_concat"), own=always),
         c_crossattn=extend(text, made=own_text, own=own),
@@ -267,7 +294,8 @@ def without_hidden_rows(out: torch.Tensor, chunks: int, hidden: int) -> torch.Te
     return rearrange(kept, "chunk row ... -> (chunk row) ...")
 
 
-def _middle(x: torch.Tensor, size: torch.Size) -> torch.Tensor:
+def middle(x: torch.Tensor, size: torch.Size) -> torch.Tensor:
+    """The part [..., h, w] of a reference that a call on a part of the picture sees."""
     top, left = (x.shape[-2] - size[0]) // 2, (x.shape[-1] - size[1]) // 2
     return x[..., top : top + size[0], left : left + size[1]]
 
@@ -278,17 +306,24 @@ def _append(value: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
     return rearrange(torch.cat((value, row), dim=1), "chunk row ... -> (chunk row) ...")
 
 
-def _extend(value: Any, call: ModelCall, made: Any, own: list[bool], last: int) -> Any:
+def _extend(
+    value: Any,
+    call: ModelCall,
+    made: Any,
+    own: list[bool],
+    last: int,
+    join: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> Any:
     """One more row per chunk: `made` in the chunks marked in `own`, elsewhere or without it that of picture `last`."""
     if isinstance(value, list):
-        return [_extend(item, call, None, own, last) for item in value]
+        return [_extend(item, call, None, own, last, join) for item in value]
     if not isinstance(value, torch.Tensor) or value.ndim == 0 or value.shape[0] != call.x.shape[0]:
         return value
     row = rearrange(value, "(chunk row) ... -> chunk row ...", chunk=len(own))[:, last : last + 1]
     if isinstance(made, torch.Tensor) and made.shape[1:] == value.shape[1:]:
         made = made[:1].to(value)
         row = torch.stack([made if mine else rows for mine, rows in zip(own, row, strict=True)])
-    return _append(value, row)
+    return join(value, row)
 
 
 def with_free_first_row(call: ModelCall, layout: Layout) -> ModelCall:

@@ -8,13 +8,15 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple
 
 import torch
+from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 
+from ...engine.brought import Brought, inject_brought
 from ...engine.gates import LayerGate, inside
-from ...engine.joint_style import Unturned, inject_joint
+from ...engine.joint_style import Turn, Unturned, inject_joint
 from ...engine.layers import LayerId
 from ...engine.several import Leads, Places, inject_several, inject_several_through
-from ...engine.style import AUTO, LayerStyle, Rows, StyleSettings, inject, inject_through, layer_styles
+from ...engine.style import AUTO, Damping, LayerStyle, Rows, StyleSettings, inject, inject_through, layer_styles
 from ..arch.base import Architecture, Projected, keep
 from ..arch.earlier import TakesNoMoreKeys, with_more_keys
 from ..arch.registry import architecture_of
@@ -25,17 +27,20 @@ from ..runs.loaded import sampling_of
 from ..runs.model_call import ModelCall
 from ..runs.rows import misfits_of_prompts
 from ..runs.whose import whose
+from .own_subject import DampingAt, damping_at, subject_at, with_subject_found
 from .reference import (
     FIRST_ROW,
     HiddenReference,
     StyleReference,
     check_latent,
+    hidden_rows_alone,
     prepare,
     with_free_first_row,
     with_hidden_row,
     without_hidden_rows,
 )
 from .regions import LeadsAt, fitted, leads_of
+from .remembered import STORE, given_back, undisturbed
 
 ROWS_CHANGED = "took no style, because another node's patch changes how many rows run there"
 NOT_SHARED = (
@@ -46,6 +51,10 @@ UNPLACED = (
     "took no style, because another node's patch changes the order or the number of a picture's tokens there, so the "
     "'mask' of a style reference cannot be placed"
 )
+UNDAMPED = (
+    "took from the reference's own subject too, because another node's patch there knows no weights of tokens, or "
+    "changes their order"
+)
 LATE = (
     "The gate opened between the steps of this sampler only, so a ControlNet has drawn the first picture until then: "
     "widen the window, or take more steps."
@@ -54,7 +63,10 @@ LATE = (
 
 @dataclass(frozen=True)
 class StyleInjection(injector.Injector):
-    """Style from a reference, through a gate."""
+    """Style from a reference, through a gate.
+
+    `remember` keeps what layers make of a hidden reference, so that the next run of the same schedule costs less.
+    """
 
     name: ClassVar[str] = "Style injection"
 
@@ -62,6 +74,7 @@ class StyleInjection(injector.Injector):
     reference: StyleReference = FIRST_ROW
     settings: StyleSettings = field(default_factory=StyleSettings)
     architecture: Architecture | None = None
+    remember: bool = True
 
     @property
     def hidden_rows(self) -> int:
@@ -76,7 +89,7 @@ def inject_style(model: ModelPatcher, injection: StyleInjection) -> ModelPatcher
 
     Raises ValueError for a model of an unknown family, a gate of other layers or a reference that is no latent of it.
     """
-    return injector.inject(model, checked(model, injection))
+    return given_back(injector.inject(model, checked(model, injection)))
 
 
 def checked(model: ModelPatcher, injection: StyleInjection) -> StyleInjection:
@@ -88,16 +101,21 @@ def checked(model: ModelPatcher, injection: StyleInjection) -> StyleInjection:
     for reference in injection.reference.chain:
         if reference.latent is not None:
             check_latent(model, reference.latent)
-    return replace(injection, settings=settings, architecture=architecture)
+    reference = with_subject_found(model, injection.reference)
+    return replace(injection, reference=reference, settings=settings, architecture=architecture)
 
 
 @dataclass(frozen=True)
 class _Lead:
-    """A reference in one run: as it was given, made ready when it rides in hidden rows, its mask [H, W] of latents."""
+    """A reference in one run: as it was given, made ready when it rides in hidden rows, its mask [H, W] of latents.
+
+    `subject` [H, W] is where its own subject stands in it, if that is known.
+    """
 
     reference: StyleReference
     hidden: HiddenReference | None
     mask: torch.Tensor | None
+    subject: torch.Tensor | None
 
 
 class _Call(NamedTuple):
@@ -105,6 +123,8 @@ class _Call(NamedTuple):
 
     `leads` is None where one reference acts everywhere: then `rows` names it, and `styles` are as strong as it is.
     `hidden` are the references' own rows in every chunk, which come last; `masked` says that one acts in places only.
+    `brought` is there when the reference has no row in the call: what it brings to each layer. `dampings` keep each
+    reference's own subject out of what it gives.
     """
 
     styles: Mapping[LayerId, LayerStyle]
@@ -112,6 +132,14 @@ class _Call(NamedTuple):
     hidden: int
     leads: LeadsAt | None = None
     masked: bool = False
+    brought: Mapping[LayerId, Brought] | None = None
+    dampings: tuple[DampingAt | None, ...] = ()
+
+    def dampings_at(self, projected: Projected) -> tuple[Damping, ...]:
+        """Of every reference at the tokens of a layer; nothing where none is damped, or where they cannot be placed."""
+        if not any(self.dampings) or not projected.placed or projected.grid is None:
+            return ()
+        return tuple(None if at is None else at(projected.grid) for at in self.dampings)
 
     def leads_at(self, projected: Projected) -> Leads:
         """The references at the tokens of a layer, which matter where there is a mask."""
@@ -127,9 +155,15 @@ class StyleRun(injector.Run):
         assert injection.architecture is not None  # `inject_style` knows it
         self.injection, self.architecture = injection, injection.architecture
         self.leads = tuple(
-            _Lead(each, prepare(each, sampling.guider, sampling.noise, self.architecture), fitted(each, sampling.noise))
+            _Lead(
+                each,
+                prepare(each, sampling.guider, sampling.noise, self.architecture),
+                fitted(each, sampling.noise),
+                subject_at(each, sampling.noise),
+            )
             for each in injection.reference.chain
         )
+        self.token = object()  # what it keeps is known by it, and does not keep the run
         self.layers = CalledLayers(self.architecture.layers)
         self.without_sharing: list[Callable[..., torch.Tensor] | None] = []
         for sentence in misfits_of_prompts(sampling.guider.conds, sampling.pictures):
@@ -200,12 +234,45 @@ class StyleRun(injector.Run):
             return self._run_styled(executor, styled, with_free_first_row(call, layout))
         rows = Rows(layout.chunks, 0, layout.pictures, layout.rows)
         styled = self._led(styles, acting, rows, len(acting), call, layout)
+        if self._can_remember(styled, acting, call, executor.class_obj):
+            return self._run_beside(executor, styled, acting[0], positive, call, layout)
         for lead in acting:
             assert lead.hidden is not None  # or it would be the first row
             call = with_hidden_row(call, layout, lead.hidden, executor.class_obj, positive)
             layout = layout.with_hidden_row()
         call = with_layout(call, layout)
         return without_hidden_rows(self._run_styled(executor, styled, call), layout.chunks, len(acting))
+
+    def _can_remember(self, styled: _Call, acting: tuple[_Lead, ...], call: ModelCall, model: BaseModel) -> bool:
+        """Whether one reference acts everywhere, from rows of its own with which nothing but ComfyUI has to do."""
+        alone = len(acting) == 1 and styled.leads is None and bool(styled.styles)
+        return self.injection.remember and alone and undisturbed(call, model)
+
+    def _run_beside(
+        self, executor: Executor, styled: _Call, lead: _Lead, positive: int, call: ModelCall, layout: Layout
+    ) -> torch.Tensor:
+        """The pictures' call, with what the reference brings from a call of its own, now or in an earlier run."""
+        model = executor.class_obj
+        assert lead.hidden is not None  # or it would be the first row
+        own = hidden_rows_alone(call, layout, lead.hidden, model, positive)
+        run = functools.partial(self._bring, executor, own, frozenset(styled.styles))
+        brought = STORE.brought(model, own, frozenset(styled.styles), self.token, run)
+        return self._run_styled(executor, styled._replace(hidden=0, brought=brought), with_layout(call, layout))
+
+    def _bring(self, executor: Executor, call: ModelCall, layers: frozenset[LayerId]) -> Mapping[LayerId, Brought]:
+        """Run the reference by itself and take what it brings to `layers`."""
+        brought: dict[LayerId, Brought] = {}
+
+        def taking(layer: LayerId, projected: Projected) -> torch.Tensor:
+            places = Places(projected.image, turn_of(projected))
+            brought[layer] = Brought.of(projected.q, projected.k, projected.v, places)
+            return projected.plain()
+
+        architecture = self.architecture.on(executor.class_obj.diffusion_model)
+        operators = {layer: functools.partial(taking, layer) for layer in layers}
+        with architecture.intercepted(call.options, operators) as options:
+            replace(call, options=options).run(executor)
+        return brought
 
     def _led(
         self,
@@ -219,12 +286,14 @@ class StyleRun(injector.Run):
         """One reference that acts everywhere is the operator of the paper, as strong as it is told."""
         strengths = [(each.reference.strength, each.mask) for each in acting]
         masked = any(mask is not None for _, mask in strengths)
+        dampings = tuple(None if each.subject is None else damping_at(each.subject, call) for each in acting)
+        alone = _Call(styles, rows, hidden, dampings=dampings)
         if masked or len(acting) > 1 or any(strength < 0 for strength, _ in strengths):
             places = range(rows.reference, rows.reference + len(acting))
-            return _Call(styles, rows, hidden, leads_of(strengths, places, call, layout), masked)
+            return alone._replace(leads=leads_of(strengths, places, call, layout), masked=masked)
         if any(strength != 1 for strength, _ in strengths):
             styles = {layer: style.times(strengths[0][0]) for layer, style in styles.items()}
-        return _Call(styles, rows, hidden)
+        return alone._replace(styles=styles)
 
     def _run_styled(self, executor: Executor, styled: _Call, call: ModelCall) -> torch.Tensor:
         """One call of the model in which the open layers' attention is styled."""
@@ -254,19 +323,25 @@ class StyleRun(injector.Run):
             return _apart(styled, projected) if projected.whole else projected.plain()
         if projected.whole:
             return self._through_earlier(layer, style, styled, projected)
-        if q.ndim == 3 and styled.leads is None:  # a UNet's self-attention: every token is the picture's
-            return inject(q, k, v, style, styled.rows, attend)
-        turn, cure = Unturned() if projected.rotation is None else projected.rotation.at(projected.image), keep
-        if q.ndim > 3:
-            cure = architecture.cure(self.injection.settings.position, projected)
+        dampings = styled.dampings_at(projected)
+        if any(styled.dampings) and not dampings:
+            self.layers.leave_out(layer, UNDAMPED)
+        first = next(iter(dampings), None)
+        if q.ndim == 3 and styled.leads is None and styled.brought is None:  # a UNet's: every token is the picture's
+            return inject(q, k, v, style, styled.rows, attend, first)
+        cure = keep if q.ndim == 3 else architecture.cure(self.injection.settings.position, projected)
+        places = Places(projected.image, turn_of(projected), cure)
+        if styled.brought is not None:
+            return inject_brought(q, k, v, style, styled.brought[layer], attend, places, first)
         if styled.leads is None:
-            return inject_joint(q, k, v, style, styled.rows, attend, projected.image, turn, cure)
-        places = Places(projected.image, turn, cure)
-        return inject_several(q, k, v, style, styled.rows, styled.leads_at(projected), attend, places)
+            return inject_joint(q, k, v, style, styled.rows, attend, *places, first)
+        return inject_several(q, k, v, style, styled.rows, styled.leads_at(projected), attend, places, dampings)
 
     def _through_earlier(self, layer: LayerId, style: LayerStyle, styled: _Call, projected: Projected) -> torch.Tensor:
         """Another pack's attention takes the references' keys along; one that cannot keeps a picture's own."""
         q, k, v, attend = projected.q, projected.k, projected.v, projected.attend
+        if style.share and any(styled.dampings):
+            self.layers.leave_out(layer, UNDAMPED)
         through = functools.partial(inject_through, q, k, v, rows=styled.rows)
         if styled.leads is not None:
             leads = styled.leads_at(projected)
@@ -290,6 +365,11 @@ class StyleRun(injector.Run):
             return _apart(styled, replace(projected, q=q, k=k, v=v))
 
         return through(style=style._replace(share=0.0), attend=alone)
+
+
+def turn_of(projected: Projected) -> Turn:
+    """How the picture's tokens were rotated."""
+    return Unturned() if projected.rotation is None else projected.rotation.at(projected.image)
 
 
 def _apart(styled: _Call, projected: Projected) -> torch.Tensor:

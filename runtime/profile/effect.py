@@ -85,7 +85,7 @@ def _facts(model: ModelPatcher, positive: Conditioning, latents: torch.Tensor, s
 
 
 def _opened(model: ModelPatcher, layer: LayerId, reference: StyleReference) -> ModelPatcher:
-    return inject_style(model, StyleInjection(WrittenGate(parse(str(layer))), reference))
+    return inject_style(model, StyleInjection(WrittenGate(parse(str(layer))), reference, remember=False))
 
 
 def _scores(amounts: torch.Tensor) -> Scores:

@@ -23,8 +23,10 @@ ROTARY = [kind for kind in EVERY if kind not in ("sd3", "sd35-medium", "aura")]
 SEVERAL = ["sd35-medium", "flux", "qwen", "z-image", "cosmos"]
 
 
-def styled(of: Any, layers: str = "all", reference: StyleReference = FIRST_ROW, **settings: Any) -> Any:
-    return inject_style(of, StyleInjection(gate(layers), reference, StyleSettings(**settings)))
+def styled(
+    of: Any, layers: str = "all", reference: StyleReference = FIRST_ROW, remember: bool = True, **settings: Any
+) -> Any:
+    return inject_style(of, StyleInjection(gate(layers), reference, StyleSettings(**settings), remember=remember))
 
 
 def hidden(kind: str, tokens: int | None = None) -> StyleReference:
@@ -92,7 +94,7 @@ def test_a_hidden_reference_is_predicted_as_if_it_were_alone(kind: str, more: in
 
     handle = model.model.diffusion_model.register_forward_hook(keep, with_kwargs=True)
     try:
-        run(styled(model, reference=reference), kind, steps=1, cfg=1.0)
+        run(styled(model, reference=reference, remember=False), kind, steps=1, cfg=1.0)
     finally:
         handle.remove()
     args, kwargs, out = calls[-1]
@@ -122,7 +124,7 @@ def test_no_text_is_ever_repeated_in_joint_attention(kind: str) -> None:
     )
     tokens = KINDS[kind].tokens
     try:
-        run(styled(model, reference=hidden(kind, tokens + 6)), kind, steps=1)
+        run(styled(model, reference=hidden(kind, tokens + 6), remember=False), kind, steps=1)
     finally:
         handle.remove()
     assert lengths == {512 if kind == "flux2" else tokens if kind in REFINED else tokens + 6}
