@@ -203,7 +203,8 @@ def _by_model(
     given: Mapping[str, Any], picture: torch.Tensor, tiles: Sequence[torch.Tensor]
 ) -> tuple[list[float], list[float], str]:
     """Style and content by the model's own layers and VAE, and a note where the layers cannot be looked into."""
-    model, clip, vae, profile = (given.get(OF.format(name)) for name in TAKEN)
+    model, clip, vae = (given[OF.format(name)] for name in TAKEN[:-1])
+    profile = given.get(OF.format(TAKEN[-1]))
     reference = latent_of(vae, picture, model)
     tries = [vae.encode(tile[:MOST_LOOKED_AT]) for tile in tiles]
     content = contents(tries)
