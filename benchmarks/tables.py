@@ -101,6 +101,17 @@ def balance_at_equal_style(setting: str) -> str:
     return measures(results("balance")["at equal style"][setting], columns, "")
 
 
+def structure() -> str:
+    found = results("structure")
+    columns = {"edge F1": plain(2), "subject": percent, "to B": plain(3), "B rather than A": percent}
+    return measures(found["anchors"] | found["settings"], columns | {"style distance": plain(3)}, "setting")
+
+
+def structure_gained(at_equal: str) -> str:
+    found = results("structure")["geometry gained over a weaker ControlNet"][at_equal]
+    return measures(found, {"nearer to B's geometry": plain(3), "B rather than A": points}, "gate")
+
+
 SITUATIONS = ("one subject", "two subjects", "look-alikes")
 
 
@@ -158,6 +169,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "balance, at equal style": lambda: balance_at_equal_style("known hands"),
     "layers, agreement": layers_agreement,
     "layers, chosen": layers_chosen,
+    "structure": structure,
+    "structure, at equal subjects": lambda: structure_gained("at equal subject recognition"),
+    "structure, at equal edges": lambda: structure_gained("at equal edge agreement"),
     "attribution, drawn": lambda: attribution("drawn"),
     "attribution, generated": lambda: attribution("generated"),
     "attribution, settings": attribution_settings,
