@@ -23,7 +23,9 @@ from scipy.interpolate import RectBivariateSpline
 from .moments import Moments
 
 TILE = 1 << 18  # elements worked on at once: on a CPU a tile stays in its cache
+WORK = 4  # tensors of a tile's size that the maths needs
 LN_2 = math.log(2)
+Divergence = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 BITS = 11  # of a float, exponent first: a cell is an eighth of an octave; one channel is within 1.5 %, a mean 0.1 %
 ROW = 2**BITS + 16  # cells of a row; rows that lie a power of two apart would drive one another out of the cache
@@ -75,22 +77,41 @@ def _fill(
     found: torch.Tensor, one: Moments, others: Moments, tiles: Sequence[tuple[slice, slice]], distance: str
 ) -> None:
     """Put the distances of tiles (rows, columns) into `found` [groups, rows, columns]."""
-    if not all(bool(part.isfinite().all()) for moments in (one, others) for part in moments):
-        raise FeaturesNotFinite
     measure = DISTANCES[distance]
-    left, right = _prepared(one), _prepared(others)
+    left = _prepared(one)
+    right = left if others is one else _prepared(others)
 
     @torch.inference_mode()
-    def fill(tile: tuple[slice, slice]) -> None:
-        rows, columns = tile
-        mine, theirs = _Prepared(*(part[rows] for part in left)), _Prepared(*(part[columns] for part in right))
-        found[:, rows, columns] = measure(*_differences(mine, theirs)).mean(-1).double().movedim(-1, 0)
+    def fill(some: Sequence[tuple[slice, slice]]) -> None:
+        work = _Work(found.device)
+        for rows, columns in some:
+            mine, theirs = _Prepared(*(part[rows] for part in left)), _Prepared(*(part[columns] for part in right))
+            found[:, rows, columns] = measure(*_differences(mine, theirs, work)).mean(-1).double().movedim(-1, 0)
 
     if len(tiles) == 1:  # not worth a pool
-        fill(tiles[0])
+        fill(tiles)
         return
     with _one_thread_an_operation() as threads, ThreadPoolExecutor(threads) as pool:
-        list(pool.map(fill, tiles))
+        list(pool.map(fill, (tiles[first::threads] for first in range(threads))))
+
+
+def _finite(part: torch.Tensor) -> bool:
+    """Whether all of it is. A finite sum says so at once, and a sum that is not may be of large numbers."""
+    return bool(part.sum().isfinite()) or bool(part.isfinite().all())
+
+
+class _Work:
+    """Tensors to work in, for one thread: fresh memory for every step costs more than the maths."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._held = torch.empty(WORK, 0, device=device)
+
+    def like(self, shape: Sequence[int]) -> tuple[torch.Tensor, ...]:
+        """WORK tensors of a shape, with anything in them."""
+        count = math.prod(shape)
+        if self._held.shape[1] < count:
+            self._held = self._held.new_empty(WORK, count)
+        return tuple(one[:count].view(*shape) for one in self._held)
 
 
 @contextmanager
@@ -126,41 +147,53 @@ class _Prepared(NamedTuple):
 
 
 def _prepared(moments: Moments) -> _Prepared:
+    """Raises FeaturesNotFinite."""
+    if not all(map(_finite, moments)):
+        raise FeaturesNotFinite
     mean, std = moments.mean.float(), moments.std.float()
     return _Prepared(mean, std, (2 * std).rsqrt())
 
 
-def _differences(one: _Prepared, others: _Prepared) -> tuple[torch.Tensor, torch.Tensor]:
-    """`shift` and `stretch` [rows, images, groups, channels] of moments [rows, ...] against [images, ...]."""
-    unit = one.unit[:, None] * others.unit
-    shift = (one.mean[:, None] - others.mean).mul_(unit).square_()
-    return shift, (one.std[:, None] - others.std).mul_(unit).square_()
+def _differences(one: _Prepared, others: _Prepared, work: _Work) -> tuple[torch.Tensor, ...]:
+    """`shift` and `stretch` [rows, images, groups, channels] of moments [rows, ...] against [images, ...], and two
+    tensors more to work in."""
+    shift, stretch, unit, spare = work.like((len(one.mean), *others.mean.shape))
+    torch.mul(one.unit[:, None], others.unit, out=unit)
+    torch.sub(one.mean[:, None], others.mean, out=shift).mul_(unit).square_()
+    torch.sub(one.std[:, None], others.std, out=stretch).mul_(unit).square_()
+    return shift, stretch, unit, spare
 
 
-def _bhattacharyya(shift: torch.Tensor, stretch: torch.Tensor) -> torch.Tensor:
+def _bhattacharyya(
+    shift: torch.Tensor, stretch: torch.Tensor, work: torch.Tensor, _spare: torch.Tensor
+) -> torch.Tensor:
     """(m1 - m2)^2 / (8 s^2) + 1/2 ln(s^2 / (s1 s2)) with s^2 = (s1^2 + s2^2) / 2 = s1 s2 (1 + 2 stretch).
 
     What grade_layers_jsd.py, the paper's analysis code, computes, without its cancellation (arXiv 2412.19853).
     """
     twice = stretch.mul_(2)
-    return shift.div_(1 + twice).add_(twice.log1p_()).mul_(0.5)
+    return shift.div_(torch.add(twice, 1, out=work)).add_(twice.log1p_()).mul_(0.5)
 
 
-def _jensen_shannon(shift: torch.Tensor, stretch: torch.Tensor) -> torch.Tensor:
+def _jensen_shannon(
+    shift: torch.Tensor, stretch: torch.Tensor, work: torch.Tensor, spare: torch.Tensor
+) -> torch.Tensor:
     """Jensen-Shannon divergence in nats: 1 / `_slowness` times the cell of the table of what that leaves out."""
-    cells = torch.add(_cells(stretch), _cells(shift), alpha=ROW)
-    left_out = _jensen_shannon_table(shift.device).index_select(0, cells.flatten()).view_as(shift)
-    return left_out.div_(_slowness(shift, stretch)).clamp_(max=LN_2)
+    cells = _cells(stretch, work).add_(_cells(shift, spare), alpha=ROW)
+    slowness = _slowness(shift, stretch, out=shift)
+    table = _jensen_shannon_table(shift.device)
+    torch.index_select(table, 0, cells.view(-1), out=stretch.view(-1))
+    return stretch.div_(slowness).clamp_(max=LN_2)
 
 
-def _slowness(shift: torch.Tensor, stretch: torch.Tensor) -> torch.Tensor:
+def _slowness(shift: torch.Tensor, stretch: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     """1 / (shift / 2 + stretch), like the divergence where differences are tiny, + 1 / ln 2, the most it can be."""
-    return torch.add(stretch, shift, alpha=0.5).reciprocal_().add_(1 / LN_2)
+    return torch.add(stretch, shift, alpha=0.5, out=out).reciprocal_().add_(1 / LN_2)
 
 
-def _cells(difference: torch.Tensor) -> torch.Tensor:
+def _cells(difference: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """The first bits of a float32 that is not negative, which part the numbers evenly in octaves."""
-    return difference.view(torch.int32) >> 31 - BITS
+    return torch.bitwise_right_shift(difference.view(torch.int32), 31 - BITS, out=out.view(torch.int32))
 
 
 @cache
@@ -212,7 +245,7 @@ def _log_density(distance: np.ndarray, width: np.ndarray) -> np.ndarray:
     return -0.5 * (distance / width) ** 2 - np.log(width * math.sqrt(2 * math.pi))
 
 
-DISTANCES: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = MappingProxyType(
+DISTANCES: Mapping[str, Divergence] = MappingProxyType(
     {"jensen_shannon": _jensen_shannon, "bhattacharyya": _bhattacharyya}
 )
-"""Divergences of two Gaussians from `shift` and `stretch`, which they may write to."""
+"""Divergences of two Gaussians from `shift`, `stretch` and two tensors to work in; they may write to all."""
