@@ -1,21 +1,25 @@
 """Measuring many pictures: memory and speed against their number, and one loaded model against two on Ray.
 
 Pictures are drawn when they are looked at, in eight media of recurring places. Every size runs in a process of its
-own, whose peak memory is read at its end.
+own, whose peak memory is read at its end. What `--json` holds already is not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import re
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,8 @@ from PIL import Image
 
 from benchmarks._command import command_line, keep
 from benchmarks.harness import Demo
+from conditional_balance.engine.divergence import pairwise
+from conditional_balance.engine.moments import Moments
 from conditional_balance.engine.sampling import MOST_PAIRS
 from conditional_balance.runtime.profile.clusters import Cluster, Clusters
 from conditional_balance.runtime.profile.parts import Parts
@@ -33,12 +39,11 @@ from demo.world.scenes import grounds, random_specs
 from devtools.bootstrap import ROOT
 
 STYLES = 8
-SIDE = 128
 
 
 @dataclass(frozen=True)
 class DrawnPicture:
-    """A place in a medium, drawn when it is asked for: what it shows does not matter here."""
+    """A square place in a medium, drawn when it is asked for: what it shows does not matter here."""
 
     style: int
     scene: int
@@ -48,7 +53,7 @@ class DrawnPicture:
         scene = random_specs(1, torch.Generator().manual_seed(self.scene))
         parameters = torch.rand(1, len(PARAMETERS), generator=torch.Generator().manual_seed(self.style))
         scene = replace(scene, medium=torch.tensor([self.style]), style=parameters)
-        return laid(grounds(scene, SIDE), scene.medium, scene.style)[0].movedim(0, -1)
+        return laid(grounds(scene, width), scene.medium, scene.style)[0].movedim(0, -1)
 
 
 def clusters(pictures: int) -> Clusters:
@@ -61,31 +66,36 @@ def clusters(pictures: int) -> Clusters:
 
 
 def main() -> None:
-    parser = command_line(__doc__, levels=12, actors=0, series=96)
+    parser = command_line(__doc__, levels=12, side=128, actors=0, series=96, rounds=3)
     parser.add_argument("--sizes", type=int, nargs="*", default=[500, 5000], help="pictures of each run")
     options = parser.parse_args()
-    figures: dict[str, Any] = {"cores": os.cpu_count(), "levels": options.levels}
-    if options.series:
-        figures["parts"] = part_costs(options.series, options.levels)
-        print(figures["parts"], flush=True)
-    for size in options.sizes:
-        with multiprocessing.get_context("fork").Pool(1) as process:
-            figures[f"{size} pictures"] = found = process.apply(measured, (size, options.levels))
-        print(f"{size} pictures: {found}", flush=True)
-    if options.actors:
-        figures["ray"] = {f"{count} actors": on_ray(count, options) for count in range(1, options.actors + 1)}
-    print(keep(figures, options))
+    figures: dict[str, Any] = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
+    figures["cores"] = os.cpu_count()
+    under = f"at {options.levels} noise levels and {options.side} pixels"
+    with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as process:
+        todo: dict[str, Callable[[], Any]] = {
+            f"{size} pictures {under}": partial(process.apply, measured, (size, options)) for size in options.sizes
+        }
+        if options.series:
+            todo[f"parts {under}"] = partial(part_costs, options)
+        if options.actors:
+            todo[f"ray, {options.series} pictures {under}"] = partial(actors_in_turns, options)
+        for name, measure in todo.items():
+            if name not in figures:
+                figures[name] = measure()
+            print(f"{name}: {figures[name]}", flush=True)
+            keep(figures, options)
 
 
-def part_costs(pictures: int, levels: int) -> dict[str, Any]:
+def part_costs(options: argparse.Namespace) -> dict[str, Any]:
     """Processor seconds of a moments task and a sums task, and the hours that 5,000 pictures then take on n machines.
 
     Wall-clock time would count whatever else a machine does; a task uses one core.
     """
     torch.set_num_threads(1)
-    started = time.process_time()
-    demo = Demo()
-    settings = Settings("style", levels, ("q", "k"), "jensen_shannon", 0, "1:1", SIDE)
+    started, pictures, levels = time.process_time(), options.series, options.levels
+    demo, settings = Demo(), _settings(options)
+    pairwise(Moments(torch.zeros(2, 1, 1), torch.ones(2, 1, 1)), settings.distance)  # fills the table
     with torch.inference_mode(), tempfile.TemporaryDirectory() as scratch:
         run = Measurement(demo.model, clusters(pictures), demo.vae, demo.conditioning(["a picture"]), None, settings)
         parts = Parts(run, Path(scratch), {})
@@ -115,46 +125,66 @@ def makespan(cost: dict[str, float], levels: int, machines: int, pictures: int =
     return round(cost["start_s"] + -(-tasks // machines) * moments + -(-groups // machines) * sums, 1)
 
 
-def measured(pictures: int, levels: int) -> dict[str, Any]:
+def measured(pictures: int, options: argparse.Namespace) -> dict[str, Any]:
     """Seconds and memory of one run, in this process, which is made for it."""
     demo, series = Demo(), clusters(pictures)
-    settings = Settings("style", levels, ("q", "k"), "jensen_shannon", 0, "1:1", SIDE)
-    before, started = _peak_mb(), time.perf_counter()
+    before, started, busy = _peak_mb(), time.perf_counter(), time.process_time()
+    given = demo.model, series, demo.vae, demo.conditioning(["a picture"]), None, _settings(options)
     with torch.inference_mode():
-        profile = profile_model(demo.model, series, demo.vae, demo.conditioning(["a picture"]), None, settings)
-    seconds = time.perf_counter() - started
+        profile = profile_model(*given)
     return {
         "pictures": sum(len(cluster.images) for cluster in series),
         "pairs": profile.provenance.get("pairs", "all"),
-        "seconds": round(seconds, 1),
-        "pictures x levels a second": round(pictures * levels / seconds, 1),
+        "seconds": round(time.perf_counter() - started),
+        "processor seconds": round(time.process_time() - busy),
         "peak MB above the loaded model": round(_peak_mb() - before),
     }
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    return Settings("style", options.levels, ("q", "k"), "jensen_shannon", 0, "1:1", options.side)
 
 
 def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def on_ray(count: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds between the first and the last finished task of a run, so that starting and loading are left out."""
+def actors_in_turns(options: argparse.Namespace) -> dict[str, Any]:
+    """One loaded model, two, ... on Ray, in turns, so that whatever else the machine does meets all alike."""
+    rates: dict[int, list[float]] = {count: [] for count in range(1, options.actors + 1)}
+    for _ in range(options.rounds):
+        for count, found in rates.items():
+            found.append(tasks_a_second(count, options))
+            print(f"  {count} actors: {found[-1]:.3f} tasks a second", flush=True)
+    times = {
+        count: statistics.median(one / alone for one, alone in zip(found, rates[1], strict=True))
+        for count, found in rates.items()
+    }
+    return {"tasks a second": rates, "times as fast as one": times}
+
+
+def tasks_a_second(count: int, options: argparse.Namespace) -> float:
+    """Of a run by `count` actors, from the first finished task to the last: starting and loading are left out."""
     with tempfile.TemporaryDirectory() as scratch:
-        for cluster in clusters(options.series):
-            for picture, name in zip(cluster.images, cluster.subjects, strict=True):
-                path = Path(scratch) / "pictures" / cluster.name / f"{name}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                pixels = (255 * picture.fitted(SIDE, SIDE).clamp(0, 1)).round().byte().numpy()
-                Image.fromarray(pixels).save(path)
+        _write_pictures(Path(scratch) / "pictures", options)
         script = [ROOT / "devtools" / "run.py", ROOT / "devtools" / "profile.py", "demo", Path(scratch) / "pictures"]
-        more = [Path(scratch) / "out.safetensors", "--size", SIDE, "--noise-levels", options.levels, "--ray"]
-        command = [str(part) for part in (sys.executable, *script, *more, "--actors", count)]
+        settings = ["--size", options.side, "--noise-levels", options.levels, "--ray", "--actors", count]
+        command = [str(part) for part in (sys.executable, *script, Path(scratch) / "out.safetensors", *settings)]
         told: list[tuple[float, int]] = []
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
             for line in running.stdout:
                 if found := re.match(r"  (\d+) of \d+ tasks", line):
                     told.append((time.perf_counter(), int(found[1])))
     (first, some), (last, every) = told[0], told[-1]
-    return {"seconds": round(last - first, 1), "tasks": every - some, "tasks a second": (every - some) / (last - first)}
+    return (every - some) / (last - first)
+
+
+def _write_pictures(folder: Path, options: argparse.Namespace) -> None:
+    for cluster in clusters(options.series):
+        (folder / cluster.name).mkdir(parents=True)
+        for picture, name in zip(cluster.images, cluster.subjects, strict=True):
+            pixels = (255 * picture.fitted(options.side, options.side).clamp(0, 1)).round().byte().numpy()
+            Image.fromarray(pixels).save(folder / cluster.name / f"{name}.png")
 
 
 if __name__ == "__main__":

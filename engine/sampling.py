@@ -93,14 +93,16 @@ class PartSums:
 
     def variance(self, inner: int, outer: int) -> torch.Tensor:
         """Variance [...] of ln(mean of one kind / mean of another) over samples, by leaving out each part; 0 for all
-        pairs."""
-        if self.parts < 2:
+        pairs, and for a part alone. Parts that no tile has come from are none."""
+        came = self.pairs.sum(-1) > 0
+        parts, seen, counted = int(came.sum()), self.sums[came], self.pairs[came]
+        if parts < 2:
             return self.sums.new_zeros(self.sums.shape[1:-1])
-        sums, pairs = self.sums.sum(0) - self.sums, self.pairs.sum(0) - self.pairs
-        means = sums / pairs.clamp(min=1).view(self.parts, *[1] * (sums.ndim - 2), -1)
+        sums, pairs = seen.sum(0) - seen, counted.sum(0) - counted
+        means = sums / pairs.clamp(min=1).view(parts, *[1] * (sums.ndim - 2), -1)
         tiny = torch.finfo(torch.float64).tiny
         logs = means[..., inner].clamp(min=tiny).log() - means[..., outer].clamp(min=tiny).log()
-        return (self.parts - 1) ** 2 / self.parts * logs.var(0)
+        return (parts - 1) ** 2 / parts * logs.var(0)
 
 
 def widened(scores: Scores, variance: torch.Tensor) -> Scores:

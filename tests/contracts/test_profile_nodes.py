@@ -276,6 +276,22 @@ def test_without_recurring_subjects_the_numbers_are_the_plain_ones(sd15_model, v
     assert labelled.provenance["separation"] == plain.provenance["separation"]
 
 
+@pytest.mark.parametrize(("sure", "stops"), [(0.0, False), (0.3, True), (0.99, False)])
+def test_measuring_stops_when_the_ranking_is_sure_enough(sd15_model, vae, sure, stops):
+    """Styles of plain colour are told apart from a quarter of the pictures on; 0.99 is out of reach of so few."""
+    made, names = (), "cat, dog, owl, elk, ape, cow, fox, hen"
+    for style in range(4):
+        colour = torch.rand(1, 1, 1, 3, generator=torch.Generator().manual_seed(style))
+        made = CBImageClusters.execute(0.8 * colour + 0.2 * pictures(8, 9), f"style {style}", made, names)[0]
+    out = profile(sd15_model, vae, made, stop_when_sure=sure)
+    facts = out.args[0].provenance
+    assert ("stopped" in facts) == stops == ("Measured" in out.args[2])
+    measured = facts["stopped"]["images"] if stops else 32
+    assert facts["cost"]["forward_passes"] == 2 * measured
+    assert not stops or (8 <= measured < 32 and facts["stopped"]["of"] == 32 and facts["stopped"]["sure"] >= sure)
+    assert ("pairs" in facts) == (sure > 0 and not stops)
+
+
 def test_a_series_that_looks_crossed_without_labels_is_said(sd15_model, vae):
     subject = pictures(3)
     made = ()

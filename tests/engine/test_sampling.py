@@ -14,9 +14,9 @@ from conditional_balance.engine.crossed import separation as crossed_separation
 from conditional_balance.engine.divergence import between, pairwise
 from conditional_balance.engine.moments import Moments
 from conditional_balance.engine.plain import PlainSums, scores_of, separation, separation_of
-from conditional_balance.engine.sampling import groups_of, pairs_in, portions_of, tiles
+from conditional_balance.engine.sampling import PartSums, groups_of, pairs_in, portions_of, tiles
 from conditional_balance.engine.scoring import Scores, sureness
-from conditional_balance.engine.series import Series
+from conditional_balance.engine.series import BASE, STYLE, Series
 
 LAYERS, CHANNELS = 12, 16
 
@@ -178,6 +178,23 @@ def test_portions_are_small_series_of_their_own():
     assert len(portions) > 2
     assert torch.equal(torch.cat(portions).sort().values, torch.arange(60))
     assert all(len(series.styles[portion].unique()) >= 2 for portion in portions)
+
+
+@pytest.mark.parametrize("seen", [1, 2, 3])
+def test_portions_that_never_came_leave_no_trace(seen):
+    """Measuring that ends early knows what it has seen: intervals are those of a series that ends there."""
+    series = crossing(5, 12)
+    found, portions = moments(*series, AMOUNT), portions_of(series, 15, 0)
+    sums = CrossedSums(series, (LAYERS,), 0, portions)
+    early = added(sums, series, found, portions[:seen], 256, both=True)
+    variance = early._parts.variance(STYLE, BASE)
+    assert early._parts.parts == len(portions) > seen
+    if seen == 1:
+        assert not variance.any()
+        return
+    alone = PartSums((LAYERS,), 3, seen)
+    alone.sums, alone.pairs = early._parts.sums[:seen], early._parts.pairs[:seen]
+    assert bool((variance > 0).all()) and torch.equal(variance, alone.variance(STYLE, BASE))
 
 
 def test_sureness_is_the_correlation_with_the_truth():
