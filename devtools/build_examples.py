@@ -7,7 +7,7 @@ needs no editing by hand: build again.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,14 +117,15 @@ def effect_demo(sheet: Sheet) -> None:
     sheet.next_column("What it shows")
     sheet.note(
         "## What does each layer do?\n\nFour prompts are painted without the reference. Then **Measure Layers** lets the"
-        " reference's style into one attention layer at a time, at four noise levels, without sampling again. The map"
+        " reference's style into one attention layer at a time, at two noise levels, without sampling again. The map"
         " is bright where a layer brings the style by itself; the report names layers that move the layout.\n\nPress"
         " **Run**. The last row is painted through the layers that bring the most style.",
     )
     shared = _demo_painting(sheet)
-    rows = {"plain": _row(sheet, shared, "plain")}
-    gate = _effect(sheet, shared)
-    rows["measured"] = _row(sheet, shared, "measured", gate)
+    sheet.next_column("plain")
+    latent, plain = _sampled(sheet, shared, "plain", shared.model)
+    gate = _effect(sheet, shared, latent, noise_levels=2)
+    rows = {"plain": plain, "measured": _row(sheet, shared, "measured", gate)}
     _saved(sheet, _contact_sheet(sheet, shared, rows), "demo_what_layers_do")
 
 
@@ -139,26 +140,101 @@ def effect_sdxl(sheet: Sheet) -> None:
         " result is painted through the layers that bring the most style.",
     )
     shared = _sdxl_painting(sheet)
-    _row(sheet, shared, "plain")
-    painted = _row(sheet, shared, "measured", _effect(sheet, shared))
+    sheet.next_column("plain")
+    latent, _ = _sampled(sheet, shared, "plain", shared.model)
+    painted = _row(sheet, shared, "measured", _effect(sheet, shared, latent))
     sheet.next_column("Result", 760)
     sheet.add("SaveImage", tall=640, images=painted, filename_prefix="what_layers_do")
 
 
-def _effect(sheet: Sheet, shared: Painting) -> Source:
+def _effect(sheet: Sheet, shared: Painting, plain: Source, **widgets: Any) -> Source:
     """The measured effect of every layer on what was painted plainly, shown; a gate of the layers that act most."""
-    sheet.next_column("Measure", 420)
-    plain = sheet.add(
-        "KSampler", "Paint without the reference", model=shared.model, positive=shared.positive,
-        negative=shared.negative, latent_image=shared.canvas, **shared.sampling,
-    )  # fmt: skip
-    measured = sheet.add(
-        "CBMeasureLayers", model=shared.model, reference=shared.reference, latent=(plain, 0),
-        positive=shared.positive, profile=shared.profile,
-    )  # fmt: skip
     sheet.next_column("What each layer does", 560)
+    measured = sheet.add(
+        "CBMeasureLayers", model=shared.model, reference=shared.reference, latent=plain, positive=shared.positive,
+        profile=shared.profile, **widgets,
+    )  # fmt: skip
     sheet.add("SaveImage", tall=400, images=(measured, 1), filename_prefix="what_layers_do_map")
     return sheet.add("CBSelectLayers", profile=(measured, 0), **{"lambda": BALANCED}), 0
+
+
+def recorded_demo(sheet: Sheet) -> None:
+    """Three styles of three subjects, measured while they are painted."""
+    sheet.next_column("Model")
+    sheet.note(
+        "## Measure while it paints\n\nEach sampler paints the same three subjects in a style of its own, with the same"
+        " noise. **Record Sensitivity** before it writes down what the attention layers do: *label* names the style,"
+        " *subject* what is shown. **Profile from Recording** makes a ranking of all that was recorded, of style and of"
+        " content.\n\nPress **Run**. Pictures made in later runs are added to the recording: it lies in"
+        " *output/sensitivity_recordings*, under the name in **series**.",
+    )
+    model = sheet.add("CBLoadDemoModel")
+    empty = sheet.add("CLIPTextEncode", "Negative", clip=(model, 1), text="")
+    canvas = sheet.add("EmptyLatentImage", width=demo_scenes.SIDE, height=demo_scenes.SIDE, batch_size=3)
+    prompts = {
+        style: [f"a {subject} by the sea, {style} drawing" for subject in demo_scenes.RECORDED_SUBJECTS]
+        for style in demo_scenes.RECORDED_STYLES
+    }
+    loaded, given = tuple((model, slot) for slot in range(3)), ((empty, 0), (canvas, 0))
+    _recorded(sheet, loaded, given, prompts, DEMO, "demo.style.recorded", "demo_")
+
+
+def recorded_sdxl(sheet: Sheet) -> None:
+    """The same for SDXL."""
+    sheet.next_column("Model")
+    sheet.note(
+        "## Measure while it paints (SDXL)\n\n1. Choose an SDXL checkpoint. SD1.5: set the size to 512.\n2. Write the same"
+        " subjects in every style, one prompt a line; **label** names the style, **subject** the subjects in the order of"
+        " the lines.\n3. Press **Run**: nine pictures are painted and recorded.\n\nFor a better ranking change the"
+        " prompts, *label* and *subject*, and press **Run** again: pictures are added to **series** until you give"
+        " another name. Five styles of five subjects rank well.\n\nThe profile is saved under **name**; choose it in *Load"
+        " Sensitivity Profile*.",
+        400,
+    )
+    model = sheet.add("CheckpointLoaderSimple", ckpt_name=BASE_SDXL)
+    unwanted = sheet.add("CLIPTextEncode", "Negative", clip=(model, 1), text="")
+    canvas = sheet.add("EmptyLatentImage", width=1024, height=1024, batch_size=3)
+    prompts = {
+        style: [f"a {subject} by the sea, {style} painting" for subject in demo_scenes.RECORDED_SUBJECTS]
+        for style in ("watercolor", "oil", "ink")
+    }
+    loaded, given = tuple((model, slot) for slot in range(3)), ((unwanted, 0), (canvas, 0))
+    _recorded(sheet, loaded, given, prompts, SDXL, "my-sdxl.style.recorded", "")
+
+
+def _recorded(
+    sheet: Sheet,
+    loaded: tuple[Source, ...],
+    given: tuple[Source, Source],
+    prompts: Mapping[str, Sequence[str]],
+    sampling: dict[str, Any],
+    name: str,
+    prefix: str,
+) -> None:
+    """From model, CLIP and VAE to the profile of what paints each style's prompts; `given` are negative and canvas."""
+    (model, clip, vae), (negative, canvas) = loaded, given
+    painted: Source | None = None
+    for style, lines in prompts.items():
+        sheet.next_column(style)
+        positive = sheet.add("CBPromptBatch", clip=clip, prompts="\n".join(lines))
+        subjects = ", ".join(demo_scenes.RECORDED_SUBJECTS)
+        recording = sheet.add("CBRecordSensitivity", model=model, label=style, subject=subjects)
+        sampled = sheet.add(
+            "KSampler", f"Sample: {style}", model=(recording, 0), positive=(positive, 0), negative=negative,
+            latent_image=canvas, **sampling,
+        )  # fmt: skip
+        if painted:
+            painted = (sheet.add("LatentBatch", samples1=painted, samples2=(sampled, 0)), 0)
+        else:
+            painted = (sampled, 0)
+    sheet.next_column("What was recorded", 480)
+    pictures = sheet.add("VAEDecode", samples=painted, vae=vae)
+    sheet.add("SaveImage", tall=480, images=(pictures, 0), filename_prefix=f"{prefix}recorded")
+    sheet.next_column("Profile", 420)
+    profile = sheet.add("CBProfileFromRecording", after=painted)
+    sheet.add("CBSaveSensitivityProfile", profile=(profile, 0), name=name)
+    sheet.next_column("Heat map", 560)
+    sheet.add("SaveImage", tall=560, images=(profile, 1), filename_prefix=f"{name}_heat_map")
 
 
 def style_demo(sheet: Sheet) -> None:
@@ -266,11 +342,16 @@ def _painted(sheet: Sheet, shared: Painting, name: str, gate: Source | None) -> 
     model = shared.model
     if gate:
         model = (sheet.add("CBStyleInjection", model=model, gate=gate, reference=shared.reference), 0)
+    return _sampled(sheet, shared, name, model)[1]
+
+
+def _sampled(sheet: Sheet, shared: Painting, name: str, model: Source) -> tuple[Source, Source]:
+    """Latents and pictures."""
     sampled = sheet.add(
         "KSampler", f"Sample: {name}", model=model, positive=shared.positive, negative=shared.negative,
         latent_image=shared.canvas, **shared.sampling,
     )  # fmt: skip
-    return sheet.add("VAEDecode", samples=(sampled, 0), vae=shared.vae), 0
+    return (sampled, 0), (sheet.add("VAEDecode", samples=(sampled, 0), vae=shared.vae), 0)
 
 
 def _demo_painting(sheet: Sheet) -> Painting:
@@ -922,6 +1003,8 @@ WORKFLOWS = {
     "inversion_demo": inversion_demo,
     "noise_blend_demo": noise_blend_demo,
     "revised_demo": revised_demo,
+    "recorded_demo": recorded_demo,
+    "recorded_sdxl": recorded_sdxl,
     "layers_do_demo": effect_demo,
     "layers_do_sdxl": effect_sdxl,
     "compare_layers_demo": compare_demo,

@@ -42,3 +42,7 @@ REPAINTED = {"hand": "flat", "medium": "plain", "seed": 4, "scenes": "a house in
 INSTEAD = "a house in the mountains, ink drawing"
 """What it is painted as again."""
 TWO_PROMPTS = "a fox in the forest, flat drawing", "a sailboat by the sea, flat drawing"
+
+RECORDED_STYLES = ("flat", "glossy", "ink")
+RECORDED_SUBJECTS = ("fox", "house", "mushroom")
+"""What a recorded series paints, by the sea."""

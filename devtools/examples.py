@@ -21,6 +21,7 @@ TITLES = {
     "profile_sdxl": "5 Measure your checkpoint (SDXL)",
     "compare_layers_sdxl": "6 Compare which layers take the style (SDXL)",
     "layers_do_sdxl": "7 What does each layer do (SDXL)",
+    "recorded_sdxl": "8 Measure while it paints (SDXL)",
     "style_picture_demo": "1 Style from a picture (demo)",
     "style_balanced_demo": "1 Style from a picture, step by step (demo)",
     "subject_picture_demo": "2 Keep the subject, new background (demo)",
@@ -33,6 +34,7 @@ TITLES = {
     "layers_do_demo": "7 What does each layer do (demo)",
     "guidance_demo": "8 Guide by style alone (demo)",
     "revised_demo": "8 Hold the layout and colours of a picture (demo)",
+    "recorded_demo": "8 Measure while it paints (demo)",
     "inversion_demo": "8 Repaint a picture from its own noise (demo)",
     "noise_blend_demo": "8 Two prompts by region (demo)",
 }

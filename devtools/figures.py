@@ -271,8 +271,8 @@ def profiled(studio: Studio, graph: Graph) -> Image.Image:
     return stacked([heat_map], MAP_WIDTH)
 
 
-RECORDED_STYLES = ("flat", "glossy", "ink", "blob")
-RECORDED_SUBJECTS = ("fox", "house", "mushroom")
+RECORDED_STYLES = (*demo_scenes.RECORDED_STYLES, "blob")
+RECORDED_SUBJECTS = demo_scenes.RECORDED_SUBJECTS
 
 
 def _recorded(graph: Graph) -> tuple[Link, dict[str, str]]:

@@ -150,12 +150,7 @@ class _Run:
         made_by, noise = fingerprint_of(model), noise_of(model)
         keys = [key for key in self._found[levels[0]] if all(key in self._found[level] for level in levels)]
         for row, (label, subject) in enumerate(named, first):
-            moments = {
-                key: Moments(
-                    *(torch.stack([self._found[level][key][part][row] for level in levels]) for part in (0, 1))
-                )
-                for key in keys
-            }
+            moments = {key: _over_levels([self._found[level][key] for level in levels], row) for key in keys}
             sigmas = torch.tensor(levels, dtype=torch.float64)
             append(RecordedPicture(label, subject, made_by, noise, sigmas, moments), series.folder)
         logging.info(f"Record Sensitivity added {len(named)} pictures to '{series.folder.name}'.")
