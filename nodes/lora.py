@@ -23,6 +23,46 @@ PRESETS = {"B-LoRA style (SDXL)": "o1", "B-LoRA content (SDXL)": "o0"}
 """The two blocks of SDXL in which B-LoRA (arXiv 2403.14572) keeps style and content."""
 
 
+def _file_and_layers() -> list[io.Input]:
+    return [
+        io.Model.Input("model", tooltip="The model that the LoRA was made for."),
+        io.Combo.Input("lora_name", options=_files(), tooltip="A file in models/loras."),
+        io.Float.Input(
+            "strength",
+            default=1.0,
+            min=-10.0,
+            max=10.0,
+            step=0.05,
+            tooltip="How strongly the LoRA changes the model at fully open layers. 1 is as it was trained.",
+        ),
+        io.Combo.Input(
+            "layers",
+            options=[BY_GATE, *PRESETS, ALL],
+            default=BY_GATE,
+            tooltip=f"{BY_GATE}: those of the connected gate, at its weights; a gate that changes over the run "
+            "acts with its mean, since weights are changed once. B-LoRA: the one block of SDXL that holds its "
+            f"style or its content. {ALL}: everywhere, as Load LoRA does.",
+        ),
+    ]
+
+
+def _optional() -> list[io.Input]:
+    return [
+        Gate.Input("gate", optional=True, tooltip="The layers at which the LoRA acts. Needed when 'layers' is gate."),
+        io.Clip.Input("clip", optional=True, tooltip="The CLIP, for LoRAs that change the text encoder too."),
+        io.Float.Input(
+            "strength_clip",
+            optional=True,
+            default=1.0,
+            min=-10.0,
+            max=10.0,
+            step=0.05,
+            tooltip="How strongly the LoRA changes the text encoder, which has no layers to choose. 0 leaves "
+            "it alone, which suits a style LoRA beside a subject LoRA.",
+        ),
+    ]
+
+
 class CBGateLoRA(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -33,40 +73,7 @@ class CBGateLoRA(io.ComfyNode):
             search_aliases=found_by("lora block weight", "lora by layer", "style lora"),
             description="Loads a LoRA that acts in the chosen attention layers and their blocks only, so that a style "
             "LoRA brings its style and leaves content to the prompt, or to another LoRA at the other layers.",
-            inputs=[
-                io.Model.Input("model", tooltip="The model that the LoRA was made for."),
-                io.Combo.Input("lora_name", options=_files(), tooltip="A file in models/loras."),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=-10.0,
-                    max=10.0,
-                    step=0.05,
-                    tooltip="How strongly the LoRA changes the model at fully open layers. 1 is as it was trained.",
-                ),
-                io.Combo.Input(
-                    "layers",
-                    options=[BY_GATE, *PRESETS, ALL],
-                    default=BY_GATE,
-                    tooltip=f"{BY_GATE}: those of the connected gate, at its weights; a gate that changes over the run "
-                    "acts with its mean, since weights are changed once. B-LoRA: the one block of SDXL that holds its "
-                    f"style or its content. {ALL}: everywhere, as Load LoRA does.",
-                ),
-                Gate.Input(
-                    "gate", optional=True, tooltip="The layers at which the LoRA acts. Needed when 'layers' is gate."
-                ),
-                io.Clip.Input("clip", optional=True, tooltip="The CLIP, for LoRAs that change the text encoder too."),
-                io.Float.Input(
-                    "strength_clip",
-                    optional=True,
-                    default=1.0,
-                    min=-10.0,
-                    max=10.0,
-                    step=0.05,
-                    tooltip="How strongly the LoRA changes the text encoder, which has no layers to choose. 0 leaves "
-                    "it alone, which suits a style LoRA beside a subject LoRA.",
-                ),
-            ],
+            inputs=[*_file_and_layers(), *_optional()],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model with the LoRA at these layers."),
                 io.Clip.Output(display_name="clip", tooltip="The CLIP with the LoRA; empty when none is connected."),

@@ -48,6 +48,64 @@ def _side(name: str) -> io.Input:
     return io.Int.Input(name, default=1536, min=16, max=16384, step=8, tooltip=f"The picture's {name} in pixels.")
 
 
+def _sizes_and_crops() -> list[io.Input]:
+    """The model, and what SDXL is told of a picture."""
+    return [
+        io.Model.Input("model", tooltip="SDXL or a finetune of it for sizes and crops; Flux for guidance."),
+        _factor(
+            "original_scale",
+            0.1,
+            8.0,
+            "SDXL: the original picture's size late in the schedule, as a factor of the prompt's. 2 to 4 "
+            "sharpens detail, 0.5 softens it, 1 changes nothing.",
+        ),
+        _curve("original_curve", 3.0),
+        _crop("crop_top", "top"),
+        _crop("crop_left", "left"),
+        _curve("crop_curve", 1.0),
+        advanced(
+            _factor(
+                "target_scale",
+                0.1,
+                8.0,
+                "SDXL: the target size as a factor of the prompt's. It drives the layout, so leave it at 1.",
+            )
+        ),
+        _curve("target_curve", 0.0),
+    ]
+
+
+def _guidance_and_text() -> list[io.Input]:
+    return [
+        _factor(
+            "guidance_scale",
+            0.0,
+            4.0,
+            "Flux: the guidance late in the schedule, as a factor of FluxGuidance's. 1 changes nothing.",
+        ),
+        _curve("guidance_curve", 1.0),
+        advanced(
+            _factor(
+                "pooled_scale",
+                0.0,
+                2.0,
+                "The pooled text late in the schedule, as a factor. 0 leaves detail to the prompt's words "
+                "alone, 1 changes nothing.",
+            )
+        ),
+        _curve("pooled_curve", 1.0),
+        advanced(
+            io.Combo.Input(
+                "interpolate",
+                options=[VALUES, EMBEDDINGS],
+                default=VALUES,
+                tooltip=f"{VALUES}: sizes on the way are sizes that the model knows. {EMBEDDINGS}: their "
+                "embeddings are mixed. Leave it at numbers.",
+            )
+        ),
+    ]
+
+
 class CBMicroConditioning(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -58,55 +116,7 @@ class CBMicroConditioning(io.ComfyNode):
             search_aliases=found_by("sdxl size", "crop", "target size", "micro conditioning"),
             description="Changes what the model is told about a picture's size and crop (SDXL), guidance (Flux) or "
             "pooled text over the schedule, so that it acts on detail and leaves the layout to the prompt.",
-            inputs=[
-                io.Model.Input("model", tooltip="SDXL or a finetune of it for sizes and crops; Flux for guidance."),
-                _factor(
-                    "original_scale",
-                    0.1,
-                    8.0,
-                    "SDXL: the original picture's size late in the schedule, as a factor of the prompt's. 2 to 4 "
-                    "sharpens detail, 0.5 softens it, 1 changes nothing.",
-                ),
-                _curve("original_curve", 3.0),
-                _crop("crop_top", "top"),
-                _crop("crop_left", "left"),
-                _curve("crop_curve", 1.0),
-                advanced(
-                    _factor(
-                        "target_scale",
-                        0.1,
-                        8.0,
-                        "SDXL: the target size as a factor of the prompt's. It drives the layout, so leave it at 1.",
-                    )
-                ),
-                _curve("target_curve", 0.0),
-                _factor(
-                    "guidance_scale",
-                    0.0,
-                    4.0,
-                    "Flux: the guidance late in the schedule, as a factor of FluxGuidance's. 1 changes nothing.",
-                ),
-                _curve("guidance_curve", 1.0),
-                advanced(
-                    _factor(
-                        "pooled_scale",
-                        0.0,
-                        2.0,
-                        "The pooled text late in the schedule, as a factor. 0 leaves detail to the prompt's words "
-                        "alone, 1 changes nothing.",
-                    )
-                ),
-                _curve("pooled_curve", 1.0),
-                advanced(
-                    io.Combo.Input(
-                        "interpolate",
-                        options=[VALUES, EMBEDDINGS],
-                        default=VALUES,
-                        tooltip=f"{VALUES}: sizes on the way are sizes that the model knows. {EMBEDDINGS}: their "
-                        "embeddings are mixed. Leave it at numbers.",
-                    )
-                ),
-            ],
+            inputs=[*_sizes_and_crops(), *_guidance_and_text()],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="Connect to the sampler. The input model stays as it is.")
             ],

@@ -44,6 +44,59 @@ def _series_input() -> io.Input:
     )
 
 
+def _what_is_made() -> list[io.Input]:
+    """The model, and what its pictures are."""
+    return [
+        io.Model.Input(
+            "model",
+            tooltip="The model to measure, with the LoRAs and the style injection that it is to have.",
+        ),
+        _series_input(),
+        io.String.Input(
+            "label",
+            default="style 1",
+            tooltip="What this run's pictures have in common, such as their style: the cluster they belong to. "
+            "For a batch of several, one label each, separated by commas.",
+        ),
+        io.String.Input(
+            "subject",
+            default="",
+            tooltip="What is shown. Use the same subjects under every label, and style and content are told "
+            "apart. Leave it empty where no subject recurs.",
+        ),
+        io.Boolean.Input(
+            "first_is_reference",
+            default=False,
+            tooltip="Turn it on when Style Injection takes its style from the first picture of the batch: that "
+            "picture is left out, as in the paper. References from a Style Reference node are left out anyway.",
+        ),
+    ]
+
+
+def _what_is_kept() -> list[io.Input]:
+    return [
+        advanced(
+            io.Int.Input(
+                "noise_levels",
+                default=12,
+                min=1,
+                max=50,
+                tooltip="At most so many of the sampler's steps are recorded, spread evenly. 12 are enough; "
+                "files grow with it (SDXL: about 3 MB a level and picture).",
+            )
+        ),
+        advanced(
+            io.Combo.Input(
+                "features",
+                options=list(FEATURES),
+                default="q and k",
+                tooltip="What to record of each layer: queries (q), keys (k), values (v). q and k are what "
+                "Style Injection needs.",
+            )
+        ),
+    ]
+
+
 class CBRecordSensitivity(io.ComfyNode):
     """Records while any sampler generates."""
 
@@ -56,50 +109,7 @@ class CBRecordSensitivity(io.ComfyNode):
             search_aliases=found_by("record layers", "measure while sampling", "analyze generation", "style series"),
             description="Records what the attention layers do while pictures are generated, under the label you give "
             "them. Put it before the sampler, queue one run for each picture, then use Profile from Recording.",
-            inputs=[
-                io.Model.Input(
-                    "model",
-                    tooltip="The model to measure, with the LoRAs and the style injection that it is to have.",
-                ),
-                _series_input(),
-                io.String.Input(
-                    "label",
-                    default="style 1",
-                    tooltip="What this run's pictures have in common, such as their style: the cluster they belong to. "
-                    "For a batch of several, one label each, separated by commas.",
-                ),
-                io.String.Input(
-                    "subject",
-                    default="",
-                    tooltip="What is shown. Use the same subjects under every label, and style and content are told "
-                    "apart. Leave it empty where no subject recurs.",
-                ),
-                io.Boolean.Input(
-                    "first_is_reference",
-                    default=False,
-                    tooltip="Turn it on when Style Injection takes its style from the first picture of the batch: that "
-                    "picture is left out, as in the paper. References from a Style Reference node are left out anyway.",
-                ),
-                advanced(
-                    io.Int.Input(
-                        "noise_levels",
-                        default=12,
-                        min=1,
-                        max=50,
-                        tooltip="At most so many of the sampler's steps are recorded, spread evenly. 12 are enough; "
-                        "files grow with it (SDXL: about 3 MB a level and picture).",
-                    )
-                ),
-                advanced(
-                    io.Combo.Input(
-                        "features",
-                        options=list(FEATURES),
-                        default="q and k",
-                        tooltip="What to record of each layer: queries (q), keys (k), values (v). q and k are what "
-                        "Style Injection needs.",
-                    )
-                ),
-            ],
+            inputs=[*_what_is_made(), *_what_is_kept()],
             outputs=[io.Model.Output(display_name="model", tooltip="Connect to the sampler.")],
         )
 

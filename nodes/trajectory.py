@@ -53,6 +53,74 @@ class CBRecordTrajectory(io.ComfyNode):
         return io.NodeOutput(record_trajectory(model, trajectories), trajectories, ui=summary(words))
 
 
+def _picture_and_schedule() -> list[io.Input]:
+    return [
+        io.Model.Input("model", tooltip="The model that will paint, of any kind: eps, v or flow."),
+        io.Conditioning.Input(
+            "positive", tooltip="A prompt that describes the picture; an empty one will do. CFG is 1."
+        ),
+        io.Latent.Input("latent", tooltip="The picture, through VAE Encode."),
+        io.Int.Input(
+            "steps",
+            default=50,
+            min=2,
+            max=1000,
+            tooltip="Steps of the schedule, on the way up and back. 50 is good; fewer lose more.",
+        ),
+        io.Combo.Input(
+            "scheduler",
+            options=list(SCHEDULER_NAMES),
+            default="normal",
+            tooltip="The schedule of the noise. Use the one that you sample with, or the output 'sigmas'.",
+        ),
+        io.Combo.Input(
+            "mode",
+            options=[EXACT, PLAIN],
+            default=EXACT,
+            tooltip=f"{EXACT}: the model adds at each step what inversion lost there, so that the picture "
+            f"comes back exactly. {PLAIN}: the model is handed on as it is.",
+        ),
+    ]
+
+
+def _rarely_changed() -> list[io.Input]:
+    return [
+        advanced(
+            io.Int.Input(
+                "refinements",
+                default=1,
+                min=0,
+                max=20,
+                optional=True,
+                tooltip="How often each step is improved; each costs as much as the steps. 0 is plain DDIM "
+                "inversion, 1 is good, 3 comes back almost exactly also in the plain mode.",
+            )
+        ),
+        advanced(
+            io.Float.Input(
+                "gamma",
+                default=0.0,
+                min=0.0,
+                max=1.0,
+                step=0.05,
+                optional=True,
+                tooltip="Flow models only: how far each step is led straight to random noise. 0 keeps the "
+                "picture best, 0.5 leaves more freedom to another prompt, 1 is that noise itself.",
+            )
+        ),
+        advanced(
+            io.Int.Input(
+                "seed",
+                default=0,
+                min=0,
+                max=0xFFFFFFFFFFFFFFFF,
+                optional=True,
+                tooltip="The random noise that 'gamma' leads to. Without gamma it changes nothing.",
+            )
+        ),
+    ]
+
+
 class CBInvertLatent(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -62,66 +130,7 @@ class CBInvertLatent(io.ComfyNode):
             category=CATEGORY,
             search_aliases=found_by("ddim inversion", "unsampler", "rf inversion", "image to noise", "null text"),
             description="Finds the noise from which the model paints a given picture, and says how near it comes back.",
-            inputs=[
-                io.Model.Input("model", tooltip="The model that will paint, of any kind: eps, v or flow."),
-                io.Conditioning.Input(
-                    "positive", tooltip="A prompt that describes the picture; an empty one will do. CFG is 1."
-                ),
-                io.Latent.Input("latent", tooltip="The picture, through VAE Encode."),
-                io.Int.Input(
-                    "steps",
-                    default=50,
-                    min=2,
-                    max=1000,
-                    tooltip="Steps of the schedule, on the way up and back. 50 is good; fewer lose more.",
-                ),
-                io.Combo.Input(
-                    "scheduler",
-                    options=list(SCHEDULER_NAMES),
-                    default="normal",
-                    tooltip="The schedule of the noise. Use the one that you sample with, or the output 'sigmas'.",
-                ),
-                io.Combo.Input(
-                    "mode",
-                    options=[EXACT, PLAIN],
-                    default=EXACT,
-                    tooltip=f"{EXACT}: the model adds at each step what inversion lost there, so that the picture "
-                    f"comes back exactly. {PLAIN}: the model is handed on as it is.",
-                ),
-                advanced(
-                    io.Int.Input(
-                        "refinements",
-                        default=1,
-                        min=0,
-                        max=20,
-                        optional=True,
-                        tooltip="How often each step is improved; each costs as much as the steps. 0 is plain DDIM "
-                        "inversion, 1 is good, 3 comes back almost exactly also in the plain mode.",
-                    )
-                ),
-                advanced(
-                    io.Float.Input(
-                        "gamma",
-                        default=0.0,
-                        min=0.0,
-                        max=1.0,
-                        step=0.05,
-                        optional=True,
-                        tooltip="Flow models only: how far each step is led straight to random noise. 0 keeps the "
-                        "picture best, 0.5 leaves more freedom to another prompt, 1 is that noise itself.",
-                    )
-                ),
-                advanced(
-                    io.Int.Input(
-                        "seed",
-                        default=0,
-                        min=0,
-                        max=0xFFFFFFFFFFFFFFFF,
-                        optional=True,
-                        tooltip="The random noise that 'gamma' leads to. Without gamma it changes nothing.",
-                    )
-                ),
-            ],
+            inputs=[*_picture_and_schedule(), *_rarely_changed()],
             outputs=[
                 Way.Output(display_name="trajectory", tooltip="Connect to Style Reference: the picture at each noise."),
                 io.Model.Output(

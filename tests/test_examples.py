@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import comfyui_version
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -90,15 +91,43 @@ def _in_few_steps(prompt: dict[str, Any]) -> dict[str, Any]:
     return prompt
 
 
+CROSSED = "Crossed series: style and content scored."
+SAYS = {  # beneath a node
+    "profile_demo": CROSSED,
+    "recorded_demo": CROSSED,
+    "layers_do_demo": "21 layers at 2 noise levels",
+}
+
+
 @pytest.mark.parametrize("name", DEMOS)
 def test_demo_workflow_runs(name: str, server: Server, object_info: dict) -> None:
     outputs = server.run(_in_few_steps(to_prompt(EXAMPLES[name], object_info)))
+    assert SAYS.get(name, "") in str([shown.get("cb_summary") for shown in outputs.values()])
     savers = {str(node["id"]) for node in EXAMPLES[name]["nodes"] if node["type"] == "SaveImage"}
     assert savers and savers <= outputs.keys()
     for picture in (picture for saver in savers for picture in outputs[saver]["images"]):
         shown = Image.open(io.BytesIO(server.fetch(picture))).convert("L")
         low, high = shown.getextrema()
         assert high - low > 50, picture  # something is painted
+
+
+def test_a_folder_of_folders_is_measured_as_the_template_says(server: Server, object_info: dict) -> None:
+    """The checkpoint's workflow itself, with the demo model in its place and smaller pictures."""
+    for style in range(3):
+        (server.base / "input" / "styles" / f"style {style}").mkdir(parents=True)
+        for subject in range(3):
+            pixels = np.random.default_rng([style, subject]).integers(0, 256, (6, 6, 3), np.uint8)
+            picture = Image.fromarray(pixels).resize((192, 192))
+            picture.save(server.base / "input" / "styles" / f"style {style}" / f"{('cat', 'dog', 'owl')[subject]}.png")
+    prompt = to_prompt(EXAMPLES["profile_sdxl"], object_info)
+    for node in prompt.values():
+        if node["class_type"] == "CheckpointLoaderSimple":
+            node.update(class_type="CBLoadDemoModel", inputs={})
+        elif node["class_type"] == "CBProfileSensitivity":
+            node["inputs"] |= {"size": 192, "noise_levels": 2}
+    outputs = server.run(prompt)
+    said = str([shown.get("cb_summary") for shown in outputs.values()])
+    assert CROSSED in said and "Saved as my-sdxl.style.safetensors" in said
 
 
 def test_a_sheet_refuses_an_input_that_the_node_lacks(object_info: dict) -> None:

@@ -11,10 +11,10 @@ import torch
 from comfy import model_base
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
-from comfy.samplers import CFGGuider
 
 from ...engine.conditioning import between, between_sizes, percent_of, power_cosine, schedule_table, sinusoid_value
-from ..runs.model_call import KEY, ModelCall, with_wrapper
+from ..runs.model_call import KEY, ModelCall
+from ..runs.sampler_run import SamplerRun
 
 POOLED, BLOCK = 1280, 256
 """SDXL's vector: pooled text, then an embedding of 256 for each of six numbers, two of a group but for the crop."""
@@ -78,20 +78,11 @@ def schedule_metadata(model: ModelPatcher, metadata: Metadata) -> ModelPatcher:
     return patched
 
 
-def _around_run(
-    metadata: Metadata,
-    executor: Callable[..., Any],
-    guider: CFGGuider,
-    sigmas: torch.Tensor,
-    extra_args: dict[str, Any],
-    *args: Any,
-    **kwargs: Any,
-) -> Any:
+def _around_run(metadata: Metadata, executor: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
     """SAMPLER_SAMPLE: the schedule is read once, from the sampling that this run has."""
-    table = schedule_table(guider.inner_model.model_sampling.percent_to_sigma)
-    around_call = functools.partial(_around_call, metadata, table)
-    options = with_wrapper(extra_args["model_options"], WrappersMP.APPLY_MODEL, around_call)
-    return executor(guider, sigmas, {**extra_args, "model_options": options}, *args, **kwargs)
+    run = SamplerRun.of(executor, *args, **kwargs)
+    table = schedule_table(run.guider.inner_model.model_sampling.percent_to_sigma)
+    return run.wrapped(WrappersMP.APPLY_MODEL, functools.partial(_around_call, metadata, table)).sample()
 
 
 def groups_of(model: model_base.BaseModel) -> tuple[str, ...]:

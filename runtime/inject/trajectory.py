@@ -11,11 +11,11 @@ import torch
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
-from comfy.samplers import CFGGuider
 
 from ...engine.trajectory import Trajectory
 from ..attribution.measured import digest
-from ..runs.model_call import KEY, with_wrapper
+from ..runs.model_call import KEY
+from ..runs.sampler_run import SamplerRun
 
 KEPT = 8
 """Runs that are remembered: at SDXL's size each takes about 13 MB in 50 steps."""
@@ -57,19 +57,13 @@ def record_trajectory(model: ModelPatcher, trajectories: Trajectories) -> ModelP
 
 
 def _around_run(
-    trajectories: Trajectories,
-    executor: Callable[..., Any],
-    guider: CFGGuider,
-    sigmas: torch.Tensor,
-    extra_args: dict[str, Any],
-    *args: Any,
-    **kwargs: Any,
-) -> Any:
+    trajectories: Trajectories, executor: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
+) -> torch.Tensor:
     """SAMPLER_SAMPLE: the state at the first call of every noise level, and the picture at the end."""
     seen: dict[float, torch.Tensor] = {}
-    options = with_wrapper(extra_args["model_options"], WrappersMP.CALC_COND_BATCH, partial(_around_conds, seen))
-    out = executor(guider, sigmas, {**extra_args, "model_options": options}, *args, **kwargs)
-    model, last = guider.inner_model, sigmas[-1:]
+    run = SamplerRun.of(executor, *args, **kwargs)
+    out = run.wrapped(WrappersMP.CALC_COND_BATCH, partial(_around_conds, seen)).sample()
+    model, last = run.guider.inner_model, run.sigmas[-1:]
     end = model.model_sampling.noise_scaling(last.reshape([1] * out.ndim), torch.zeros_like(out), out)
     seen[float(last)] = _kept(end)
     trajectories.keep(model.process_latent_out(out.to(torch.float32)), Trajectory.of(seen))

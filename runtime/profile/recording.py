@@ -13,14 +13,14 @@ import torch
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
-from comfy.samplers import CFGGuider
 
 from ...engine.moments import Moments
 from ...engine.noise import LOG
 from ...engine.recording_file import Key, RecordedPicture, append
 from ..arch.fingerprint import fingerprint_of
 from ..arch.registry import architecture_of
-from ..runs.model_call import KEY, with_wrapper
+from ..runs.model_call import KEY
+from ..runs.sampler_run import SamplerRun
 from .capture import Recorder, recording
 from .profiling import noise_of
 
@@ -68,25 +68,15 @@ def record(model: ModelPatcher, series: Series) -> ModelPatcher:
     return patched
 
 
-def _around_run(
-    series: Series,
-    executor: Callable[..., Any],
-    guider: CFGGuider,
-    sigmas: torch.Tensor,
-    extra_args: dict[str, Any],
-    callback: Any,
-    noise: torch.Tensor,
-    *args: Any,
-    **kwargs: Any,
-) -> Any:
+def _around_run(series: Series, executor: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
     """SAMPLER_SAMPLE: what a run records lives from here to its end, and is written when the pictures are whole."""
-    first = int(series.first_is_reference)
-    named = series.named(noise.shape[0] - first)
-    with recording(guider.model_patcher, series.features) as recorder:
-        run = _Run(recorder, recorded_levels(sigmas, series.levels, noise_of(guider.model_patcher)))
-        options = with_wrapper(extra_args["model_options"], WrappersMP.CALC_COND_BATCH, run.around_conds)
-        out = executor(guider, sigmas, {**extra_args, "model_options": options}, callback, noise, *args, **kwargs)
-    run.keep(series, named, first, guider.model_patcher)
+    sampler = SamplerRun.of(executor, *args, **kwargs)
+    model, first = sampler.guider.model_patcher, int(series.first_is_reference)
+    named = series.named(sampler.noise.shape[0] - first)
+    with recording(model, series.features) as recorder:
+        run = _Run(recorder, recorded_levels(sampler.sigmas, series.levels, noise_of(model)))
+        out = sampler.wrapped(WrappersMP.CALC_COND_BATCH, run.around_conds).sample()
+    run.keep(series, named, first, model)
     return out
 
 

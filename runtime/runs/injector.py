@@ -198,7 +198,7 @@ def _around_run(injector: Injector, node: str | None, executor: Executor, *args:
     if run is None:
         return sampler.sample()
     around = functools.partial(run.around_conds, injector.hidden_rows)
-    return run.sample(sampler.with_options(with_wrapper(sampler.options, WrappersMP.CALC_COND_BATCH, around)))
+    return run.sample(sampler.wrapped(WrappersMP.CALC_COND_BATCH, around))
 
 
 def _around_call(

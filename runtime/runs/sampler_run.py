@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from comfy.samplers import CFGGuider
 
+from .model_call import with_wrapper
+
 
 @dataclass(frozen=True)
 class SamplerRun:
@@ -41,6 +43,10 @@ class SamplerRun:
 
     def with_options(self, options: dict[str, Any]) -> SamplerRun:
         return replace(self, extra_args={**self.extra_args, "model_options": options})
+
+    def wrapped(self, kind: str, wrapper: Callable[..., Any]) -> SamplerRun:
+        """The run with one more wrapper, which ends with it."""
+        return self.with_options(with_wrapper(self.options, kind, wrapper))
 
     def sample(self) -> torch.Tensor:
         return self.executor(
