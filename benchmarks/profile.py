@@ -1,4 +1,8 @@
-"""What profiling costs, each figure beside its baseline in one run: capture, memory and scoring."""
+"""What profiling costs, each figure beside its baseline in one run: capture, memory and scoring.
+
+What a profile is worth stands in three others: `ranking` (crossed against plain scores, planted truth), `layers`
+(whether a ranking foresees what the layers do) and `scale` (5,000 pictures, one actor against two).
+"""
 
 from __future__ import annotations
 

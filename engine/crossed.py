@@ -117,39 +117,40 @@ class CrossedSums:
         return found | {"parts.sums": self._parts.sums, "parts.pairs": self._parts.pairs}
 
     def add(self, tile: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> None:
-        """Take distances [..., rows, columns] of pictures by index. In the end every ordered pair must have come once.
+        """Take distances [..., rows, columns] of pictures by index; every pair comes in one tile, in either order.
 
-        So a full symmetric matrix is one tile with `rows` and `columns` all pictures, or any cut of it. A tile lies in
-        one sampled group.
+        On the diagonal `rows` and `columns` are the same and the tile is symmetric. A tile lies in one sampled group.
         """
-        tile = tile.double().cpu()
-        kinds = self.series.kinds(rows, columns).double()
-        counted = torch.ones(len(rows), len(columns), dtype=torch.float64)
-        for sums, values in ((self._pairs, counted), (self._distances, tile)):
-            self._add_cells(sums, values, kinds, rows, columns)
-            self._add_shuffles(sums, values, rows, columns)
+        tile, diagonal = tile.double().cpu(), torch.equal(rows, columns)
+        self._add_cells(tile, rows, columns)
+        if not diagonal:
+            self._add_cells(tile.mT, columns, rows)
+        self._add_shuffles(tile, rows, columns, diagonal)
+
+    def _add_cells(self, tile: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> None:
+        """Add ordered pairs, as the first picture meets the second."""
+        (styles, subjects), kinds = self.series.counts, self.series.kinds(rows, columns).double()
+        cell = self.series.styles[rows] * subjects + self.series.subjects[rows]
+        one = torch.nn.functional.one_hot(self.series.styles[rows], styles).double()
+        other = torch.nn.functional.one_hot(self.series.subjects[columns], subjects).double()
+        for sums, values in ((self._pairs, torch.ones_like(tile[(0,) * (tile.ndim - 2)])), (self._distances, tile)):
+            sums.cells.index_add_(-1, cell, torch.einsum("...rc,krc->...kr", values, kinds))
+            sums.meetings.add_(one.T @ (values * kinds[BASE]) @ other)
         by_kind = torch.einsum("...rc,krc->...k", tile, kinds)
         self._parts.add(int(self._group[rows[0]]), by_kind, kinds.sum((-1, -2)))
 
-    def _add_cells(
-        self, sums: _Sums, values: torch.Tensor, kinds: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
-    ) -> None:
-        styles, subjects = self.series.counts
-        by_picture = torch.einsum("...rc,krc->...kr", values, kinds)
-        sums.cells.index_add_(-1, self.series.styles[rows] * subjects + self.series.subjects[rows], by_picture)
-        one = torch.nn.functional.one_hot(self.series.styles[rows], styles).double()
-        other = torch.nn.functional.one_hot(self.series.subjects[columns], subjects).double()
-        sums.meetings.add_(one.T @ (values * kinds[BASE]) @ other)
-
-    def _add_shuffles(self, sums: _Sums, values: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> None:
+    def _add_shuffles(self, tile: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, diagonal: bool) -> None:
+        """Add pairs whose other label differs, in both orders at once."""
         for which, (labels, others) in enumerate(zip(self._labels, self._others, strict=True)):
-            row, column = torch.nonzero(others[rows, None] != others[columns], as_tuple=True)
-            met = values[..., row, column]
+            apart = others[rows, None] != others[columns]
+            row, column = torch.nonzero(apart.triu(1) if diagonal else apart, as_tuple=True)
+            met = 2 * tile[..., row, column]
             step = max(1, MASK_ELEMENTS // max(1, len(row)))
             for start in range(0, len(labels), step):
                 some = labels[start : start + step]
                 same = (some[:, rows[row]] == some[:, columns[column]]).double()
-                sums.shuffles[..., which, start : start + step].add_(met @ same.T)
+                self._distances.shuffles[..., which, start : start + step] += met @ same.T
+                self._pairs.shuffles[which, start : start + step] += 2 * same.sum(1)
 
     def scores(self) -> CrossedScores:
         """Both scores and their intervals [...]."""

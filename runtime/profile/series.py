@@ -76,12 +76,12 @@ class Scoring(ABC):
         found._levels = [sums.emptied() for sums in self._levels]
         return found
 
-    @abstractmethod
     def add(self, level: int, tile: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> None:
         """Take distances [F, L, rows, columns] of pictures of one group; every pair of a group comes in one tile.
 
         On the diagonal, `rows` and `columns` are the same.
         """
+        self._levels[level].add(tile, rows, columns)
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -132,7 +132,7 @@ class _Plain(Scoring):
         return super().tensors | {"typical": self._typical}
 
     def add(self, level: int, tile: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> None:
-        self._levels[level].add(tile, rows, columns)
+        super().add(level, tile, rows, columns)
         if torch.isin(rows[:1], self.groups[0]):
             self._add_typical(tile, *(torch.searchsorted(self.groups[0], side) for side in (rows, columns)))
 
@@ -168,11 +168,6 @@ class _Plain(Scoring):
 class _Crossed(Scoring):
     def _sums(self, shape: tuple[int, int], seed: int, sampled: Sequence[torch.Tensor]) -> CrossedSums:
         return CrossedSums(self._series, shape, seed, sampled)
-
-    def add(self, level: int, tile: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> None:
-        self._levels[level].add(tile, rows, columns)
-        if not torch.equal(rows, columns):
-            self._levels[level].add(tile.mT, columns, rows)
 
     def scores(self) -> Scores:
         return _over_levels([sums.scores().style for sums in self._levels])

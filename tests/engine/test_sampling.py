@@ -40,16 +40,13 @@ def crossing(styles: int, subjects: int) -> Series:
 AMOUNT = torch.linspace(0.0, 2.0, LAYERS)
 
 
-def added(sums, series: Series, found: Moments, groups, block: int, both: bool):
-    """The sums after every tile of every group; in both orders where they count ordered pairs."""
+def added(sums, series: Series, found: Moments, groups, block: int):
+    """The sums after every tile of every group."""
     for group in groups:
         for rows, columns in tiles(len(group), block):
             sides = [Moments(*(part[group[side]] for part in found)) for side in (rows, columns)]
-            diagonal = rows is columns
-            tile = pairwise(sides[0], "bhattacharyya") if diagonal else between(*sides, "bhattacharyya")
+            tile = pairwise(sides[0], "bhattacharyya") if rows is columns else between(*sides, "bhattacharyya")
             sums.add(tile, group[rows], group[columns])
-            if both and not diagonal:
-                sums.add(tile.mT, group[columns], group[rows])
     return sums
 
 
@@ -80,14 +77,14 @@ def test_any_tiles_give_the_scores_and_tests_of_all_pairs(block: int):
     series = crossing(5, 4)
     found, everything = moments(*series, AMOUNT), [torch.arange(20)]
     matrix, labels = pairwise(found, "bhattacharyya"), series.styles.tolist()
-    plain = added(PlainSums(labels, (LAYERS,), 3), series, found, everything, block, both=False)
+    plain = added(PlainSums(labels, (LAYERS,), 3), series, found, everything, block)
     for one, other in zip(plain.scores(), scores_of(matrix, labels, 3), strict=True):
         torch.testing.assert_close(one, other)
     whole = separation_of(matrix, labels, 3)
     assert separation(plain.shuffled()).overall == whole.overall
     assert torch.equal(separation(plain.shuffled()).each, whole.each)
-    crossed = added(CrossedSums(series, (LAYERS,), 3), series, found, everything, block, both=True)
-    expected = added(CrossedSums(series, (LAYERS,), 3), series, found, everything, 1000, both=True)
+    crossed = added(CrossedSums(series, (LAYERS,), 3), series, found, everything, block)
+    expected = added(CrossedSums(series, (LAYERS,), 3), series, found, everything, 1000)
     for one, other in zip(crossed.scores(), expected.scores(), strict=True):
         for part, same in zip(one, other, strict=True):
             torch.testing.assert_close(part, same)
@@ -130,14 +127,13 @@ def test_the_interval_of_a_sample_holds_the_score_of_all_pairs(named: bool):
         assert len(groups) > 4
         if named:
             whole, some = (
-                added(CrossedSums(series, (LAYERS,), 0, sampled), series, found, each, 256, both=True).scores().style
+                added(CrossedSums(series, (LAYERS,), 0, sampled), series, found, each, 256).scores().style
                 for sampled, each in (((), every), (groups, groups))
             )
         else:
             whole, some = (
                 added(
                     PlainSums(series.styles.tolist(), (LAYERS,), 0, sampled, shuffles=False), series, found, each, 256,
-                    both=False,
                 ).scores()
                 for sampled, each in (((), every), (groups, groups))
             )  # fmt: skip
@@ -155,7 +151,7 @@ def test_a_sample_raises_no_more_false_alarms():
         series = Series.of([number % 6 for number in range(180)], [None] * 180)
         found = moments(series.styles, series.subjects, torch.zeros(LAYERS), seed)
         groups = groups_of(series, 3000, seed)
-        sums = added(PlainSums(series.styles.tolist(), (LAYERS,), seed, groups), series, found, groups, 256, both=False)
+        sums = added(PlainSums(series.styles.tolist(), (LAYERS,), seed, groups), series, found, groups, 256)
         alarms.append((separation(sums.shuffled()).each <= 0.05).double().mean())
     assert torch.stack(alarms).mean() < 0.15
 
@@ -163,9 +159,9 @@ def test_a_sample_raises_no_more_false_alarms():
 def test_sums_of_two_halves_add_up():
     series = crossing(6, 30)
     found, groups = moments(*series, AMOUNT), groups_of(series, 3000, 0)
-    whole = added(CrossedSums(series, (LAYERS,), 0, groups), series, found, groups, 256, both=True)
+    whole = added(CrossedSums(series, (LAYERS,), 0, groups), series, found, groups, 256)
     halves = [
-        added(CrossedSums(series, (LAYERS,), 0, groups), series, found, half, 256, both=True)
+        added(CrossedSums(series, (LAYERS,), 0, groups), series, found, half, 256)
         for half in (groups[::2], groups[1::2])
     ]
     for name, part in whole.tensors.items():
@@ -186,7 +182,7 @@ def test_portions_that_never_came_leave_no_trace(seen):
     series = crossing(5, 12)
     found, portions = moments(*series, AMOUNT), portions_of(series, 15, 0)
     sums = CrossedSums(series, (LAYERS,), 0, portions)
-    early = added(sums, series, found, portions[:seen], 256, both=True)
+    early = added(sums, series, found, portions[:seen], 256)
     variance = early._parts.variance(STYLE, BASE)
     assert early._parts.parts == len(portions) > seen
     if seen == 1:
