@@ -10,14 +10,11 @@ import argparse
 import json
 import multiprocessing
 import os
-import re
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,7 +33,8 @@ from conditional_balance.runtime.profile.parts import Parts
 from conditional_balance.runtime.profile.profiling import Measurement, Settings, profile_model
 from demo.world.media import PARAMETERS, laid
 from demo.world.scenes import grounds, random_specs
-from devtools.bootstrap import ROOT
+from devtools import profile
+from devtools.profile import DEMO
 
 STYLES = 8
 
@@ -131,10 +129,10 @@ def measured(pictures: int, options: argparse.Namespace) -> dict[str, Any]:
     before, started, busy = _peak_mb(), time.perf_counter(), time.process_time()
     given = demo.model, series, demo.vae, demo.conditioning(["a picture"]), None, _settings(options)
     with torch.inference_mode():
-        profile = profile_model(*given)
+        found = profile_model(*given)
     return {
         "pictures": sum(len(cluster.images) for cluster in series),
-        "pairs": profile.provenance.get("pairs", "all"),
+        "pairs": found.provenance.get("pairs", "all"),
         "seconds": round(time.perf_counter() - started),
         "processor seconds": round(time.process_time() - busy),
         "peak MB above the loaded model": round(_peak_mb() - before),
@@ -150,12 +148,24 @@ def _peak_mb() -> float:
 
 
 def actors_in_turns(options: argparse.Namespace) -> dict[str, Any]:
-    """One loaded model, two, ... on Ray, in turns, so that whatever else the machine does meets all alike."""
+    """Tasks a second of one loaded model, of two, ... on Ray, in turns: whatever else the machine does meets all alike.
+
+    All actors are started and have done a task before; starting and loading are left out.
+    """
+    from devtools import on_ray  # needs Ray
+
     rates: dict[int, list[float]] = {count: [] for count in range(1, options.actors + 1)}
-    for _ in range(options.rounds):
-        for count, found in rates.items():
-            found.append(tasks_a_second(count, options))
-            print(f"  {count} actors: {found[-1]:.3f} tasks a second", flush=True)
+    with tempfile.TemporaryDirectory() as scratch, on_ray.connected(""):
+        _write_pictures(Path(scratch) / "pictures", options)
+        given = [DEMO, Path(scratch) / "pictures", Path(scratch) / "out", "--size", options.side]
+        given += ["--noise-levels", options.levels, "--ray", "--actors", options.actors]
+        asked = vars(profile.parser().parse_args(list(map(str, given))))
+        actors, parts = on_ray.lookers(asked), profile.parts_of(asked)
+        _run_tasks(actors, parts)
+        for _ in range(options.rounds):
+            for count, found in rates.items():
+                found.append(_run_tasks(actors[:count], parts))
+                print(f"  {count} actors: {found[-1]:.3f} tasks a second", flush=True)
     times = {
         count: statistics.median(one / alone for one, alone in zip(found, rates[1], strict=True))
         for count, found in rates.items()
@@ -163,20 +173,16 @@ def actors_in_turns(options: argparse.Namespace) -> dict[str, Any]:
     return {"tasks a second": rates, "times as fast as one": times}
 
 
-def tasks_a_second(count: int, options: argparse.Namespace) -> float:
-    """Of a run by `count` actors, from the first finished task to the last: starting and loading are left out."""
-    with tempfile.TemporaryDirectory() as scratch:
-        _write_pictures(Path(scratch) / "pictures", options)
-        script = [ROOT / "devtools" / "run.py", ROOT / "devtools" / "profile.py", "demo", Path(scratch) / "pictures"]
-        settings = ["--size", options.side, "--noise-levels", options.levels, "--ray", "--actors", count]
-        command = [str(part) for part in (sys.executable, *script, Path(scratch) / "out.safetensors", *settings)]
-        told: list[tuple[float, int]] = []
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
-            for line in running.stdout:
-                if found := re.match(r"  (\d+) of \d+ tasks", line):
-                    told.append((time.perf_counter(), int(found[1])))
-    (first, some), (last, every) = told[0], told[-1]
-    return (every - some) / (last - first)
+def _run_tasks(actors: Sequence[Any], parts: Parts) -> float:
+    """Do all tasks, afresh; returns how many a second."""
+    from devtools.on_ray import Run
+
+    for file in parts.folder.glob("*.safetensors"):
+        file.unlink()
+    tasks = sum(len(parts.tasks(group, kind)) for group in parts.groups for kind in ("moments", "sums"))
+    started = time.perf_counter()
+    Run(actors, parts, profile.Teller(parts)).until_done()
+    return tasks / (time.perf_counter() - started)
 
 
 def _write_pictures(folder: Path, options: argparse.Namespace) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -49,39 +51,43 @@ class Looker:
 
 def run(options: dict[str, Any], parts: Any, teller: Any) -> None:
     """Do all tasks of a run. Raises ValueError when the cluster cannot be reached or its actors keep dying."""
-    _connect(options["ray"])
-    try:
-        _Run(options, parts, teller).until_done()
-    finally:
-        ray.shutdown()
+    with connected(options["ray"]):
+        Run(lookers(options), parts, teller).until_done()
 
 
-def _connect(address: str) -> None:
+@contextmanager
+def connected(address: str) -> Iterator[None]:
+    """Ray at an address, or one that lives here as long as the block."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     known = {"runtime_env": {"env_vars": {"PYTHONPATH": path, "COMFYUI_PATH": os.environ["COMFYUI_PATH"]}}}
     try:
         ray.init(address=address or "local", include_dashboard=False, log_to_driver=False, **known)
     except (ConnectionError, ValueError) as error:
         raise ValueError(f"Ray at '{address}' does not answer: start it, or leave the address out.") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
-class _Run:
+def lookers(options: dict[str, Any]) -> list[Any]:
+    """Actors that load the model, as many and with as much of the cluster each as the options say."""
+    have, cpus = ray.cluster_resources(), options["cpus"]
+    gpus = options["gpus"] if options["gpus"] is not None else float(have.get("GPU", 0) > 0)
+    count = options["actors"] or max(1, int(have["GPU"] / gpus if gpus else have.get("CPU", 1)))
+    threads = 0 if gpus else max(1, int(have.get("CPU", 1)) // count)
+    made = ray.remote(Looker).options(num_gpus=gpus, num_cpus=cpus, max_restarts=DEATHS, max_task_retries=DEATHS)
+    print(f"{count} actors, each with {cpus:g} CPUs and {gpus:g} GPUs.", flush=True)
+    return [made.remote(options, threads) for _ in range(count)]
+
+
+class Run:
     """Actors, what each is doing, and what can be done next."""
 
-    def __init__(self, options: dict[str, Any], parts: Any, teller: Any) -> None:
-        self.parts, self.teller = parts, teller
-        have = ray.cluster_resources()
-        self.gpus = options["gpus"] if options["gpus"] is not None else float(have.get("GPU", 0) > 0)
-        self.cpus = options["cpus"]
-        count = options["actors"] or max(1, int(have["GPU"] / self.gpus if self.gpus else have.get("CPU", 1)))
-        threads = 0 if self.gpus else max(1, int(have.get("CPU", 1)) // count)
-        made = ray.remote(Looker).options(
-            num_gpus=self.gpus, num_cpus=self.cpus, max_restarts=DEATHS, max_task_retries=DEATHS
-        )
-        self.idle = [made.remote(options, threads) for _ in range(count)]
+    def __init__(self, actors: Sequence[Any], parts: Any, teller: Any) -> None:
+        self.parts, self.teller, self.idle = parts, teller, list(actors)
         self.busy: dict[Any, tuple[Any, Any]] = {}
         self.ready, self.missing = deque(), {}
-        print(f"{count} actors, each with {self.cpus:g} CPUs and {self.gpus:g} GPUs.", flush=True)
         for group in parts.groups:
             self._begin(group)
 
@@ -131,7 +137,7 @@ class _Run:
         have, free = ray.cluster_resources(), ray.available_resources()
         room = ", ".join(f"{free.get(name, 0):g} of {have.get(name, 0):g} {name}s free" for name in ("CPU", "GPU"))
         print(
-            f"  nothing has finished for {SILENT:.0f} s ({len(self.busy)} tasks under way; {room}). An actor takes "
-            f"{self.cpus:g} CPUs and {self.gpus:g} GPUs: with fewer free than that it waits; lower --cpus or --actors.",
+            f"  nothing has finished for {SILENT:.0f} s ({len(self.busy)} tasks under way; {room}). With less free "
+            "than an actor takes it waits; lower --cpus, --gpus or --actors.",
             flush=True,
         )
