@@ -93,7 +93,7 @@ def _in_few_steps(prompt: dict[str, Any]) -> dict[str, Any]:
     return prompt
 
 
-CROSSED = "Crossed series: style and content scored."
+CROSSED = "Crossed series: style and content scored"
 SAYS = {  # beneath a node
     "profile_demo": CROSSED,
     "recorded_demo": CROSSED,
