@@ -161,6 +161,26 @@ def blend() -> str:
     return measures(results("blend")["ways"]["all"], columns, "way")
 
 
+def references() -> str:
+    columns = {"style distance": plain(3), "leak": plain(2), "leaked": percent, "content": percent}
+    return measures(results("references")["ways"], columns, "way")
+
+
+def references_damped() -> str:
+    columns = {"style distance": plain(3), "leak": plain(2), "leaked": points, "content": points}
+    return measures(results("references")["damping"], columns, "without its subject, less with it")
+
+
+def references_cost() -> str:
+    rows = ([name, f"{ratio:.2f}"] for name, ratio in results("references")["cost over a plain run"].items())
+    return table(["run", "of a plain one"], rows)
+
+
+def references_trip() -> str:
+    rows = ([name, f"{found:.0f} dB"] for name, found in results("references")["round trip, dB"].items())
+    return table(["inversion", "comes back to within"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "bars": bars,
     "judges": judges,
@@ -178,6 +198,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "attribution, beside the default": attribution_beside,
     "attribution, cost": attribution_cost,
     "blend": blend,
+    "references": references,
+    "references, damped": references_damped,
+    "references, cost": references_cost,
+    "references, round trip": references_trip,
 }
 
 
