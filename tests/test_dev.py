@@ -44,10 +44,10 @@ def test_bench_lists_every_benchmark_and_nothing_that_they_share() -> None:
     assert {line.split()[0] for line in done.stdout.splitlines()} == scripts - shared
 
 
-def test_a_benchmark_of_the_model_before_says_so() -> None:
-    done = dev("bench", "structure")
+def test_a_benchmark_without_drawings_says_how_to_get_them(tmp_path: Path) -> None:
+    done = dev("bench", "structure", "--prepared", str(tmp_path))
     assert done.returncode == 1
-    assert "has not been rewritten for the drawn world" in done.stderr and "Traceback" not in done.stderr
+    assert "python dev.py train prepare" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_an_unknown_benchmark_is_refused_by_name() -> None:
