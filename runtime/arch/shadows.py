@@ -28,11 +28,22 @@ def shadow(family: Architecture, layer: LayerId, options: Mapping[str, Any]) -> 
 
 
 def _around(family: Architecture, layer: LayerId) -> Iterator[nn.Module]:
-    """The modules that lead to a layer, from the network to the one that projects its queries."""
+    """The modules that lead to a layer, from the network to the one that projects its queries, as far as they go."""
     module: Any = uncompiled(family.network)
+    if layer not in family.layers:
+        yield from _left_of_block(module, layer).modules()
+        return
     for name in family.projection(layer, "q").split(".")[:-1]:
         yield uncompiled(module)
-        module = getattr(uncompiled(module), name)
+        module = getattr(uncompiled(module), name, None)
+        if module is None:
+            return
+
+
+def _left_of_block(network: Any, layer: LayerId) -> nn.Module:
+    """What stands where a UNet's layer was that has been taken out of it, as an object patch can."""
+    blocks = getattr(network, f"{layer.block}_blocks", None)
+    return network if blocks is None else blocks[layer.number]
 
 
 def _foreign(module: nn.Module) -> str | None:

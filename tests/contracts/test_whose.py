@@ -71,6 +71,25 @@ def test_a_replaced_block_of_a_transformer_is_named(caplog: pytest.LogCaptureFix
     assert "j1 was selected but never ran, because block of Some_Pack" in sentence
 
 
+class _Bare(torch.nn.Module):
+    """A block that holds nothing of what it stands for."""
+
+    def forward(self, img: torch.Tensor, txt: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+        return img, txt
+
+
+def test_a_block_that_an_object_patch_has_put_in_place_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    of = tiny_transformer(
+        "flux", seed=77
+    ).clone()  # its own: ComfyUI leaves an object patch in place until another model is loaded
+    reference = hidden_of("flux")
+    of.add_object_patch("diffusion_model.double_blocks.1", _Bare())
+    with caplog.at_level(logging.WARNING):
+        run_transformer(styled(of, reference=reference), "flux")
+    (sentence,) = told(caplog, "never ran")
+    assert "j1 was selected but never ran, because" in sentence and "_Bare" in sentence
+
+
 def test_an_attention_that_takes_no_more_keys_is_named(caplog: pytest.LogCaptureFixture) -> None:
     of = model("sd15").clone()
 
