@@ -10,6 +10,8 @@ import torch
 from comfy import model_management
 from comfy.ldm.modules import attention
 
+from .attention import heeds_masks
+
 _POSITIONAL = ("q", "k", "v", "heads", "mask", "attn_precision", "skip_reshape", "skip_output_reshape")
 
 
@@ -45,10 +47,12 @@ class AttentionCall:
             channels = q.shape[-1] // named["heads"]
             q, k, v = (_heads_first(x, channels) for x in (q, k, v))
 
-        def function(*args: Any, masked: bool, **kwargs: Any) -> torch.Tensor:
-            if masked and mask is None and model_management.sage_attention_enabled():
+        def function(*args: Any, biased: bool, **kwargs: Any) -> torch.Tensor:
+            if biased and model_management.sage_attention_enabled():
                 return attention.attention_pytorch(*args, **kwargs)  # SageAttention leaves a mask out without a word
-            return func(*args, **kwargs) if earlier is None else earlier(func, *args, **kwargs)
+            if earlier is None or (biased and not heeds_masks(earlier, v)):
+                return func(*args, **kwargs)
+            return earlier(func, *args, **kwargs)
 
         return cls(function, q, k, v, _four_dimensional(mask), {**named, "skip_reshape": True})
 
@@ -94,7 +98,7 @@ class AttentionCall:
         if keys is not None:
             k, v = k[..., keys, :], v[..., keys, :]
             mask = None if mask is None else mask[..., keys]
-        return self.function(q, k, v, mask=mask, masked=mask is not None, **self.others)
+        return self.function(q, k, v, mask=mask, biased=bias is not None, **self.others)
 
 
 def _heads_first(x: torch.Tensor, channels: int) -> torch.Tensor:

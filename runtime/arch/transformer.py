@@ -25,11 +25,11 @@ from torch.nn import functional
 from ...engine.joint_style import Cure
 from ...engine.layers import LayerId, in_forward_order
 from ...engine.style import KEEP, SHIFT
+from .attention import OVERRIDE
 from .attention_call import AttentionCall
 from .base import Architecture, Operator, Projected, Receive, keep, parameters_under, removed_afterwards, uncompiled
 from .rotation import Rotation, untwisting
 
-OVERRIDE = "optimized_attention_override"
 TEXT_PADS = "conditional_balance_text_pads"
 """In transformer_options: for every row, how many tokens at the end of its text are padding that must not be seen."""
 

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 PACK = __name__.partition(".runtime.")[0]
+OURS = "another node of Conditional Balance"
 
 
 def whose(function: Any) -> str:
@@ -16,7 +17,7 @@ def whose(function: Any) -> str:
     function = getattr(function, "__func__", function)  # a method's own function
     named = function if hasattr(function, "__qualname__") else type(function)
     if (named.__module__ or "").startswith(f"{PACK}."):
-        return "another node of Conditional Balance"
+        return OURS
     name = named.__qualname__.replace("<locals>.", "").replace("<lambda>", "a function")
     return f"{name} of {_pack(named.__module__ or '')}"
 

@@ -71,6 +71,33 @@ def test_a_replaced_block_of_a_transformer_is_named(caplog: pytest.LogCaptureFix
     assert "j1 was selected but never ran, because block of Some_Pack" in sentence
 
 
+@pytest.mark.parametrize("heeds", [True, False])
+@pytest.mark.parametrize("kind", ["sd15", "flux"])
+def test_an_override_that_leaves_masks_out_is_set_aside_where_one_is_needed(
+    heeds: bool, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As packs put SageAttention in place: half a share would become a whole one without a word."""
+    masks = []
+
+    def sage(attend: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        masks.append(kwargs.get("mask") is not None)
+        return attend(*args, **kwargs if heeds else {**kwargs, "mask": None})
+
+    def half(of: Any) -> torch.Tensor:
+        if kind == "sd15":
+            return run(styled(of, share=0.5))
+        return run_transformer(styled(of, reference=hidden_of(kind), share=0.5), kind)
+
+    plain = model(kind) if kind == "sd15" else tiny_transformer(kind)
+    other = plain.clone()
+    other.model_options["transformer_options"]["optimized_attention_override"] = of_pack(sage)
+    with caplog.at_level(logging.WARNING):
+        found = half(other)
+    torch.testing.assert_close(found, half(plain), rtol=0, atol=1e-3)  # a kept reference differs by rounding
+    assert len(told(caplog, "sage of Some_Pack leaves masks out")) == (not heeds)
+    assert masks.count(False) and (masks.count(True) > 1) == heeds  # one is how it is found out
+
+
 class _Bare(torch.nn.Module):
     """A block that holds nothing of what it stands for."""
 
