@@ -32,6 +32,24 @@ export async function withPage({ playwright, browser: executablePath, url }, vis
   }
 }
 
+// Visits the page in both renderers, one after the other; what one saw before it failed is kept beside its problem.
+export async function inEachRenderer(orders, visit) {
+  await withPage(orders, async (page, complaints) => {
+    const seen = { complaints }
+    for (const name of RENDERERS) {
+      seen[name] = {}
+      try {
+        await chooseRenderer(page, name)
+        await visit(page, name, seen[name])
+      } catch (error) {
+        seen[name].problem = String(error.stack ?? error)
+        await page.screenshot({ path: `${orders.pictures}/${name}_problem.png` })
+      }
+    }
+    return seen
+  })
+}
+
 // Presses Run; the name of the event that ended it, and its message if it failed.
 export async function runLoaded(page) {
   return page.evaluate(async milliseconds => {

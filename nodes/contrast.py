@@ -11,7 +11,7 @@ from ..runtime.inject.reference import FIRST_ROW, StyleReference
 from ..runtime.inject.style import StyleInjection
 from .gate import Gate
 from .projection import CATEGORY
-from .schema import Schema, found_by
+from .schema import Schema, found_by, patched_model
 from .shown import summary, timed
 from .style import Reference
 from .widgets import advanced, in_window, window_in_words, window_inputs
@@ -60,9 +60,7 @@ class CBLayerContrast(io.ComfyNode):
                     )
                 ),
             ],
-            outputs=[
-                io.Model.Output(display_name="model", tooltip="Connect to the sampler. The input model stays as it is.")
-            ],
+            outputs=[patched_model()],
         )
 
     @classmethod

@@ -24,7 +24,7 @@ from .gradsam_inputs import (
     problem_in,
     subject_input,
 )
-from .schema import Schema, found_by
+from .schema import Schema, found_by, patched_model
 from .shown import summary, timed
 from .subject import CATEGORY
 from .widgets import advanced
@@ -136,9 +136,7 @@ class CBGradSAMBlend(io.ComfyNode):
                 *map(advanced, (_smoothing(), _size())),
             ],
             outputs=[
-                io.Model.Output(
-                    display_name="model", tooltip="Connect to the sampler. The input model stays as it is."
-                ),
+                patched_model(),
                 io.Latent.Output(
                     display_name="latent",
                     tooltip="An empty latent of the reference's size: connect to the sampler, with denoise 1.",

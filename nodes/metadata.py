@@ -11,7 +11,7 @@ from comfy_api.latest import io
 
 from ..engine.conditioning import resolution_ratio, shifted_sigmas
 from ..runtime.inject.metadata import Change, Metadata, NoSuchMetadata, schedule_metadata
-from .schema import Schema, found_by
+from .schema import Schema, found_by, patched_model
 from .shown import summary, timed
 from .widgets import advanced
 
@@ -117,9 +117,7 @@ class CBMicroConditioning(io.ComfyNode):
             description="Changes what the model is told about a picture's size and crop (SDXL), guidance (Flux) or "
             "pooled text over the schedule, so that it acts on detail and leaves the layout to the prompt.",
             inputs=[*_sizes_and_crops(), *_guidance_and_text()],
-            outputs=[
-                io.Model.Output(display_name="model", tooltip="Connect to the sampler. The input model stays as it is.")
-            ],
+            outputs=[patched_model()],
         )
 
     @classmethod

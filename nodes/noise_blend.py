@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..runtime.inject.noise_blend import NoiseBlend, blend_prompts
 from ..runtime.inject.reference import Conditioning
 from .projection import CATEGORY
-from .schema import Schema, found_by
+from .schema import Schema, found_by, patched_model
 from .shown import summary, timed
 from .widgets import check_window, window_in_words, window_inputs
 
@@ -55,9 +55,7 @@ class CBNoiseBlend(io.ComfyNode):
                     "everywhere.",
                 ),
             ],
-            outputs=[
-                io.Model.Output(display_name="model", tooltip="Connect to the sampler. The input model stays as it is.")
-            ],
+            outputs=[patched_model()],
         )
 
     @classmethod

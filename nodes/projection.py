@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..runtime.inject.projection import Projection, project
 from ..runtime.inject.reference import check_latent
 from .findings import PIXELS
-from .schema import Schema, found_by
+from .schema import Schema, found_by, patched_model
 from .shown import summary, timed
 from .widgets import window_in_words, window_inputs
 
@@ -56,9 +56,7 @@ class CBProject(io.ComfyNode):
                 ),
                 *window_inputs(),
             ],
-            outputs=[
-                io.Model.Output(display_name="model", tooltip="Connect to the sampler. The input model stays as it is.")
-            ],
+            outputs=[patched_model()],
         )
 
     @classmethod

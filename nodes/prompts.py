@@ -9,7 +9,7 @@ from ..engine.gates import LayerGate
 from ..runtime.inject.layer_prompt import LayerPrompt, prompt_layers
 from ..runtime.inject.reference import Conditioning
 from .gate import Gate
-from .schema import Schema, found_by
+from .schema import Schema, found_by, patched_model
 from .shown import summary, timed
 from .widgets import in_window, window_in_words, window_inputs
 
@@ -33,9 +33,7 @@ class CBLayerPrompt(io.ComfyNode):
                 Gate.Input("gate", tooltip="The layers that read it, from Select Layers by Sensitivity or Layer Gate."),
                 *window_inputs(),
             ],
-            outputs=[
-                io.Model.Output(display_name="model", tooltip="Connect to the sampler. The input model stays as it is.")
-            ],
+            outputs=[patched_model()],
         )
 
     @classmethod

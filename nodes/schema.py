@@ -54,3 +54,8 @@ else:
 def found_by(*words: str) -> list[str]:
     """`search_aliases`: the words by which people look for a node besides its name, and the pack's own name."""
     return ["conditional balance", *words]
+
+
+def patched_model() -> io.Output:
+    """The model of a node that changes what a sampler does with it."""
+    return io.Model.Output(display_name="model", tooltip="Connect to the sampler. The input model stays as it is.")

@@ -20,7 +20,7 @@ from ..runtime.inject.reference import FIRST_ROW, Conditioning, StyleReference
 from ..runtime.inject.style import StyleInjection, inject_style
 from ..runtime.inject.trajectory import Trajectories
 from .gate import Gate
-from .schema import Schema, found_by
+from .schema import Schema, found_by, patched_model
 from .shown import summary, timed
 from .subject import Subject as SubjectOfPicture
 from .widgets import advanced, check_window, in_window, window_in_words, window_inputs
@@ -300,6 +300,12 @@ def _transformer_inputs() -> list[io.Input]:
     ]
 
 
+STYLE_WORDS = (
+    "style transfer", "stylealigned", "style aligned", "ipadapter", "ip-adapter", "style from image",
+    "copy style", "art style", "风格迁移", "画風変換", "スタイル転写"
+)  # fmt: skip
+
+
 class CBStyleInjection(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -307,19 +313,7 @@ class CBStyleInjection(io.ComfyNode):
             node_id="CBStyleInjection",
             display_name="Style Injection (style transfer)",
             category=CATEGORY,
-            search_aliases=found_by(
-                "style transfer",
-                "stylealigned",
-                "style aligned",
-                "ipadapter",
-                "ip-adapter",
-                "style from image",
-                "copy style",
-                "art style",
-                "风格迁移",
-                "画風変換",
-                "スタイル転写",
-            ),
+            search_aliases=found_by(*STYLE_WORDS),
             description="Pictures take the style of a reference through the chosen attention layers only, so that "
             "the prompt keeps the others. Works with any sampler, ControlNet and LoRA.",
             inputs=[
@@ -351,9 +345,7 @@ class CBStyleInjection(io.ComfyNode):
                     )
                 ),
             ],
-            outputs=[
-                io.Model.Output(display_name="model", tooltip="Connect to the sampler. The input model stays as it is.")
-            ],
+            outputs=[patched_model()],
         )
 
     @classmethod

@@ -34,6 +34,12 @@ TAKEN = ("model", "clip", "vae", "profile")
 """Links that the node gives itself when it runs again behind the pictures."""
 
 
+SUGGEST_WORDS = (
+    "style amount", "style strength", "how much style", "compare strengths", "sweep", "xy plot", "grid", "建议风格量",
+    "スタイル量を提案"
+)  # fmt: skip
+
+
 class CBSuggestAmount(io.ComfyNode):
     """Puts copies of the nodes behind a picture into the prompt, each with another amount, and itself behind them."""
 
@@ -43,17 +49,7 @@ class CBSuggestAmount(io.ComfyNode):
             node_id="CBSuggestAmount",
             display_name="Suggest Style Amount (five quick tries)",
             category="conditional balance",
-            search_aliases=found_by(
-                "style amount",
-                "style strength",
-                "how much style",
-                "compare strengths",
-                "sweep",
-                "xy plot",
-                "grid",
-                "建议风格量",
-                "スタイル量を提案",
-            ),
+            search_aliases=found_by(*SUGGEST_WORDS),
             description="Paints your picture with less and with more style, in a few steps each, and suggests a style "
             "amount. Click a picture to take its amount.",
             is_output_node=True,

@@ -1,25 +1,12 @@
 // Runs a workflow and does what loses results: undo, another tab, a reload of the page, a run that fails or is refused.
 // Reads its orders as JSON from the first argument {playwright, browser, url, prompt, broken, pictures} and prints, by
 // renderer, what the nodes said; screenshots go to `pictures`.
-import { chooseRenderer, RENDERERS, runLoaded, withPage } from '../../devtools/page.mjs'
+import { inEachRenderer, runLoaded } from '../../devtools/page.mjs'
 import { afterReload, afterTabs, afterUndo, free, open } from './stay.mjs'
 
 const orders = JSON.parse(process.argv[2])
 
-await withPage(orders, async (page, complaints) => {
-  const seen = { complaints }
-  for (const name of RENDERERS) {
-    seen[name] = {}
-    try {
-      await chooseRenderer(page, name)
-      await visit(page, name, seen[name])
-    } catch (error) {
-      seen[name].problem = String(error.stack ?? error)
-      await page.screenshot({ path: `${orders.pictures}/${name}_problem.png` })
-    }
-  }
-  return seen
-})
+await inEachRenderer(orders, visit)
 
 async function visit(page, name, seen) {
   await free(orders.url)

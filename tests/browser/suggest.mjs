@@ -1,24 +1,11 @@
 // Runs Suggest Style Amount and takes amounts by clicking, in both renderers. Reads its orders as JSON from the first
 // argument {playwright, browser, url, prompt, pictures} and prints, by renderer, what it saw; screenshots go to `pictures`.
-import { chooseRenderer, RENDERERS, runLoaded, withPage } from '../../devtools/page.mjs'
+import { inEachRenderer, runLoaded } from '../../devtools/page.mjs'
 import { afterReload, afterTabs, open } from './stay.mjs'
 
 const orders = JSON.parse(process.argv[2])
 
-await withPage(orders, async (page, complaints) => {
-  const seen = { complaints }
-  for (const name of RENDERERS) {
-    seen[name] = {}
-    try {
-      await chooseRenderer(page, name)
-      await use(page, name, seen[name])
-    } catch (error) {
-      seen[name].problem = String(error.stack ?? error)
-      await page.screenshot({ path: `${orders.pictures}/${name}_problem.png` })
-    }
-  }
-  return seen
-})
+await inEachRenderer(orders, use)
 
 async function use(page, name, seen) {
   await open(page, orders.prompt, `suggest ${name}`)
