@@ -29,7 +29,7 @@ from conditional_balance.engine.divergence import pairwise
 from conditional_balance.engine.moments import Moments
 from conditional_balance.engine.sampling import MOST_PAIRS
 from conditional_balance.runtime.profile.clusters import Cluster, Clusters
-from conditional_balance.runtime.profile.parts import Parts
+from conditional_balance.runtime.profile.parts import CHUNKS, Parts
 from conditional_balance.runtime.profile.profiling import Measurement, Settings, profile_model
 from demo.world.media import PARAMETERS, laid
 from demo.world.scenes import grounds, random_specs
@@ -116,11 +116,11 @@ def part_costs(options: argparse.Namespace) -> dict[str, Any]:
 def makespan(cost: dict[str, float], levels: int, machines: int, pictures: int = 5000) -> float:
     """Seconds until the last machine is done, when tasks are as large as `Parts` makes them."""
     size = 2 * MOST_PAIRS // pictures
-    groups, chunk = -(-pictures // size), 28  # of 100 pictures, in four chunks
+    groups, chunk = -(-pictures // size), 28  # of 100 pictures, in four chunks, summed in four tasks
     moments = cost["moments_s_a_picture_and_level"] * levels * chunk
-    sums = cost["sums_s_a_pair_and_level"] * levels * size * (size - 1) / 2
-    tasks = groups * -(-size // chunk)
-    return round(cost["start_s"] + -(-tasks // machines) * moments + -(-groups // machines) * sums, 1)
+    sums = cost["sums_s_a_pair_and_level"] * levels * size * (size - 1) / 2 / CHUNKS
+    looking, summing = groups * -(-size // chunk), groups * CHUNKS
+    return round(cost["start_s"] + -(-looking // machines) * moments + -(-summing // machines) * sums, 1)
 
 
 def measured(pictures: int, options: argparse.Namespace) -> dict[str, Any]:

@@ -29,8 +29,8 @@ from .profiling import Measurement
 
 MOMENTS, SUMS = "moments", "sums"
 LARGEST_CHUNK = 32  # pictures of one moments task
-CHUNKS = 4  # of a small group, so that several machines have something to do
-TILES = 32  # of one sums task
+CHUNKS = 4  # of a small group, and tasks of its sums, so that several machines have something to do
+TILES = 32  # of one sums task, at most
 Tile = tuple[int, int]
 
 
@@ -112,7 +112,8 @@ class Parts:
         """Tiles of each sums task, as pairs of chunks."""
         chunks = len(self._chunks(group))
         tiles = [(one, other) for one in range(chunks) for other in range(one, chunks)]
-        return [tiles[start : start + TILES] for start in range(0, len(tiles), TILES)]
+        size = min(TILES, -(-len(tiles) // CHUNKS))
+        return [tiles[start : start + size] for start in range(0, len(tiles), size)]
 
     def _look(self, task: Task) -> dict[str, torch.Tensor]:
         levels, passes = self.run.moments(self._chunks(task.group)[task.place])
