@@ -19,12 +19,14 @@ from comfy.model_patcher import ModelPatcher
 
 from benchmarks._command import command_line, keep
 from conditional_balance.engine.divergence import DISTANCES, pairwise
+from conditional_balance.engine.layers import LayerId
 from conditional_balance.engine.moments import Moments
 from conditional_balance.engine.plain import scores_of, separation_of
-from conditional_balance.runtime.profile.capture import Recorder, recording
+from conditional_balance.runtime.profile.capture import Recorder, distances_of, recording
 
 ROUNDS = 9
 IMAGES, LEVELS, CLUSTERS = 50, 14, 10
+FEATURES = ("q", "k")
 SDXL_WIDTHS = {640: 10, 1280: 60}  # channels: number of self-attention layers
 LOOPED_PAIRS = 10
 GOAL_S = 3  # for scoring, on two cores
@@ -97,12 +99,17 @@ def scoring_cost() -> dict[str, Any]:
 
 
 def _score_levels(distance: str) -> None:
-    """All layers of every level, other moments for each than for the last."""
+    """All layers of every level, as a profile is measured; other moments for each layer than for the last."""
     samples = {width: [_moments(width, seed) for seed in range(3)] for width in SDXL_WIDTHS}
+    widths = [width for width, layers in SDXL_WIDTHS.items() for _ in range(layers)]
+    layers = [LayerId("input", number) for number in range(len(widths))]
+    level = {
+        (layer, feature): Moments(*(part[:, place] for part in samples[width][layer.number % 3]))
+        for layer, width in zip(layers, widths, strict=True)
+        for place, feature in enumerate(FEATURES)
+    }
     for _ in range(LEVELS):
-        for width, layers in SDXL_WIDTHS.items():
-            for number in range(layers):
-                pairwise(samples[width][number % 3], distance)
+        distances_of([level], layers, FEATURES, distance, 1.0)
 
 
 def _loop_seconds(distance: str) -> float:

@@ -8,10 +8,11 @@ both are shift / 2 + stretch where that is tiny.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import cache
+from threading import Lock
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -26,6 +27,8 @@ TILE = 1 << 18  # elements worked on at once: on a CPU a tile stays in its cache
 WORK = 4  # tensors of a tile's size that the maths needs
 LN_2 = math.log(2)
 Divergence = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Sides = Sequence[Moments]
+"""One set of images, or two."""
 
 BITS = 11  # of a float, exponent first: a cell is an eighth of an octave; one channel is within 1.5 %, a mean 0.1 %
 ROW = 2**BITS + 16  # cells of a row; rows that lie a power of two apart would drive one another out of the cache
@@ -34,10 +37,11 @@ HALF_SHIFT, HALF_STRETCH = 1.0, 0.5  # the values half way along the knots
 
 
 class FeaturesNotFinite(ValueError):
-    """Moments that hold NaN or infinity."""
+    """Moments that hold NaN or infinity; `place` is that of their set among all."""
 
-    def __init__(self) -> None:
+    def __init__(self, place: int) -> None:
         super().__init__("The model's features are not finite numbers (NaN or infinite).")
+        self.place = place
 
 
 def pairwise(moments: Moments, distance: str) -> torch.Tensor:
@@ -47,12 +51,7 @@ def pairwise(moments: Moments, distance: str) -> torch.Tensor:
     value is the mean over channels of the divergence of two 1-D Gaussians.
     Raises FeaturesNotFinite.
     """
-    images, groups, channels = moments.mean.shape
-    found = moments.mean.new_zeros(groups, images, images, dtype=torch.float64)
-    rows = [(rows, slice(rows.start, None)) for rows in _tiles(images, groups * channels)]
-    _fill(found, moments, moments, rows, distance)
-    above = found.triu(1)
-    return above + above.mT
+    return among([[moments]], distance)[0]
 
 
 def between(one: Moments, others: Moments, distance: str) -> torch.Tensor:
@@ -60,39 +59,90 @@ def between(one: Moments, others: Moments, distance: str) -> torch.Tensor:
 
     As `pairwise`, for two sets that have no image in common.
     """
-    rows, groups, channels = one.mean.shape
-    found = one.mean.new_zeros(groups, rows, len(others.mean), dtype=torch.float64)
-    step = max(1, TILE // (groups * channels * len(others.mean)))
-    strips = [(slice(start, min(start + step, rows)), slice(0, None)) for start in range(0, rows, step)]
-    _fill(found, one, others, strips, distance)
-    return found
+    return among([[one, others]], distance)[0]
 
 
-def among(sides: Sequence[Moments], distance: str) -> torch.Tensor:
-    """`pairwise` of one set of images, `between` of two."""
-    return pairwise(sides[0], distance) if len(sides) == 1 else between(sides[0], sides[1], distance)
+def among(sets: Iterable[Sides], distance: str) -> list[torch.Tensor]:
+    """`pairwise` of each set of images, or `between` of each two: of many layers at once, by all of torch's threads.
+
+    A set is taken from `sets` when its turn comes, by one thread at a time but by any of them, so that a generator can
+    make it there and then; what that raises ends the work and is raised here. Raises FeaturesNotFinite.
+    """
+    found: list[_Found] = []
+    tiles = _Shared(_tiles_of(sets, found))
+    with _one_thread_an_operation() as threads, ThreadPoolExecutor(threads) as pool, closing(tiles):
+        for filled in [pool.submit(_fill, tiles, DISTANCES[distance]) for _ in range(threads)]:
+            filled.result()
+        return [one.whole() for one in found]
 
 
-def _fill(
-    found: torch.Tensor, one: Moments, others: Moments, tiles: Sequence[tuple[slice, slice]], distance: str
-) -> None:
-    """Put the distances of tiles (rows, columns) into `found` [groups, rows, columns]."""
-    measure = DISTANCES[distance]
-    left = _prepared(one)
-    right = left if others is one else _prepared(others)
+class _Found(NamedTuple):
+    """Distances [groups, rows, columns] of a set; of one set of images, those above the diagonal."""
 
-    @torch.inference_mode()
-    def fill(some: Sequence[tuple[slice, slice]]) -> None:
-        work = _Work(found.device)
-        for rows, columns in some:
-            mine, theirs = _Prepared(*(part[rows] for part in left)), _Prepared(*(part[columns] for part in right))
-            found[:, rows, columns] = measure(*_differences(mine, theirs, work)).mean(-1).double().movedim(-1, 0)
+    distances: torch.Tensor
+    alone: bool
 
-    if len(tiles) == 1:  # not worth a pool
-        fill(tiles)
-        return
-    with _one_thread_an_operation() as threads, ThreadPoolExecutor(threads) as pool:
-        list(pool.map(fill, (tiles[first::threads] for first in range(threads))))
+    def whole(self) -> torch.Tensor:
+        if not self.alone:
+            return self.distances
+        above = self.distances.triu(1)
+        return above + above.mT
+
+
+class _Tile(NamedTuple):
+    """Images, as `_Prepared`, and where the distances [groups, rows, columns] of all pairs of them go."""
+
+    rows: _Prepared
+    columns: _Prepared
+    to: torch.Tensor
+
+
+def _tiles_of(sets: Iterable[Sides], found: list[_Found]) -> Generator[_Tile]:
+    """The tiles of all sets, one set after the other; what they fill is added to `found`."""
+    for place, sides in enumerate(sets):
+        if not all(_finite(part) for side in sides for part in side):
+            raise FeaturesNotFinite(place)
+        prepared = [_prepared(side) for side in sides]
+        one, others, alone = prepared[0], prepared[-1], len(sides) == 1
+        images, groups, channels = one.mean.shape
+        distances = one.mean.new_zeros(groups, images, len(others.mean), dtype=torch.float64)
+        found.append(_Found(distances, alone))
+        for rows, columns in _tiles(images, len(others.mean), groups * channels, alone):
+            yield _Tile(one.some(rows), others.some(columns), distances[:, rows, columns])
+
+
+def _tiles(rows: int, columns: int, width: int, alone: bool) -> Iterator[tuple[slice, slice]]:
+    """Rows by columns, as many rows at once as make a TILE; of a set `alone` hardly more than is above the diagonal."""
+    start, stop = 0, rows - 1 if alone else rows
+    while start < stop:
+        first = start + 1 if alone else 0
+        end = start + max(1, TILE // (width * (columns - first)))
+        yield slice(start, min(end, stop)), slice(first, columns)
+        start = end
+
+
+class _Shared(Iterator[_Tile]):
+    """Tiles for several threads, each of which gets others."""
+
+    def __init__(self, tiles: Generator[_Tile]) -> None:
+        self._tiles, self._lock = tiles, Lock()
+
+    def __next__(self) -> _Tile:
+        with self._lock:
+            return next(self._tiles)
+
+    def close(self) -> None:
+        """There are no more."""
+        with self._lock:
+            self._tiles.close()
+
+
+@torch.no_grad()
+def _fill(tiles: Iterator[_Tile], measure: Divergence) -> None:
+    """What one thread does, in memory of its own."""
+    work = _Work()
+    for tile in tiles:
+        tile.to.copy_(measure(*_differences(tile.rows, tile.columns, work)).mean(-1).movedim(-1, 0))
 
 
 def _finite(part: torch.Tensor) -> bool:
@@ -103,14 +153,14 @@ def _finite(part: torch.Tensor) -> bool:
 class _Work:
     """Tensors to work in, for one thread: fresh memory for every step costs more than the maths."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._held = torch.empty(WORK, 0, device=device)
+    def __init__(self) -> None:
+        self._held = torch.empty(WORK, 0)
 
-    def like(self, shape: Sequence[int]) -> tuple[torch.Tensor, ...]:
+    def like(self, shape: Sequence[int], device: torch.device) -> tuple[torch.Tensor, ...]:
         """WORK tensors of a shape, with anything in them."""
         count = math.prod(shape)
-        if self._held.shape[1] < count:
-            self._held = self._held.new_empty(WORK, count)
+        if self._held.shape[1] < count or self._held.device != device:
+            self._held = torch.empty(WORK, count, device=device)
         return tuple(one[:count].view(*shape) for one in self._held)
 
 
@@ -119,7 +169,8 @@ def _one_thread_an_operation() -> Iterator[int]:
     """The number of threads that torch has, for tiles to be spread over them; within, torch uses one an operation.
 
     Torch's own way, every operation split over all threads, makes them wait for one another many thousand times, which
-    is several times slower whenever another process is busy.
+    is several times slower whenever another process is busy. A thread that has helped torch spins for milliseconds
+    afterwards, so even small steps between the tiles belong inside.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -129,15 +180,6 @@ def _one_thread_an_operation() -> Iterator[int]:
         torch.set_num_threads(threads)
 
 
-def _tiles(images: int, width: int) -> Iterator[slice]:
-    """Rows of the matrix of pairs, as many at once as make a TILE with the images from the first of them on."""
-    start = 0
-    while start < images:
-        rows = max(1, TILE // (width * (images - start)))
-        yield slice(start, min(start + rows, images))
-        start += rows
-
-
 class _Prepared(NamedTuple):
     """Moments and (2 s)^-1/2, of which two make the unit in which their images differ."""
 
@@ -145,11 +187,11 @@ class _Prepared(NamedTuple):
     std: torch.Tensor
     unit: torch.Tensor
 
+    def some(self, images: slice) -> _Prepared:
+        return _Prepared(*(part[images] for part in self))
+
 
 def _prepared(moments: Moments) -> _Prepared:
-    """Raises FeaturesNotFinite."""
-    if not all(map(_finite, moments)):
-        raise FeaturesNotFinite
     mean, std = moments.mean.float(), moments.std.float()
     return _Prepared(mean, std, (2 * std).rsqrt())
 
@@ -157,7 +199,7 @@ def _prepared(moments: Moments) -> _Prepared:
 def _differences(one: _Prepared, others: _Prepared, work: _Work) -> tuple[torch.Tensor, ...]:
     """`shift` and `stretch` [rows, images, groups, channels] of moments [rows, ...] against [images, ...], and two
     tensors more to work in."""
-    shift, stretch, unit, spare = work.like((len(one.mean), *others.mean.shape))
+    shift, stretch, unit, spare = work.like((len(one.mean), *others.mean.shape), one.mean.device)
     torch.mul(one.unit[:, None], others.unit, out=unit)
     torch.sub(one.mean[:, None], others.mean, out=shift).mul_(unit).square_()
     torch.sub(one.std[:, None], others.std, out=stretch).mul_(unit).square_()

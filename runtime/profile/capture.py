@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import comfy.model_management
@@ -169,28 +171,33 @@ def distances_of(
     sides: Sequence[Level], layers: Sequence[LayerId], features: Sequence[str], distance: str, sigma: float
 ) -> torch.Tensor:
     """Distances [features, layers, rows, columns] of one set of images, or between two, on the CPU; for one sigma."""
-    found = [_layer_distances(sides, layer, features, distance, sigma) for layer in layers]
-    return torch.stack(found, 1)
-
-
-def _layer_distances(
-    sides: Sequence[Level], layer: LayerId, features: Sequence[str], distance: str, sigma: float
-) -> torch.Tensor:
-    comfy.model_management.throw_exception_if_processing_interrupted()
-    keys = [(layer, feature) for feature in features]
-    if not all(key in side for side in sides for key in keys):
-        raise ValueError(
-            f"Layer {layer} of 'model' was not used at sigma {sigma:.2f}: give 'positive' a conditioning that is "
-            "active over the whole range, and remove what skips or replaces layers."
-        )
-    alike = zip(*(_stacked([side[key] for key in keys]) for side in sides), strict=True)
+    owners: list[LayerId] = []
     try:
-        return torch.cat([among(together, distance) for together in alike]).cpu()
+        found = among(_sets(sides, layers, features, sigma, owners), distance)
     except FeaturesNotFinite as error:
         raise ValueError(
-            f"'model' gives no finite numbers in layer {layer} at sigma {sigma:.2f}: look for NaN in the images, "
-            "the VAE or a LoRA, or start ComfyUI with --force-upcast-attention or in a higher precision."
+            f"'model' gives no finite numbers in layer {owners[error.place]} at sigma {sigma:.2f}: look for NaN in the "
+            "images, the VAE or a LoRA, or start ComfyUI with --force-upcast-attention or in a higher precision."
         ) from error
+    parts = zip(owners, found, strict=True)
+    return torch.stack([torch.cat([one for _, one in some]) for _, some in groupby(parts, itemgetter(0))], 1).cpu()
+
+
+def _sets(
+    sides: Sequence[Level], layers: Sequence[LayerId], features: Sequence[str], sigma: float, owners: list[LayerId]
+) -> Iterator[list[Moments]]:
+    """What is measured together, layer after layer; the layer that each is of is added to `owners`."""
+    for layer in layers:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        keys = [(layer, feature) for feature in features]
+        if not all(key in side for side in sides for key in keys):
+            raise ValueError(
+                f"Layer {layer} of 'model' was not used at sigma {sigma:.2f}: give 'positive' a conditioning that is "
+                "active over the whole range, and remove what skips or replaces layers."
+            )
+        for together in zip(*(_stacked([side[key] for key in keys]) for side in sides), strict=True):
+            owners.append(layer)
+            yield list(together)
 
 
 def _joined(batches: Sequence[Level]) -> Level:

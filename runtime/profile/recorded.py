@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -69,18 +69,24 @@ def _add(recording: Recording, level: int, group: torch.Tensor, distance: str, s
     """Add the distances of all pairs of a group of pictures at one noise level."""
     found = recording.level(level, group.tolist())
     for rows, columns in tiles(len(group)):
-        comfy.model_management.throw_exception_if_processing_interrupted()
         sides = (rows,) if rows is columns else (rows, columns)
-        tile = torch.stack([_distances(found[layer], sides, layer, distance) for layer in recording.layers], 1)
-        scoring.add(level, tile, group[rows], group[columns])
+        scoring.add(level, _distances(found, sides, recording.layers, distance), group[rows], group[columns])
 
 
-def _distances(moments: Moments, sides: Sequence[torch.Tensor], layer: LayerId, distance: str) -> torch.Tensor:
-    """Distances [features, rows, columns] of one layer's moments [pictures, features, channels]."""
+def _distances(
+    moments: Mapping[LayerId, Moments], sides: Sequence[torch.Tensor], layers: Sequence[LayerId], distance: str
+) -> torch.Tensor:
+    """Distances [features, layers, rows, columns] from the layers' moments [pictures, features, channels]."""
+
+    def sets() -> Iterator[list[Moments]]:
+        for layer in layers:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            yield [Moments(*(part[side] for part in moments[layer])) for side in sides]
+
     try:
-        return among([Moments(*(part[side] for part in moments)) for side in sides], distance)
+        return torch.stack(among(sets(), distance), 1)
     except FeaturesNotFinite as error:
         raise ValueError(
-            f"The recording's features in layer {layer} are not finite numbers: the model gave NaN while it "
-            "generated. Delete the recording, and look for NaN in the model, its LoRAs or its precision."
+            f"The recording's features in layer {layers[error.place]} are not finite numbers: the model gave NaN while "
+            "it generated. Delete the recording, and look for NaN in the model, its LoRAs or its precision."
         ) from error

@@ -9,11 +9,13 @@ import pytest
 import torch
 
 import tiny
+from conditional_balance.engine.divergence import pairwise
 from conditional_balance.engine.layers import LayerId
+from conditional_balance.engine.moments import Moments
 from conditional_balance.runtime.arch.fingerprint import fingerprint_of
 from conditional_balance.runtime.arch.unet import attention_layers
 from conditional_balance.runtime.profile import capture
-from conditional_balance.runtime.profile.capture import measure, recording
+from conditional_balance.runtime.profile.capture import distances_of, measure, recording
 from conditional_balance.runtime.profile.clusters import with_cluster
 from conditional_balance.runtime.profile.profiling import Settings, noise_levels, profile_model
 
@@ -276,3 +278,23 @@ def test_more_images_than_fit_a_pass_are_measured_like_few(sd15_model, monkeypat
     monkeypatch.setattr(capture, "IMAGES_A_PASS", 2)
     more, _ = distances(sd15_model, cond)
     torch.testing.assert_close(more, few, rtol=1e-3, atol=1e-6)
+
+
+def test_a_layer_that_is_not_finite_is_named_where_features_differ_in_width_and_else_all_are_measured():
+    """As in a model whose keys have fewer heads than its queries: two sets a layer."""
+    layers = [LayerId("joint", number) for number in range(3)]
+    dice = torch.Generator().manual_seed(0)
+    level = {
+        (layer, feature): Moments(torch.randn(4, width, generator=dice), torch.ones(4, width))
+        for layer in layers
+        for feature, width in (("q", 8), ("k", 4))
+    }
+    found = distances_of([level], layers, ("q", "k"), "bhattacharyya", 1.0)
+    assert found.shape == (2, 3, 4, 4)
+    for place, layer in enumerate(layers):
+        for feature, one in zip(("q", "k"), found, strict=True):
+            alone = Moments(*(part[:, None] for part in level[layer, feature]))
+            assert torch.equal(one[place], pairwise(alone, "bhattacharyya")[0])
+    level[layers[1], "k"].std[2, 3] = float("inf")
+    with pytest.raises(ValueError, match="no finite numbers in layer j1 "):
+        distances_of([level], layers, ("q", "k"), "bhattacharyya", 1.0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise as consecutive
 
 import mpmath
@@ -14,7 +16,14 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 
 from conditional_balance.engine import divergence
-from conditional_balance.engine.divergence import DISTANCES, FeaturesNotFinite, jensen_shannon_of, pairwise
+from conditional_balance.engine.divergence import (
+    DISTANCES,
+    FeaturesNotFinite,
+    among,
+    between,
+    jensen_shannon_of,
+    pairwise,
+)
 from conditional_balance.engine.moments import VARIANCE_FLOOR, Moments
 
 widths = st.floats(0.02, 50)
@@ -187,15 +196,64 @@ def test_one_image_has_no_distance_to_anything():
     assert pairwise(random_moments(1, 2, 4), "bhattacharyya").tolist() == [[[0.0]], [[0.0]]]
 
 
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_many_sets_at_once_are_each_of_them_alone_bit_for_bit(distance, threads, monkeypatch):
+    monkeypatch.setattr(divergence, "TILE", 500)  # several tiles a set
+    sets = [[random_moments(images, groups, channels, seed)] for seed, (images, groups, channels) in enumerate(SHAPES)]
+    sets += [[random_moments(3, 2, 33, 8), random_moments(images, 2, 33, 9)] for images in (1, 6)]
+    with torch_threads(threads):
+        found = among(iter(sets), distance)
+    for one, sides in zip(found, sets, strict=True):
+        assert torch.equal(one, between(*sides, distance) if len(sides) == 2 else pairwise(*sides, distance))
+        joined = Moments(*(torch.cat(parts) for parts in zip(*sides, strict=True)))
+        whole = pairwise(joined, distance)[:, : one.shape[1], -one.shape[2] :]
+        torch.testing.assert_close(one, whole, rtol=1e-6, atol=1e-9)
+
+
+SHAPES = [(7, 2, 64), (1, 2, 5), (12, 1, 40), (2, 3, 700), (9, 2, 64)]
+
+
+@pytest.mark.parametrize("place", [0, 2, 4])
+def test_the_set_that_is_not_finite_is_named(place):
+    sets = [[random_moments(6, 2, 40, seed)] for seed in range(5)]
+    sets[place][0].std[3, 1, 7] = math.inf
+    with torch_threads(3), pytest.raises(FeaturesNotFinite) as raised:
+        among(sets, "bhattacharyya")
+    assert raised.value.place == place
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_what_making_a_set_raises_ends_the_work(threads):
+    made = []
+
+    def sets() -> Iterator[list[Moments]]:
+        for seed in range(20):
+            made.append(seed)
+            if seed == 5:
+                raise KeyError("stop")
+            yield [random_moments(6, 2, 40, seed)]
+
+    with torch_threads(threads), pytest.raises(KeyError, match="stop"):
+        among(sets(), "bhattacharyya")
+    assert made == list(range(6))
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_torch_has_as_many_threads_after_as_before(threads):
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with torch_threads(threads):
         alone = pairwise(random_moments(6, 2, 64), "jensen_shannon")
         with pytest.raises(FeaturesNotFinite):
             pairwise(Moments(torch.full((2, 1, 1), math.nan), torch.ones(2, 1, 1)), "jensen_shannon")
         assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
     assert torch.equal(alone, pairwise(random_moments(6, 2, 64), "jensen_shannon"))
