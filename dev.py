@@ -37,8 +37,9 @@ from devtools.steps import Failed
 ROOT = Path(__file__).resolve().parent
 OUT = ROOT / "out"
 TRAIN_TOOLS = ["resvg-py==0.5.0"]  # draws the demo world's SVGs
-TEST_TOOLS = ["pytest", "hypothesis", "ruff", "pyright", "matplotlib", *TRAIN_TOOLS]
+TEST_TOOLS = ["pytest", "pytest-xdist", "hypothesis", "ruff", "pyright", "matplotlib", *TRAIN_TOOLS]
 BENCH_TOOLS = ["matplotlib", *TRAIN_TOOLS]
+MOST_WORKERS = 4  # each needs a processor core and, with its server, 2 GB of memory
 PORT = 8190  # ComfyUI's own is 8188, and often in use
 
 
@@ -77,7 +78,8 @@ def test(arguments: list[str]) -> int:
     types = _run(
         [env.python, "-m", "pyright", "--project", ROOT, "--pythonpath", env.python], comfy, PYTHONPATH=str(comfy.path)
     )
-    return _run([env.python, "-m", "pytest", "-q", *arguments], comfy) or lint or types
+    workers = ["-n", min(os.cpu_count() or 1, MOST_WORKERS), "--dist", "worksteal"]
+    return _run([env.python, "-m", "pytest", "-q", *workers, *arguments], comfy) or lint or types
 
 
 def bench(arguments: list[str]) -> int:
@@ -127,7 +129,7 @@ def pictures(arguments: list[str]) -> int:
     return _run([env.python, *script, *(["--cpu"] if env.cpu else []), *arguments], comfy)
 
 
-def _run(command: list[str | Path], comfy: comfyui.ComfyUI, **variables: str) -> int:
+def _run(command: list[str | Path | int], comfy: comfyui.ComfyUI, **variables: str) -> int:
     env = os.environ | {"COMFYUI_PATH": str(comfy.path)} | variables
     return subprocess.run([str(part) for part in command], cwd=ROOT, env=env).returncode
 
