@@ -179,7 +179,11 @@ def run(job: Job) -> Tensor:
 
 
 def judged(job: Job) -> Tensor:
-    pictures = DEMO.decode(painted(job))
+    return measures(job, DEMO.decode(painted(job)))
+
+
+def measures(job: Job, pictures: Tensor) -> Tensor:
+    """What the judge says of pictures [scenes, 3, H, W] of a job's scenes, [scenes, MEASURES]."""
     reference, wanted = pair(job.setting, job.index)
     found = harness.subjects_seen(DEMO.judge, pictures, wanted)
     right, sure = harness.as_prompted(found, wanted)

@@ -101,6 +101,22 @@ def balance_at_equal_style(setting: str) -> str:
     return measures(results("balance")["at equal style"][setting], columns, "")
 
 
+def swaps() -> str:
+    columns = {"style distance": plain(3)} | dict.fromkeys(("content", "one subject", "both of two"), percent)
+    return measures(results("swaps")["ways"], columns, "lambda, layers")
+
+
+def swaps_moved() -> str:
+    columns = {"style distance": _moved} | dict.fromkeys(("content", "sure of the subjects"), points)
+    found = results("swaps")
+    gaps = {f"{amount}, per-step minus static": gap for amount, gap in found["per-step minus static"].items()}
+    return measures(found["beyond the gate it was made of"] | gaps, columns, "lambda, layers")
+
+
+def _moved(found: dict[str, float]) -> str:
+    return f"{found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
+
+
 def structure() -> str:
     found = results("structure")
     columns = {"edge F1": plain(2), "subject": percent, "to B": plain(3), "B rather than A": percent}
@@ -187,6 +203,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "sampling": settings_of_sampling,
     "balance, known hands": lambda: balance("known hands"),
     "balance, at equal style": lambda: balance_at_equal_style("known hands"),
+    "swaps": swaps,
+    "swaps, moved": swaps_moved,
     "layers, agreement": layers_agreement,
     "layers, chosen": layers_chosen,
     "structure": structure,

@@ -11,7 +11,7 @@ from ..runtime.inject.reference import check_latent
 from .findings import PIXELS
 from .schema import Schema, found_by, patched_model
 from .shown import summary, timed
-from .widgets import window_in_words, window_inputs
+from .widgets import check_window, window_in_words, window_inputs
 
 CATEGORY = "conditional balance/guidance"
 SMALL, COLOUR = "low resolution", "colour"
@@ -71,8 +71,7 @@ class CBProject(io.ComfyNode):
         start_percent: float,
         end_percent: float,
     ) -> io.NodeOutput:
-        if end_percent < start_percent:
-            raise ValueError("'end_percent' lies before 'start_percent': swap them.")
+        check_window(start_percent, end_percent)
         check_latent(model, latent["samples"], "latent")
         cells = max(cell // PIXELS, 1) if known == SMALL else 0
         patched = project(model, Projection(latent["samples"], cells, strength, start_percent, end_percent))
