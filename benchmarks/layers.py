@@ -213,6 +213,7 @@ def added_greedily(
         best = int(effects[..., 0].mean(1).argmax())
         kept.append(free[best])
         found.append({"layer": str(free[best])} | told(effects[best]))
+        print(f"greedy: {together(kept)}", flush=True)
     return found
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from conditional_balance.engine.agreement import spearman
-from conditional_balance.engine.crossed import CrossedScores, CrossedSums, Shuffled, separation
+from conditional_balance.engine.crossed import CrossedSums, separation
 from conditional_balance.engine.divergence import pairwise
 from conditional_balance.engine.moments import Moments
 from conditional_balance.engine.plain import scores_of, separation_of
@@ -21,6 +21,7 @@ from conditional_balance.engine.series import Series
 
 CHANNELS = 64
 LAYERS = 70
+BATCH = 250
 STYLE_RANGE, CONTENT_RANGE = (0.02, 0.5), (0.05, 2.0)  # variance beside the noise's 1; content is often the stronger
 
 
@@ -90,21 +91,34 @@ def mean_ranked(styles: int, subjects: int, rounds: int, seed: int = 0) -> Ranke
 def covered(styles: int, subjects: int, layers: int, seed: int = 0) -> tuple[float, float]:
     """The share of layers whose interval of style, and of content, holds the truth; each layer has its own series."""
     generator = torch.Generator().manual_seed(seed)
-    planted = plant(*amounts(layers, generator), styles, subjects, generator)
-    found: CrossedScores = sums_of(planted).scores()
-    truths = zip(found, (planted.style, planted.content), strict=True)
-    return tuple(float(((scores.low <= truth) & (truth <= scores.high)).double().mean()) for scores, truth in truths)
+    held = [_held(plant(*amounts(count, generator), styles, subjects, generator)) for count in _batches(layers)]
+    return tuple(torch.cat(held, 1).double().mean(1).tolist())
+
+
+def _held(planted: Planted) -> torch.Tensor:
+    """Whether the intervals of style and content hold the truth, [2, L]."""
+    truths = zip(sums_of(planted).scores(), (planted.style, planted.content), strict=True)
+    return torch.stack([(scores.low <= truth) & (truth <= scores.high) for scores, truth in truths])
 
 
 def false_alarms(styles: int, subjects: int, layers: int, seed: int = 0) -> dict[str, float]:
     """How often p <= .05 where there is no style but content, no content but style, and for the plain test of style."""
     generator = torch.Generator().manual_seed(seed)
+    found = torch.cat([_alarms(styles, subjects, count, generator) for count in _batches(layers)], 1)
+    names = "style", "content", "style_found", "content_found", "style_found_plain"
+    return dict(zip(names, (found <= 0.05).double().mean(1).tolist(), strict=True))
+
+
+def _alarms(styles: int, subjects: int, layers: int, generator: torch.Generator) -> torch.Tensor:
+    """p [5, L] of style and content where there is none, where there is, and of style by the plain test."""
     amount, none = torch.full((layers,), 0.5, dtype=torch.float64), torch.zeros(layers, dtype=torch.float64)
     only_content = plant(none, amount, styles, subjects, generator)
     only_style = plant(amount, none, styles, subjects, generator)
-    shuffled: list[Shuffled] = [sums_of(one).shuffled() for one in (only_content, only_style)]
-    found = separation(shuffled[0])[0].each, separation(shuffled[1])[1].each
-    power = separation(shuffled[1])[0].each, separation(shuffled[0])[1].each
-    plain = separation_of(only_style.distances, only_style.series.styles.tolist(), 0).each
-    names = "style", "content", "style_found", "content_found", "style_found_plain"
-    return {name: float((p <= 0.05).double().mean()) for name, p in zip(names, (*found, *power, plain), strict=True)}
+    of_content, of_style = (separation(sums_of(one).shuffled()) for one in (only_content, only_style))
+    plain = separation_of(only_style.distances, only_style.series.styles.tolist(), 0)
+    return torch.stack([one.each for one in (of_content[0], of_style[1], of_style[0], of_content[1], plain)])
+
+
+def _batches(layers: int) -> list[int]:
+    """How many layers are planted at once, so that memory does not grow with them."""
+    return [min(BATCH, layers - start) for start in range(0, layers, BATCH)]

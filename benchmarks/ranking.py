@@ -43,12 +43,11 @@ def planted_figures(rounds: int, layers: int, seed: int) -> dict[str, Any]:
     figures = {}
     for styles, subjects, share in ((8, 6, 1.0), (12, 10, 0.25), (16, 12, 0.1)):
         few = max(1, round(share * rounds))
+        covered = planted.covered(styles, subjects, layers, seed)
         figures[f"{styles} styles x {subjects} subjects"] = {
             "spearman": planted.mean_ranked(styles, subjects, few, seed)._asdict(),
-            "covered": dict(
-                zip(("style", "content"), planted.covered(styles, subjects, round(share * layers), seed), strict=True)
-            ),
-            "significant": planted.false_alarms(styles, subjects, round(share * layers), seed),
+            "covered": dict(zip(("style", "content"), covered, strict=True)),
+            "significant": planted.false_alarms(styles, subjects, layers, seed),
         }
     return figures
 
