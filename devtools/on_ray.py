@@ -63,7 +63,10 @@ def connected(address: str) -> Iterator[None]:
     try:
         ray.init(address=address or "local", include_dashboard=False, log_to_driver=False, **known)
     except (ConnectionError, ValueError) as error:
-        raise ValueError(f"Ray at '{address}' does not answer: start it, or leave the address out.") from error
+        raise ValueError(
+            f"Ray at '{address}' does not answer: start it, set RAY_AUTH_MODE=token in the environment if it asks for "
+            "a token, or leave the address out."
+        ) from error
     try:
         yield
     finally:
