@@ -57,7 +57,7 @@ MEASURES = ("style distance", "hand distance", "content", "subject", "sure of th
 
 def main() -> None:
     chosen = harness.options(
-        __doc__, scenes=12, steps=8, train=150, rank=8, prepared=harness.PREPARED, weights=models.WEIGHTS
+        __doc__, scenes=10, steps=8, train=100, rank=8, prepared=harness.PREPARED, weights=models.WEIGHTS
     )
     torch.set_num_threads(1)
     bench = Bench(chosen)

@@ -197,6 +197,56 @@ def references_trip() -> str:
     return table(["inversion", "comes back to within"], rows)
 
 
+def guidance() -> str:
+    found = results("guidance")
+    columns: dict[str, Callable[[dict[str, float]], str]] = {
+        "style distance": plain(3), "content": percent, "one subject": percent, "both of two": percent,
+        "leak": plain(2), "spread": plain(2),
+    }  # fmt: skip
+    rows = (
+        [way, *(write(told[measure]) for measure, write in columns.items()), _forwards(found["forwards"][way])]
+        for way, told in found["ways"].items()
+    )
+    return table(["way", *columns, "forwards, again"], rows)
+
+
+def _forwards(told: dict[str, float]) -> str:
+    return f"{told['first seed']:g}, {told['second seed']:g}"
+
+
+def guidance_beside() -> str:
+    columns: dict[str, Callable[[dict[str, float]], str]] = {
+        "style distance": signed(3), "content": points, "place": points, "leak": signed(2),
+    }  # fmt: skip
+    return measures(results("guidance")["less sharing"], columns, "way, less sharing at ranked 0.43")
+
+
+def signed(digits: int) -> Callable[[dict[str, float]], str]:
+    return lambda found: f"{found['mean']:+.{digits}f} [{found['low']:+.{digits}f}, {found['high']:+.{digits}f}]"
+
+
+def lora(part: str) -> str:
+    columns: dict[str, Callable[[dict[str, float]], str]] = {
+        "style distance": plain(3), "hand distance": plain(3), "content": percent, "subject": percent,
+        "sure of the subject": percent, "leak": plain(2), "leaked": percent,
+    }  # fmt: skip
+    return measures(results("lora")[part], columns, "LoRA at")
+
+
+def lora_less(part: str) -> str:
+    columns: dict[str, Callable[[dict[str, float]], str]] = {
+        "style distance": signed(3), "content": points, "subject": points, "leak": signed(2),
+    }  # fmt: skip
+    return measures(results("lora")[part], columns, "LoRA at")
+
+
+def microcond() -> str:
+    found = results("microcond")["moved"]
+    rows = ([way, *(f"{x:.2f}, {off:.2f}" for x, off in zip(told["moved"], told["off"], strict=True))]
+            for way, told in found["ways"].items())  # fmt: skip
+    return table(["moved, off", *(f"{percent:.0%}" for percent in found["percents"])], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "bars": bars,
     "judges": judges,
@@ -220,6 +270,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "references, damped": references_damped,
     "references, cost": references_cost,
     "references, round trip": references_trip,
+    "guidance": guidance,
+    "guidance, beside sharing": guidance_beside,
 }
 
 

@@ -52,6 +52,42 @@ class Painting(NamedTuple):
     sampling: dict[str, Any]
 
 
+class Painter(NamedTuple):
+    """A model, and how it paints: the demo's, or a checkpoint; `prefix` begins the names of saved pictures."""
+
+    model: Source
+    clip: Source
+    vae: Source
+    side: int
+    sampling: dict[str, Any]
+    prefix: str
+
+    def text(self, sheet: Sheet, title: str, text: Source | str) -> Source:
+        return sheet.add("CLIPTextEncode", title, clip=self.clip, text=text), 0
+
+    def canvas(self, sheet: Sheet, width: int, height: int) -> Source:
+        return sheet.add("EmptyLatentImage", width=width, height=height, batch_size=1), 0
+
+    def decoded(self, sheet: Sheet, latent: Source) -> Source:
+        return sheet.add("VAEDecode", samples=latent, vae=self.vae), 0
+
+
+def _demo_painter(sheet: Sheet) -> Painter:
+    model = sheet.add("CBLoadDemoModel")
+    return Painter(*((model, slot) for slot in range(3)), demo_scenes.SIDE, DEMO, "demo_")
+
+
+def _sdxl_painter(sheet: Sheet) -> Painter:
+    model = sheet.add("CheckpointLoaderSimple", ckpt_name=BASE_SDXL)
+    return Painter(*((model, slot) for slot in range(3)), 1024, SDXL, "")
+
+
+def _loaded_square(sheet: Sheet, title: str) -> Source:
+    """A picture of the user's own, at SDXL's size."""
+    picture = sheet.add("LoadImage", title, tall=360, image="example.png")
+    return sheet.add("ImageScale", image=(picture, 0), **SQUARE), 0
+
+
 def profile_demo(sheet: Sheet) -> None:
     """Measure the demo model on six styles that paint the same five scenes."""
     sheet.next_column("Model")
@@ -763,32 +799,56 @@ def inversion_demo(sheet: Sheet) -> None:
         " **Run**.",
         360,
     )
-    model = sheet.add("CBLoadDemoModel")
+    painter = _demo_painter(sheet)
     picture = sheet.add("CBDemoPictures", "Picture", **demo_scenes.REPAINTED)
-    latent = sheet.add("VAEEncode", pixels=(picture, 0), vae=(model, 2))
+    _inverted(sheet, painter, (picture, 0), (picture, 1), demo_scenes.INSTEAD, steps=20)
+
+
+def inversion_sdxl(sheet: Sheet) -> None:
+    """The same for SDXL and a picture of one's own."""
+    sheet.next_column("Model and picture")
+    sheet.note(
+        "## Repaint a picture from its own noise (SDXL)\n\n1. Choose an SDXL checkpoint and load a picture.\n2. Say in"
+        " **What it shows** what is in it, and in **Other words** what it is to become.\n3. Press **Run**.\n\n**Invert"
+        " Latent** finds the noise from which the model paints the picture. Above: the picture, and painted again. Below:"
+        " under other words, with what inversion lost put back at every step (*direct*) and without (*plain*).\n\nThe"
+        " picture does not come back: raise **steps**. SD1.5: choose its checkpoint and set the sizes to 512.",
+        400,
+    )
+    painter = _sdxl_painter(sheet)
+    picture = _loaded_square(sheet, "Picture")
+    shows, instead = "a landscape, watercolor painting", "a landscape in winter, oil painting"
+    _inverted(sheet, painter, picture, shows, instead, steps=SDXL["steps"])
+
+
+def _inverted(sheet: Sheet, painter: Painter, picture: Source, shows: Source | str, instead: str, steps: int) -> None:
+    """A picture walked back to its noise, and painted from it under both texts."""
+    latent = sheet.add("VAEEncode", pixels=picture, vae=painter.vae)
     sheet.next_column("Words")
-    same = sheet.add("CLIPTextEncode", "What it shows", clip=(model, 1), text=(picture, 1))
-    other = sheet.add("CLIPTextEncode", "Other words", clip=(model, 1), text=demo_scenes.INSTEAD)
+    same, other = painter.text(sheet, "What it shows", shows), painter.text(sheet, "Other words", instead)
     sheet.next_column("Back to its noise")
-    found = {"model": (model, 0), "positive": (same, 0), "latent": (latent, 0), "steps": 20}
+    found = {"model": painter.model, "positive": same, "latent": (latent, 0), "steps": steps}
     direct = sheet.add("CBInvertLatent", "Direct", **found, mode="direct")
     plain = sheet.add("CBInvertLatent", "Plain", **found, mode="plain")
     empty = sheet.add("LatentMultiply", "Empty canvas", samples=(latent, 0), multiplier=0.0)
     sampler = sheet.add("KSamplerSelect", sampler_name="euler")
     ways = {"again": (direct, same), "other words": (direct, other), "other words, plain": (plain, other)}
-    painted = [(picture, 0), *(_from_noise(sheet, model, empty, sampler, name, *way) for name, way in ways.items())]
-    _in_a_square(sheet, painted, "demo_inversion")
+    given = ((sampler, 0), (empty, 0))
+    painted = [picture, *(_from_noise(sheet, painter, given, name, *way) for name, way in ways.items())]
+    _in_a_square(sheet, painted, f"{painter.prefix}inversion")
 
 
-def _from_noise(sheet: Sheet, model: int, empty: int, sampler: int, name: str, way: int, text: int) -> Source:
-    """A column that paints from the noise that a picture was walked back to."""
+def _from_noise(
+    sheet: Sheet, painter: Painter, given: tuple[Source, Source], name: str, way: int, text: Source
+) -> Source:
+    """A column that paints from the noise that a picture was walked back to; `given` are sampler and canvas."""
     sheet.next_column(name)
-    guider = sheet.add("BasicGuider", model=(way, 1), conditioning=(text, 0))
+    guider = sheet.add("BasicGuider", model=(way, 1), conditioning=text)
     painted = sheet.add(
-        "SamplerCustomAdvanced", f"Sample: {name}", noise=(way, 2), guider=(guider, 0), sampler=(sampler, 0),
-        sigmas=(way, 3), latent_image=(empty, 0),
+        "SamplerCustomAdvanced", f"Sample: {name}", noise=(way, 2), guider=(guider, 0), sampler=given[0],
+        sigmas=(way, 3), latent_image=given[1],
     )  # fmt: skip
-    return sheet.add("VAEDecode", samples=(painted, 0), vae=(model, 2)), 0
+    return painter.decoded(sheet, (painted, 0))
 
 
 def noise_blend_demo(sheet: Sheet) -> None:
@@ -802,32 +862,49 @@ def noise_blend_demo(sheet: Sheet) -> None:
         " follow one prompt and the others the other.",
         360,
     )
-    model = sheet.add("CBLoadDemoModel")
-    own, other = (sheet.add("CLIPTextEncode", clip=(model, 1), text=text) for text in demo_scenes.TWO_PROMPTS)
-    empty = sheet.add("CLIPTextEncode", "Negative", clip=(model, 1), text="")
-    sheet.next_column("Where the other prompt acts")
-    side = demo_scenes.SIDE
-    nowhere = sheet.add("SolidMask", "Nowhere", value=0.0, width=2 * side, height=side)
-    right = sheet.add("SolidMask", "Its half", value=1.0, width=side, height=side)
-    soft = sheet.add("FeatherMask", mask=(right, 0), left=side // 4, top=0, right=0, bottom=0)
-    mask = sheet.add("MaskComposite", destination=(nowhere, 0), source=(soft, 0), x=side, y=0, operation="add")
-    blend = sheet.add("CBNoiseBlend", model=(model, 0), conditioning=(other, 0), mask=(mask, 0))
-    canvas, wide = (
-        sheet.add("EmptyLatentImage", width=width, height=side, batch_size=1) for width in (side, 2 * side)
+    _side_by_side(sheet, _demo_painter(sheet), demo_scenes.TWO_PROMPTS, (demo_scenes.SIDE, demo_scenes.SIDE))
+
+
+def noise_blend_sdxl(sheet: Sheet) -> None:
+    """The same for SDXL, at a wide size that it was trained on."""
+    sheet.next_column("Model and prompts")
+    sheet.note(
+        "## Two prompts by region (SDXL)\n\n1. Choose an SDXL checkpoint.\n2. Write two prompts that end with the same"
+        " style words.\n3. Press **Run**.\n\nAbove: each prompt alone, half as wide. Below: both in one picture, the second"
+        " on its right half. **Blend Two Prompts** lets another prompt act where the mask is white; any mask will do."
+        "\n\nTo let one prompt lay the picture out and the other finish it, take the mask off and end the node's window"
+        " at 0.35.",
+        380,
     )
+    prompts = "a red fox in the snow, watercolor painting", "a lighthouse at dusk, watercolor painting"
+    _side_by_side(sheet, _sdxl_painter(sheet), prompts, (672, 768))
+
+
+def _side_by_side(sheet: Sheet, painter: Painter, prompts: Sequence[str], half: tuple[int, int]) -> None:
+    """Two prompts in halves of `half` (width, height), alone and in one picture."""
+    own, other = ((sheet.add("CLIPTextEncode", clip=painter.clip, text=text), 0) for text in prompts)
+    empty = painter.text(sheet, "Negative", "")
+    sheet.next_column("Where the other prompt acts")
+    width, height = half
+    nowhere = sheet.add("SolidMask", "Nowhere", value=0.0, width=2 * width, height=height)
+    right = sheet.add("SolidMask", "Its half", value=1.0, width=width, height=height)
+    soft = sheet.add("FeatherMask", mask=(right, 0), left=width // 4, top=0, right=0, bottom=0)
+    mask = sheet.add("MaskComposite", destination=(nowhere, 0), source=(soft, 0), x=width, y=0, operation="add")
+    blend = sheet.add("CBNoiseBlend", model=painter.model, conditioning=other, mask=(mask, 0))
+    canvas, wide = painter.canvas(sheet, width, height), painter.canvas(sheet, 2 * width, height)
     painted = []
     for name, source, text, latent in (
-        ("first", model, own, canvas),
-        ("second", model, other, canvas),
-        ("both", blend, own, wide),
+        ("first", painter.model, own, canvas),
+        ("second", painter.model, other, canvas),
+        ("both", (blend, 0), own, wide),
     ):
         sheet.next_column(name)
         sampled = sheet.add(
-            "KSampler", f"Sample: {name}", model=(source, 0), positive=(text, 0), negative=(empty, 0),
-            latent_image=(latent, 0), **DEMO,
+            "KSampler", f"Sample: {name}", model=source, positive=text, negative=empty, latent_image=latent,
+            **painter.sampling,
         )  # fmt: skip
-        painted.append((sheet.add("VAEDecode", samples=(sampled, 0), vae=(model, 2)), 0))
-    _in_a_square(sheet, painted, "demo_noise_blend")
+        painted.append(painter.decoded(sheet, (sampled, 0)))
+    _in_a_square(sheet, painted, f"{painter.prefix}noise_blend")
 
 
 def revised_demo(sheet: Sheet) -> None:
@@ -842,35 +919,56 @@ def revised_demo(sheet: Sheet) -> None:
         " own; so far beyond its trained size this small model repeats the subject either way.\n\nChange **cell** or the prompt and press **Run**.",
         360,
     )
-    model = sheet.add("CBLoadDemoModel")
+    painter = _demo_painter(sheet)
     picture = sheet.add("CBDemoPictures", "Picture", **demo_scenes.REPAINTED)
-    latent = sheet.add("VAEEncode", pixels=(picture, 0), vae=(model, 2))
-    positive = sheet.add("CLIPTextEncode", "Prompt", clip=(model, 1), text=demo_scenes.INSTEAD)
-    negative = sheet.add("CLIPTextEncode", "Negative", clip=(model, 1), text="")
-    prompts = {"positive": (positive, 0), "negative": (negative, 0)}
+    _revised(sheet, painter, (picture, 0), demo_scenes.INSTEAD, cell=32)
+
+
+def revised_sdxl(sheet: Sheet) -> None:
+    """The same for SDXL and a picture of one's own."""
+    sheet.next_column("Model and picture")
+    sheet.note(
+        "## Hold the layout and colours of a picture (SDXL)\n\n1. Choose an SDXL checkpoint and load a picture.\n2. Write"
+        " what the model shall paint over its layout.\n3. Press **Run**.\n\n**Keep Colours or Layout** moves every"
+        " prediction to the nearest one that has the picture's means. **Noise Levels for Another Resolution** moves a"
+        " schedule for pictures larger than the trained size.\n\nAbove: the picture, and the prompt held to it. Below: the"
+        " prompt at 1536 pixels with the ordinary noise levels, and with its own.\n\nToo close to the picture: raise"
+        " **cell** or end its window earlier. Colours alone: set **known** to colour.",
+        420,
+    )
+    painter = _sdxl_painter(sheet)
+    _revised(sheet, painter, _loaded_square(sheet, "Picture"), "a red fox in the snow, watercolor painting", cell=128)
+
+
+def _revised(sheet: Sheet, painter: Painter, picture: Source, prompt: str, cell: int) -> None:
+    """A prompt held to a picture, and the same prompt half as large again."""
+    side = painter.side * 3 // 2
+    latent = sheet.add("VAEEncode", pixels=picture, vae=painter.vae)
+    prompts = {"positive": painter.text(sheet, "Prompt", prompt), "negative": painter.text(sheet, "Negative", "")}
     sheet.next_column("Held")
-    held = sheet.add("CBProject", model=(model, 0), latent=(latent, 0), cell=32, end_percent=0.8)
-    canvas = sheet.add("EmptyLatentImage", width=demo_scenes.SIDE, height=demo_scenes.SIDE, batch_size=1)
-    sampled = sheet.add("KSampler", "Sample: held", model=(held, 0), latent_image=(canvas, 0), **prompts, **DEMO)
-    painted = [(picture, 0), (sheet.add("VAEDecode", samples=(sampled, 0), vae=(model, 2)), 0)]
+    held = sheet.add("CBProject", model=painter.model, latent=(latent, 0), cell=cell, end_percent=0.8)
+    canvas = painter.canvas(sheet, painter.side, painter.side)
+    given = {"latent_image": canvas, **prompts, **painter.sampling}
+    sampled = sheet.add("KSampler", "Sample: held", model=(held, 0), **given)
+    painted = [picture, painter.decoded(sheet, (sampled, 0))]
     sheet.next_column("Larger")
+    how = painter.sampling
     levels = sheet.add(
-        "BasicScheduler", model=(model, 0), scheduler=DEMO["scheduler"], steps=DEMO["steps"], denoise=1.0
+        "BasicScheduler", model=painter.model, scheduler=how["scheduler"], steps=how["steps"], denoise=1.0
     )  # fmt: skip
     own = sheet.add(
-        "CBResolutionShift", model=(model, 0), sigmas=(levels, 0), width=side, height=side,
-        trained_size=demo_scenes.SIDE,
+        "CBResolutionShift", model=painter.model, sigmas=(levels, 0), width=side, height=side,
+        trained_size=painter.side,
     )  # fmt: skip
-    large = sheet.add("EmptyLatentImage", width=side, height=side, batch_size=1)
-    sampler = sheet.add("KSamplerSelect", sampler_name="euler")
+    large, sampler = painter.canvas(sheet, side, side), sheet.add("KSamplerSelect", sampler_name="euler")
     for name, sigmas in {"ordinary levels": levels, "own levels": own}.items():
         sheet.next_column(name)
         sampled = sheet.add(
-            "SamplerCustom", f"Sample: {name}", model=(model, 0), add_noise=True, noise_seed=DEMO["seed"], cfg=DEMO["cfg"],
-            sampler=(sampler, 0), sigmas=(sigmas, 0), latent_image=(large, 0), **prompts,
+            "SamplerCustom", f"Sample: {name}", model=painter.model, add_noise=True, noise_seed=how["seed"],
+            cfg=how["cfg"], sampler=(sampler, 0), sigmas=(sigmas, 0), latent_image=large, **prompts,
         )  # fmt: skip
-        painted.append((sheet.add("VAEDecode", samples=(sampled, 0), vae=(model, 2)), 0))
-    _in_a_square(sheet, painted, "demo_revised")
+        painted.append(painter.decoded(sheet, (sampled, 0)))
+    _in_a_square(sheet, painted, f"{painter.prefix}revised")
 
 
 def guidance_demo(sheet: Sheet) -> None:
@@ -883,26 +981,52 @@ def guidance_demo(sheet: Sheet) -> None:
         " press **Run**.",
         300,
     )
-    model = sheet.add("CBLoadDemoModel")
-    profile = sheet.add("CBLoadSensitivityProfile", profile=DEMO_PROFILE, model=(model, 0))
-    gate = sheet.add("CBSelectLayers", profile=(profile, 0))
+    painter = _demo_painter(sheet)
+    gate = _ranked(sheet, painter, DEMO_PROFILE)
     sheet.next_column("Style and prompt")
     picture = sheet.add("CBDemoPictures", "Reference picture", **demo_scenes.REFERENCE)
-    about = sheet.add("CLIPTextEncode", "What the reference shows", clip=(model, 1), text=demo_scenes.SHOWS)
-    latent = sheet.add("VAEEncode", pixels=(picture, 0), vae=(model, 2))
-    reference = sheet.add("CBStyleReference", latent=(latent, 0), prompt=(about, 0))
-    positive = sheet.add("CLIPTextEncode", "Prompt", clip=(model, 1), text=demo_scenes.PROMPT)
-    negative = sheet.add("CLIPTextEncode", "Negative", clip=(model, 1), text="")
-    canvas = sheet.add("EmptyLatentImage", width=demo_scenes.SIDE, height=demo_scenes.SIDE, batch_size=1)
-    shared = {"positive": (positive, 0), "negative": (negative, 0), "latent_image": (canvas, 0), **DEMO}
-    painted = [(picture, 0)]
+    _guided(sheet, painter, gate, (picture, 0), demo_scenes.SHOWS, demo_scenes.PROMPT)
+
+
+def guidance_sdxl(sheet: Sheet) -> None:
+    """The same for SDXL and a picture of one's own."""
+    sheet.next_column("What it shows")
+    sheet.note(
+        "## Guide by style alone (SDXL)\n\n1. Choose an SDXL checkpoint.\n2. Load a reference picture, and say in its"
+        " prompt what it shows.\n3. End your own prompt with the same style words.\n4. Press **Run**.\n\n**Layer Contrast**"
+        " predicts once more at every step, with the reference's style in the chosen layers, and leads the picture along"
+        " what that changes.\n\nAbove: the reference, and the prompt alone. Below: guided at 1.5 and at 3.\n\nToo weak or"
+        " too strong: **strength**. Colours burn: **rescale** 0.7.",
+        380,
+    )
+    painter = _sdxl_painter(sheet)
+    gate = _ranked(sheet, painter, PUBLISHED)
+    sheet.next_column("Style and prompt")
+    picture = _loaded_square(sheet, "Reference picture")
+    shows, prompt = "a landscape, watercolor painting", "a red fox in the snow, watercolor painting"
+    _guided(sheet, painter, gate, picture, shows, prompt)
+
+
+def _ranked(sheet: Sheet, painter: Painter, profile: str) -> Source:
+    loaded = sheet.add("CBLoadSensitivityProfile", profile=profile, model=painter.model)
+    return sheet.add("CBSelectLayers", profile=(loaded, 0)), 0
+
+
+def _guided(sheet: Sheet, painter: Painter, gate: Source, picture: Source, shows: str, prompt: str) -> None:
+    """A prompt alone, and guided by the picture's style at two strengths."""
+    about = painter.text(sheet, "What the reference shows", shows)
+    latent = sheet.add("VAEEncode", pixels=picture, vae=painter.vae)
+    reference = sheet.add("CBStyleReference", latent=(latent, 0), prompt=about)
+    prompts = {"positive": painter.text(sheet, "Prompt", prompt), "negative": painter.text(sheet, "Negative", "")}
+    shared = {**prompts, "latent_image": painter.canvas(sheet, painter.side, painter.side), **painter.sampling}
+    painted = [picture]
     for name, strength in {"prompt alone": 0.0, "guided, 1.5": 1.5, "guided, 3": 3.0}.items():
         sheet.next_column(name)
-        led = {"model": (model, 0), "gate": (gate, 0), "reference": (reference, 0), "strength": strength}
-        source = sheet.add("CBLayerContrast", **led) if strength else model
-        sampled = sheet.add("KSampler", f"Sample: {name}", model=(source, 0), **shared)
-        painted.append((sheet.add("VAEDecode", samples=(sampled, 0), vae=(model, 2)), 0))
-    _in_a_square(sheet, painted, "demo_guidance")
+        led = {"model": painter.model, "gate": gate, "reference": (reference, 0), "strength": strength}
+        source = (sheet.add("CBLayerContrast", **led), 0) if strength else painter.model
+        sampled = sheet.add("KSampler", f"Sample: {name}", model=source, **shared)
+        painted.append(painter.decoded(sheet, (sampled, 0)))
+    _in_a_square(sheet, painted, f"{painter.prefix}guidance")
 
 
 def _in_a_square(sheet: Sheet, painted: list[Source], name: str) -> None:
@@ -1000,9 +1124,13 @@ def _painted_inside(
 
 WORKFLOWS = {
     "guidance_demo": guidance_demo,
+    "guidance_sdxl": guidance_sdxl,
     "inversion_demo": inversion_demo,
+    "inversion_sdxl": inversion_sdxl,
     "noise_blend_demo": noise_blend_demo,
+    "noise_blend_sdxl": noise_blend_sdxl,
     "revised_demo": revised_demo,
+    "revised_sdxl": revised_sdxl,
     "recorded_demo": recorded_demo,
     "recorded_sdxl": recorded_sdxl,
     "layers_do_demo": effect_demo,

@@ -27,7 +27,7 @@ class Lessons(NamedTuple):
 
 class How(NamedTuple):
     rank: int = 8
-    steps: int = 150
+    steps: int = 100
     batch: int = 4
     rate: float = 2e-3
     seed: int = 0

@@ -7,6 +7,8 @@ the run is led toward what that changes.
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -19,8 +21,12 @@ from ...engine.contrast import guided
 from ..runs import injector
 from ..runs.injector import Sampling
 from ..runs.model_call import with_wrapper
+from ..runs.whose import who_patched
 from .remembered import given_back
 from .style import StyleInjection, StyleRun, checked
+
+OUTPUTS = ("attn1_output_patch", "attn2_output_patch")
+"""Patches that see what layers return for all conditionings of a call: ComfyUI's NAG holds them against each other."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,21 @@ class _Run(injector.Run):
             return denoised
         around = functools.partial(self.style.around_conds, self.contrast.hidden_rows)
         options = with_wrapper(arguments["model_options"], WrappersMP.CALC_COND_BATCH, around)
-        (gated,) = calc_cond_batch(arguments["model"], [arguments["cond"]], arguments["input"], sigma, options)
+        conds = [arguments["cond"], *_company(arguments)]
+        gated = calc_cond_batch(arguments["model"], conds, arguments["input"], sigma, options)[0]
         if not self.contrast.hidden_rows:  # the first picture is the reference itself
             gated = torch.cat((plain[:1], gated[1:]))
         return guided(denoised, gated, plain, self.contrast.strength, self.contrast.rescale)
+
+
+def _company(arguments: Mapping[str, Any]) -> list[Any]:
+    """The negative prompts, where a patch may make the positive ones' prediction depend on them.
+
+    Alone, the gated prediction would lack what that patch adds to the plain one, and guidance would lead away from it.
+    """
+    options = arguments["model_options"]
+    one = math.isclose(arguments["cond_scale"], 1.0) and not options.get("disable_cfg1_optimization", False)
+    if one or arguments["uncond"] is None:
+        return []
+    patched = any(who_patched(options.get("transformer_options", {}), kind) for kind in OUTPUTS)
+    return [arguments["uncond"]] if patched else []

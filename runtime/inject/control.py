@@ -33,6 +33,7 @@ from ..arch.registry import family_of
 from ..arch.transformer import Transformer
 from ..arch.unet import transformer_blocks
 from ..runs.notices import Notices, fresh_node
+from ..runs.whose import whose
 
 OWN = ("inner", "gate", "node", "layout", "weights_at", "told", "previous_controlnet", "multigpu_clones")
 """Attributes of the wrapper itself. All others, such as strength, range, hint and hooks, are the wrapped control's."""
@@ -43,6 +44,17 @@ def gate_control(control: Any, gate: StructureGate) -> tuple[Any, str]:
     if not issubclass(type(control), ControlBase):  # every kind of it has a copy(), the base class has not
         return control, f"'control_net' is a {type(control).__name__}, no ControlNet of ComfyUI's kind: left as it is."
     return GatedControl(control.copy(), gate, fresh_node()), ""
+
+
+def own_weights(control: Any) -> Any | None:
+    """What a control of Advanced-ControlNet weighs its residuals by: its override, or the first of its keyframes'.
+
+    Read as that pack's own classes have it; None for any other control, and for weights of its type "default".
+    """
+    override = getattr(control, "weights_override", None)
+    keyframes = getattr(getattr(control, "timestep_keyframes", None), "keyframes", ())
+    found = [override] if override is not None else [getattr(each, "control_weights", None) for each in keyframes]
+    return next((each for each in found if getattr(each, "weight_type", "default") != "default"), None)
 
 
 def layout_of(network: torch.nn.Module) -> SlotLayout:
@@ -75,7 +87,7 @@ class GatedControl(ControlBase):
         super().__init__()
         chain = {name: value for name, value in vars(self).items() if name in OWN}
         vars(self).clear()  # the settings that the base class has just made are the wrapped control's to hold
-        vars(self).update(chain, inner=inner, gate=gate, node=node, layout=None, weights_at=None, told=False)
+        vars(self).update(chain, inner=inner, gate=gate, node=node, layout=None, weights_at=None, told=set())
 
     def __getattr__(self, name: str) -> Any:
         if name in OWN or name.startswith("__"):
@@ -105,6 +117,11 @@ class GatedControl(ControlBase):
     def pre_run(self, model: BaseModel, percent_to_timestep_function: Callable[[float], float]) -> None:
         self.inner.pre_run(model, percent_to_timestep_function)
         self.weights_at = self._resolved(model.diffusion_model, percent_to_timestep_function)
+        if (own := own_weights(self.inner)) is not None and self.weights_at is not None:
+            self._say(
+                f"The ControlNet has weights by residual of its own ({whose(own)}), and they act too: each residual is "
+                "multiplied by both. Take those off, or bypass this node."
+            )
         if self.previous_controlnet is not None:
             self.previous_controlnet.pre_run(model, percent_to_timestep_function)
 
@@ -121,9 +138,10 @@ class GatedControl(ControlBase):
             )
             return None
         weights_at = partial(self._weights, layout, to_sigma=cache(to_sigma))
-        if layout.parts and _is_paper(self.gate) and not self.told:
-            logging.info("Gate ControlNet: a transformer has no middle residual, so paper keeps none after its share.")
-            self.told = True
+        note = "Gate ControlNet: a transformer has no middle residual, so paper keeps none after its share."
+        if layout.parts and _is_paper(self.gate) and note not in self.told:
+            logging.info(note)
+            self.told.add(note)
         _check(weights_at, float(to_sigma(0.5)))
         return weights_at
 
@@ -165,13 +183,17 @@ class GatedControl(ControlBase):
             self.inner.previous_controlnet = None
 
     def _tell(self, why: str) -> None:
-        """Say once a run that the gate does nothing; a run prepares its controls once for each prompt."""
-        if not self.told:
-            Notices("Gate ControlNet", self.node).say(f"It {why}: this control acts ungated.")
-        self.told = True
+        """Say that the gate does nothing."""
+        self._say(f"It {why}: this control acts ungated.")
+
+    def _say(self, sentence: str) -> None:
+        """Once a run, which prepares its controls once for each prompt."""
+        if sentence not in self.told:
+            Notices("Gate ControlNet", self.node).say(sentence)
+        self.told.add(sentence)
 
     def cleanup(self) -> None:
-        self.layout, self.weights_at, self.told = None, None, False
+        self.layout, self.weights_at, self.told = None, None, set()
         try:
             self.inner.cleanup()
         finally:

@@ -16,7 +16,7 @@ from ...engine.conditioning import between, between_sizes, percent_of, power_cos
 from ..runs.model_call import KEY, ModelCall
 from ..runs.sampler_run import SamplerRun
 
-POOLED, BLOCK = 1280, 256
+BLOCK = 256
 """SDXL's vector: pooled text, then an embedding of 256 for each of six numbers, two of a group but for the crop."""
 NUMBERS = ("original", "original", "top", "left", "target", "target")
 CROPS = ("top", "left")
@@ -113,9 +113,10 @@ def _vector(y: torch.Tensor, metadata: Metadata, percent: float, model: model_ba
     """The vector [rows, pooled + 6 * 256] (SDXL) or [rows, pooled] at a percent of the schedule."""
     if not isinstance(model, model_base.SDXL):
         return _pooled(y, metadata, percent)
-    blocks = zip(y[:, POOLED:].split(BLOCK, 1), NUMBERS, strict=True)
+    width = y.shape[1] - len(NUMBERS) * BLOCK  # 1280 in SDXL itself
+    blocks = zip(y[:, width:].split(BLOCK, 1), NUMBERS, strict=True)
     sizes = [_number(block, group, metadata, percent, model) for block, group in blocks]
-    return torch.cat((_pooled(y[:, :POOLED], metadata, percent), *sizes), 1)
+    return torch.cat((_pooled(y[:, :width], metadata, percent), *sizes), 1)
 
 
 def _pooled(pooled: torch.Tensor, metadata: Metadata, percent: float) -> torch.Tensor:

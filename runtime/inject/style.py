@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple
 
@@ -26,7 +26,7 @@ from ..runs.layout import Layout
 from ..runs.loaded import sampling_of
 from ..runs.model_call import ModelCall
 from ..runs.rows import misfits_of_prompts
-from ..runs.whose import whose
+from ..runs.whose import who_patched, whose
 from .own_subject import DampingAt, damping_at, subject_at, with_subject_found
 from .reference import (
     FIRST_ROW,
@@ -42,17 +42,17 @@ from .reference import (
 from .regions import LeadsAt, fitted, leads_of
 from .remembered import STORE, given_back, undisturbed
 
-ROWS_CHANGED = "took no style, because another node's patch changes how many rows run there"
+ROWS_CHANGED = "took no style, because another node's patch{who} changes how many rows run there"
 NOT_SHARED = (
     "shared no attention where another node has put one that does not take a reference's keys, as perturbed or "
     "self-attention guidance does"
 )
 UNPLACED = (
-    "took no style, because another node's patch changes the order or the number of a picture's tokens there, so the "
-    "'mask' of a style reference cannot be placed"
+    "took no style, because another node's patch{who} changes the order or the number of a picture's tokens there, so "
+    "the 'mask' of a style reference cannot be placed"
 )
 UNDAMPED = (
-    "took from the reference's own subject too, because another node's patch there knows no weights of tokens, or "
+    "took from the reference's own subject too, because another node's patch there{who} knows no weights of tokens, or "
     "changes their order"
 )
 LATE = (
@@ -124,7 +124,7 @@ class _Call(NamedTuple):
     `leads` is None where one reference acts everywhere: then `rows` names it, and `styles` are as strong as it is.
     `hidden` are the references' own rows in every chunk, which come last; `masked` says that one acts in places only.
     `brought` is there when the reference has no row in the call: what it brings to each layer. `dampings` keep each
-    reference's own subject out of what it gives.
+    reference's own subject out of what it gives. `others` names whose patches change q, k and v before they come here.
     """
 
     styles: Mapping[LayerId, LayerStyle]
@@ -134,6 +134,7 @@ class _Call(NamedTuple):
     masked: bool = False
     brought: Mapping[LayerId, Brought] | None = None
     dampings: tuple[DampingAt | None, ...] = ()
+    others: tuple[str, ...] = ()
 
     def dampings_at(self, projected: Projected) -> tuple[Damping, ...]:
         """Of every reference at the tokens of a layer; nothing where none is damped, or where they cannot be placed."""
@@ -297,6 +298,7 @@ class StyleRun(injector.Run):
 
     def _run_styled(self, executor: Executor, styled: _Call, call: ModelCall) -> torch.Tensor:
         """One call of the model in which the open layers' attention is styled."""
+        styled = styled._replace(others=who_patched(call.options, "attn1_patch"))
         architecture = self.architecture.on(executor.class_obj.diffusion_model)
         operators = {
             layer: functools.partial(self._operator, architecture, layer, style, styled)
@@ -316,16 +318,16 @@ class StyleRun(injector.Run):
         self.layers.called.add(layer)
         q, k, v, attend = projected.q, projected.k, projected.v, projected.attend
         if projected.changed:
-            self.layers.leave_out(layer, ROWS_CHANGED)
+            self.layers.leave_out(layer, ROWS_CHANGED.format(who=_in_brackets(styled.others)))
             return projected.plain()
         if styled.masked and not projected.placed:
-            self.layers.leave_out(layer, UNPLACED)
+            self.layers.leave_out(layer, UNPLACED.format(who=_in_brackets(styled.others)))
             return _apart(styled, projected) if projected.whole else projected.plain()
         if projected.whole:
             return self._through_earlier(layer, style, styled, projected)
         dampings = styled.dampings_at(projected)
         if any(styled.dampings) and not dampings:
-            self.layers.leave_out(layer, UNDAMPED)
+            self.layers.leave_out(layer, UNDAMPED.format(who=_in_brackets(styled.others)))
         first = next(iter(dampings), None)
         if q.ndim == 3 and styled.leads is None and styled.brought is None:  # a UNet's: every token is the picture's
             return inject(q, k, v, style, styled.rows, attend, first)
@@ -341,7 +343,7 @@ class StyleRun(injector.Run):
         """Another pack's attention takes the references' keys along; one that cannot keeps a picture's own."""
         q, k, v, attend = projected.q, projected.k, projected.v, projected.attend
         if style.share and any(styled.dampings):
-            self.layers.leave_out(layer, UNDAMPED)
+            self.layers.leave_out(layer, UNDAMPED.format(who=_in_brackets([whose(projected.earlier)])))
         through = functools.partial(inject_through, q, k, v, rows=styled.rows)
         if styled.leads is not None:
             leads = styled.leads_at(projected)
@@ -365,6 +367,10 @@ class StyleRun(injector.Run):
             return _apart(styled, replace(projected, q=q, k=k, v=v))
 
         return through(style=style._replace(share=0.0), attend=alone)
+
+
+def _in_brackets(names: Sequence[str]) -> str:
+    return f" ({', '.join(names)})" if names else ""
 
 
 def turn_of(projected: Projected) -> Turn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Mapping
 from typing import Any
 
 PACK = __name__.partition(".runtime.")[0]
@@ -20,6 +21,12 @@ def whose(function: Any) -> str:
         return OURS
     name = named.__qualname__.replace("<locals>.", "").replace("<lambda>", "a function")
     return f"{name} of {_pack(named.__module__ or '')}"
+
+
+def who_patched(options: Mapping[str, Any], kind: str) -> tuple[str, ...]:
+    """Whose patches of a kind stand in a run's transformer_options, ours aside."""
+    patches = options.get("patches", {}).get(kind, ())
+    return tuple(name for name in dict.fromkeys(map(whose, patches)) if name != OURS)
 
 
 def _pack(module: str) -> str:

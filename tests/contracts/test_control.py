@@ -7,6 +7,7 @@ import itertools
 import logging
 from collections.abc import Callable
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.cldm.cldm
@@ -93,6 +94,8 @@ class _Advanced(comfy.controlnet.ControlNet):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.sub_idxs, self.latent_strength = None, 0.8
+        self.weights_override: Any = None
+        self.timestep_keyframes = SimpleNamespace(keyframes=[SimpleNamespace(control_weights=None)])
         self.control_merge, self.pre_run = self.merge_by_latent, self.pre_run_advanced
         self.ready = False
 
@@ -113,6 +116,7 @@ class _Advanced(comfy.controlnet.ControlNet):
         copied = _Advanced(None, load_device=self.load_device)
         copied.control_model, copied.control_model_wrapped = self.control_model, self.control_model_wrapped
         copied.sub_idxs, copied.latent_strength = self.sub_idxs, self.latent_strength
+        copied.weights_override, copied.timestep_keyframes = self.weights_override, self.timestep_keyframes
         self.copy_to(copied)
         return copied
 
@@ -391,6 +395,35 @@ def test_another_packs_settings_are_reached_and_survive_copies() -> None:
     assert plain.latent_strength == 0.8
     plain.latent_strength = 0.3
     assert torch.equal(controlled(of, copied), controlled(of, plain))
+
+
+class ControlWeights:
+    """As Advanced-ControlNet's: what kind of weights they are, and the weights."""
+
+    def __init__(self, weight_type: str) -> None:
+        self.weight_type, self.weights_output = weight_type, [0.5] * 12
+
+
+ControlWeights.__module__ = "/comfy/custom_nodes/ComfyUI-Advanced-ControlNet.adv_control.utils"
+
+
+@pytest.mark.parametrize("where", ["override", "keyframe"])
+def test_another_packs_weights_by_residual_are_said_once_to_act_too(
+    where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def weighing(kind: str) -> Any:
+        control = weighed(advanced("sd15"), everything("sd15"))
+        if where == "override":
+            control.weights_override = ControlWeights(kind)
+        else:
+            control.timestep_keyframes.keyframes[0].control_weights = ControlWeights(kind)
+        return control
+
+    with caplog.at_level(logging.WARNING):
+        controlled(model("sd15"), weighing("default"))
+        assert "weights by residual" not in caplog.text
+        controlled(model("sd15"), weighing("controlnet"))
+    assert caplog.text.count("of its own (ControlWeights of ComfyUI-Advanced-ControlNet), and they act too") == 1
 
 
 def test_settings_are_read_and_written_through_the_gate() -> None:

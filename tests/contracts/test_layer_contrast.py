@@ -90,6 +90,62 @@ def test_other_guidance_lives_beside_it(other: str, monkeypatch: pytest.MonkeyPa
     assert_close(run(one), found, 1e-3)
 
 
+def _held_against(strength: float) -> Any:
+    """Attention output that moves away from the negative prompt's, where both run in one call, as NAG's does."""
+
+    def patch(out: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+        kinds = options["cond_or_uncond"]
+        if set(kinds) != {0, 1}:
+            return out
+        chunks = out.unflatten(0, (len(kinds), -1)).clone()
+        chunks[kinds.index(0)] += strength * (chunks[kinds.index(0)] - chunks[kinds.index(1)])
+        return chunks.flatten(0, 1)
+
+    return patch
+
+
+def guided_in_attention(of: Any, how: str, strength: float = 5.0) -> Any:
+    if how == "nag":
+        node = pytest.importorskip("comfy_extras.nodes_nag", reason="this ComfyUI has no NAG").NAGuidance
+        return node.execute(of, strength, 0.5, 1.5).args[0]
+    patched = of.clone()
+    patched.set_model_attn1_output_patch(_held_against(strength - 1))
+    patched.model_options["disable_cfg1_optimization"] = True
+    return patched
+
+
+@pytest.mark.parametrize("how", ["nag", "another pack's"])
+@pytest.mark.parametrize("kind", ["sd15", "flux"])
+def test_attention_that_holds_prompts_against_each_other_guides_both_predictions(kind: str, how: str) -> None:
+    """Else guidance by style would lead away from it: at one without CFG it is the styled prediction, as ever."""
+    if kind == "flux" and how != "nag":
+        pytest.skip("the patch of this test knows a UNet's rows")
+    of = model(kind) if kind == "sd15" else tiny_transformer(kind)
+    reference = hidden(of) if kind == "sd15" else hidden_of(kind)
+
+    def painted(given: Any) -> torch.Tensor:
+        return run(given, cfg=1.0) if kind == "sd15" else run_transformer(given, kind, cfg=1.0)
+
+    with torch.inference_mode():
+        nag = guided_in_attention(of, how)
+        led, shared = contrasted(nag, reference=reference), styled(nag, reference=reference)
+    found = painted(shared)
+    assert differ(found, painted(nag)) and differ(found, painted(styled(of, reference=reference)))
+    assert_close(painted(led), found, 1e-2)
+
+
+@pytest.mark.parametrize("how", ["nag", "another pack's"])
+def test_style_beside_attention_that_holds_prompts_against_each_other(how: str) -> None:
+    """Rows of references stand where such a patch expects rows: at strength 1, where it changes nothing, as without."""
+    of = model("sd15")
+    for reference in (FIRST_ROW, hidden(of)):
+        with torch.inference_mode():
+            nag = guided_in_attention(of, how)
+            assert torch.equal(run(styled(nag, "-all", reference=reference)), run(nag))
+            idle = styled(guided_in_attention(of, how, 1.0), reference=reference)
+        assert_close(run(idle), run(styled(of, reference=reference)), 1e-3)
+
+
 def test_two_contrasts_and_samplers() -> None:
     of, reference = model("sd15"), hidden(model("sd15"))
     once = run(contrasted(of, strength=2.0, reference=reference), steps=1)

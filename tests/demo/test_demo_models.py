@@ -12,6 +12,7 @@ from nodes import ControlNetApplyAdvanced
 from safetensors.torch import load_file, save_file
 
 from conditional_balance.runtime.arch.unet import attention_layers
+from conditional_balance.runtime.inject.metadata import Change, Metadata, schedule_metadata
 from demo import models, nets, painting
 from demo.nodes import CBDemoPictures
 from demo.training.diffusion import encoded_prompts, signal_shares
@@ -62,6 +63,26 @@ def denoised(model, cond, noisy: torch.Tensor, sigma: torch.Tensor) -> torch.Ten
     look = comfy.samplers.KSAMPLER(lambda predict, x, sigmas, extra_args, **_: predict(noisy, sigmas[:1], **extra_args))
     with torch.inference_mode():
         return guider.sample(noisy, noisy, look, torch.stack([sigma, 0 * sigma]), disable_pbar=True)
+
+
+def test_sizes_by_noise_level_change_nothing_in_a_model_that_was_shown_one_size() -> None:
+    """Its pooled text is narrower than SDXL's own, and stands before the sizes all the same."""
+    model, clip = models.load_unet(dtype=torch.float32), models.load_clip()
+    prompt = clip.encode_from_tokens_scheduled(clip.tokenize("a fish by the sea"))
+
+    def painted(of):
+        noise = torch.randn(1, 8, 24, 24, generator=torch.Generator().manual_seed(0))
+        latent = torch.zeros_like(noise)
+        with torch.inference_mode():
+            return comfy.sample.sample(
+                of, noise, 1, 1.0, "euler", "normal", prompt, prompt, latent, disable_pbar=True, seed=0
+            )
+
+    plain = painted(model)
+    assert torch.equal(
+        painted(schedule_metadata(model, Metadata(original=Change(2.0, 0.0), top=Change(64, 0.0)))), plain
+    )
+    assert not torch.equal(painted(schedule_metadata(model, Metadata(pooled=Change(0.0, 0.0)))), plain)
 
 
 def test_core_samples_the_very_transformer_that_was_trained(tmp_path) -> None:
