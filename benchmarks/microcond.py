@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch import Tensor
 from benchmarks import harness
 from benchmarks import style as costs
 from benchmarks.harness import Demo
-from conditional_balance.engine.conditioning import between, between_sizes, power_cosine
+from conditional_balance.engine.conditioning import between, between_sizes, power_cosine, schedule_table
 from conditional_balance.runtime.inject.metadata import Change, Metadata, schedule_metadata
 from demo import models
 
@@ -65,7 +64,7 @@ def movement() -> dict[str, Any]:
 def embedding(embed: Timestep, how: str, gamma: float) -> Tensor:
     """As the node makes it."""
     if how == "numbers":
-        return embed(between_sizes(_one(EARLY), _one(LATE), gamma))
+        return embed(between_sizes(_one(EARLY), _one(LATE), gamma).round())
     return between(embed(_one(EARLY)), embed(_one(LATE)), gamma)
 
 
@@ -87,16 +86,14 @@ def prices(chosen: argparse.Namespace) -> dict[str, Any]:
         made = {name: bench.run(model, 1) for name, model in ways.items()}
         runs = {name: lambda model=model: bench.run(model, 1) for name, model in ways.items()}
         times = costs.in_turns(runs, bench.clock, chosen.rounds)
+        to_sigma = bench.model.model.model_sampling.percent_to_sigma
+        reading = costs.in_turns({"schedule": lambda: schedule_table(to_sigma)}, bench.clock, chosen.rounds)
     return {
         "constant, same bits": bool(torch.equal(made["plain"], made["constant"])),
         "scheduled, same bits": bool(torch.equal(made["plain"], made["scheduled"])),
         "cost over a plain run": {name: round(costs.ratio(times[name], times["plain"]), 3) for name in runs},
-        "seconds": {name: round(median(each), 3) for name, each in times.items()},
+        "seconds": {name: round(statistics.median(each), 3) for name, each in (times | reading).items()},
     }
-
-
-def median(times: Sequence[float]) -> float:
-    return statistics.median(times)
 
 
 if __name__ == "__main__":

@@ -272,6 +272,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "references, round trip": references_trip,
     "guidance": guidance,
     "guidance, beside sharing": guidance_beside,
+    "microcond": microcond,
 }
 
 

@@ -134,7 +134,8 @@ def _number(
         return block
     change: Change = getattr(metadata, group)
     gamma, early, is_crop = power_cosine(percent, change.power), sinusoid_value(block), group in CROPS
-    late = early + change.value if is_crop else early * change.value
+    late = (early + change.value if is_crop else early * change.value).round()
     if not metadata.by_value:
         return between(block, model.embedder(late).to(block), gamma)
-    return model.embedder((between if is_crop else between_sizes)(early, late, gamma)).to(block)
+    number = (between if is_crop else between_sizes)(early, late, gamma)
+    return model.embedder(number.round()).to(block)  # training has shown whole pixels only
