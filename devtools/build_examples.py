@@ -7,7 +7,7 @@ needs no editing by hand: build again.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,7 @@ DEMO_PROFILE = "demo.style.safetensors"
 BALANCED = 0.2  # lambda at which the demo model takes the style as far as with all layers and keeps the content
 WITH_STRUCTURE = 0.57  # style amount beside a ControlNet, as README says
 OWN_PROMPT = "a red fox in the snow"
+AMOUNT, SIX_CHOICES = "style amount", "Six choices of layers"
 MAP = "cb_layer_map"  # the name of js/layer_map's widget
 SQUARE = {"upscale_method": "lanczos", "width": 1024, "height": 1024, "crop": "center"}
 
@@ -50,6 +51,10 @@ class Painting(NamedTuple):
     negative: Source
     canvas: Source
     sampling: dict[str, Any]
+
+
+Drawn = Callable[[Sheet, Painting, dict[str, Source]], Source]
+"""What draws the branches of a comparison, from what they share and what they are given besides, to a sheet."""
 
 
 class Painter(NamedTuple):
@@ -291,10 +296,15 @@ def style_demo(sheet: Sheet) -> None:
     sheet.next_band()
     shared = _demo_painting(sheet)
     sheet.join(shared.profile, gate, "profile")
+    rows = _side_by_side(sheet, shared, "No style, your amount, all of it", _three_amounts, gate=(gate, 0))
+    sheet.join(rows, result, "images")
+
+
+def _three_amounts(sheet: Sheet, shared: Painting, given: dict[str, Source]) -> Source:
     rows = {"no style taken": _row(sheet, shared, "no style taken")}
-    rows["your amount"] = _row(sheet, shared, "your amount", (gate, 0))
+    rows["your amount"] = _row(sheet, shared, "your amount", given["gate"])
     rows["all layers"] = _every_layer(sheet, shared)
-    sheet.join(_contact_sheet(sheet, shared, rows), result, "images")
+    return _contact_sheet(sheet, shared, rows)
 
 
 def style_sweep_demo(sheet: Sheet) -> None:
@@ -306,11 +316,15 @@ def style_sweep_demo(sheet: Sheet) -> None:
         " all.\n\nPress **Run**. To try one lambda after another by hand, open *1 Style from a picture, step by step*.",
     )
     shared = _demo_painting(sheet)
+    _saved(sheet, _side_by_side(sheet, shared, "Five amounts of style", _five_amounts), "demo_style_balanced")
+
+
+def _five_amounts(sheet: Sheet, shared: Painting, given: dict[str, Source]) -> Source:
     rows = {"plain": _row(sheet, shared, "plain")}
     for share in (0.2, 0.43, 0.7):
         rows[f"lambda {share}"] = _row(sheet, shared, f"lambda {share}", **{"lambda": share})
     rows["all layers"] = _every_layer(sheet, shared)
-    _saved(sheet, _contact_sheet(sheet, shared, rows), "demo_style_balanced")
+    return _contact_sheet(sheet, shared, rows)
 
 
 def compare_demo(sheet: Sheet) -> None:
@@ -320,11 +334,14 @@ def compare_demo(sheet: Sheet) -> None:
         "## Which layers take the style?\n\nAll rows paint the same prompts with the same noise and reference. Those"
         " between *plain* and *all layers* share through **equally many** layers: the ones that the profile ranks"
         " first, evenly spaced ones, ones drawn at random, and the ones that it ranks last.\n\nChange **style amount**,"
-        " the share of layers, and press **Run**.",
+        " the share of layers, and press **Run**. The rows lie inside *Six choices of layers*: its button opens it.",
     )
-    share = sheet.add("PrimitiveFloat", "style amount of every row", value=BALANCED)
-    shared = _demo_painting(sheet)
-    _saved(sheet, _contact_sheet(sheet, shared, _compared(sheet, shared, (share, 0))), "demo_compare_layers")
+    compared = _side_by_side(sheet, _demo_painting(sheet), SIX_CHOICES, _six_rows, {AMOUNT: BALANCED})
+    _saved(sheet, compared, "demo_compare_layers")
+
+
+def _six_rows(sheet: Sheet, shared: Painting, given: dict[str, Source]) -> Source:
+    return _contact_sheet(sheet, shared, _compared(sheet, shared, given[AMOUNT]))
 
 
 def compare_sdxl(sheet: Sheet) -> None:
@@ -335,19 +352,21 @@ def compare_sdxl(sheet: Sheet) -> None:
         " in its prompt what it shows and in which style.\n3. End your own prompts with the same style words.\n4. Press"
         " **Run**; each prompt is painted six times.\n\nThe sheet, one for each prompt, shows above *plain*, *ranked*,"
         " *evenly spaced*, and below *random*, *reversed* (ranked last), *all layers*. The four between use equally"
-        " many layers: **style amount**.\n\nFor a finetune, choose a profile of its own. SD1.5: choose one measured"
+        " many layers: **style amount**. All lie inside *Six choices of layers*.\n\nFor a finetune, choose a profile of its own. SD1.5: choose one measured"
         " with *5 Measure your checkpoint*, and set every size to 512.",
         460,
     )
-    share = sheet.add("PrimitiveFloat", "style amount of every row", value=0.43)
-    shared = _sdxl_painting(sheet)
-    painted = list(_compared(sheet, shared, (share, 0)).values())
+    compared = _side_by_side(sheet, _sdxl_painting(sheet), SIX_CHOICES, _two_rows_of_three, {AMOUNT: 0.43})
+    sheet.next_column("Result", 760)
+    sheet.add("SaveImage", tall=640, images=compared, filename_prefix="compare_layers")
+
+
+def _two_rows_of_three(sheet: Sheet, shared: Painting, given: dict[str, Source]) -> Source:
+    painted = list(_compared(sheet, shared, given[AMOUNT]).values())
     sheet.next_column("Sheet")
     halves = [_stitched(sheet, painted[:3], "right"), _stitched(sheet, painted[3:], "right")]
     whole = _stitched(sheet, halves, "down")
-    small = sheet.add("ImageScaleBy", "Half size", image=whole, upscale_method="area", scale_by=0.5)
-    sheet.next_column("Result", 760)
-    sheet.add("SaveImage", tall=640, images=(small, 0), filename_prefix="compare_layers")
+    return sheet.add("ImageScaleBy", "Half size", image=whole, upscale_method="area", scale_by=0.5), 0
 
 
 def _compared(sheet: Sheet, shared: Painting, share: Source) -> dict[str, Source]:
@@ -358,6 +377,22 @@ def _compared(sheet: Sheet, shared: Painting, share: Source) -> dict[str, Source
     rows["ranked last"] = _row(sheet, shared, "ranked last", policy="reversed", **{"lambda": share})
     rows["all layers"] = _every_layer(sheet, shared)
     return rows
+
+
+def _side_by_side(
+    sheet: Sheet, shared: Painting, name: str, draw: Drawn, dials: Mapping[str, float] | None = None, **more: Source
+) -> Source:
+    """One node that holds the branches of a comparison: it takes what they share, and gives the sheet of them all."""
+    sheet.next_column("All of them", 400)
+    inside = Blueprint(sheet.known, name, "Paints every branch of a comparison and lays the pictures side by side.")
+    sources = {part: source for part, source in shared._asdict().items() if part != "sampling"} | more
+    within = {part: inside.input(part, sheet.kind_of(source)) for part, source in sources.items()}
+    given = {part: within[part] for part in more}
+    given |= {dial: inside.input(dial, "FLOAT", value) for dial, value in (dials or {}).items()}
+    painting = Painting(*(within[part] for part in Painting._fields[:-1]), shared.sampling)
+    inside.output("sheet", "IMAGE", draw(inside, painting, given))
+    taken = inside.prune()
+    return sheet.fold(inside, [source for part, source in sources.items() if part in taken]), 0
 
 
 def _row(sheet: Sheet, shared: Painting, name: str, gate: Source | None = None, **selected: Any) -> Source:
@@ -621,7 +656,8 @@ def structure_demo(sheet: Sheet) -> None:
         "## Style + structure, balanced\n\nAn edge map says where things are, a reference how they are drawn. With the"
         " whole ControlNet the edges decide every line. *Gate ControlNet* keeps it for the first part of the schedule, as"
         " long as **structure amount** says, and then only its middle residual, which holds the layout: the style draws the lines.\n\nChange"
-        " **structure amount**, and **style amount** on *Select Layers*, and press **Run**.",
+        " **style amount** on *Select Layers*, and press **Run**. The branches lie inside *Five amounts of structure*: its"
+        " button opens it.",
         380,
     )
     model = sheet.add("CBLoadDemoModel")
@@ -645,11 +681,18 @@ def structure_demo(sheet: Sheet) -> None:
         (injected, 0), (model, 2), (profile, 0), (picture, 0), (reference, 0), (positive, 0), (negative, 0),
         (canvas, 0), DEMO,
     )  # fmt: skip
-    rows = {"edge maps": (scenes, 2), "whole control": _controlled(sheet, shared, (control, 0), (scenes, 2), None)}
+    given = {"control": (control, 0), "edges": (scenes, 2)}
+    rows = _side_by_side(sheet, shared, "Five amounts of structure", _five_structures, **given)
+    _saved(sheet, rows, "demo_structure_balanced")
+
+
+def _five_structures(sheet: Sheet, shared: Painting, given: dict[str, Source]) -> Source:
+    control, edges = given["control"], given["edges"]
+    rows = {"edge maps": edges, "whole control": _controlled(sheet, shared, control, edges, None)}
     for kept in (0.5, 0.15, 0.0):
-        rows[f"kept {kept:g}"] = _controlled(sheet, shared, (control, 0), (scenes, 2), kept)
+        rows[f"kept {kept:g}"] = _controlled(sheet, shared, control, edges, kept)
     rows["no control"] = _row(sheet, shared, "no control")
-    _saved(sheet, _contact_sheet(sheet, shared, rows), "demo_structure_balanced")
+    return _contact_sheet(sheet, shared, rows)
 
 
 def _controlled(sheet: Sheet, shared: Painting, control: Source, edges: Source, kept: float | None) -> Source:
@@ -728,6 +771,7 @@ def subject_demo(sheet: Sheet) -> None:
     )
     model = sheet.add("CBLoadDemoModel")
     picture = sheet.add("CBDemoPictures", "Reference picture", **demo_scenes.SURROUNDINGS)
+    sheet.add("PreviewImage", "Reference picture", tall=300, images=(picture, 0))
     _keep_subject(sheet, model, picture, demo_scenes.SUBJECT, "", DEMO, "demo_")
 
 

@@ -30,6 +30,7 @@ from devtools.examples import DEMOS, EXAMPLES
 from devtools.figures import FIGURES, OVERVIEWS, Studio, opened
 from devtools.graph import Graph
 from devtools.steps import Failed
+from devtools.thumbnails import ROWS, square_of
 
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -104,7 +105,8 @@ def _workflow(studio: Studio, gallery: Gallery, example: str, path: Path) -> Non
     for name, picture in shown.items():
         if name in OVERVIEWS or (DOCS / f"{name}.png").exists() or f"docs/{name}.png" in README:
             _write_doc(gallery, name, picture)
-    _write_thumbnails(gallery, example, list(shown.values())[-1])
+    square = square_of(studio, Graph(prompt, studio.known), list(shown.values())[-1], ROWS.get(example))
+    _write_thumbnails(gallery, example, square)
     _figures(studio, gallery, Graph(prompt, studio.known), example)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Sheet:
         self.known, self.nodes, self.links, self.groups = known, [], [], []
         self.left, self.width, self.ceiling, self.top = 0, 0, 0, 0
         self.extent, self.seen = (0, 0), None
+        self.folded: list[Blueprint] = []
 
     def next_column(self, title: str, width: int = WIDTH) -> None:
         """Begin a column with a frame around the nodes that follow."""
@@ -59,6 +60,21 @@ class Sheet:
         self._place(node | {"properties": {"Node name for S&R": kind}}, tall or _height(kind, info, len(values)), title)
         self._connect(number, sockets)
         return number
+
+    def fold(self, inside: Blueprint, sources: Sequence[Source]) -> int:
+        """Place a node that holds a whole subgraph; the sources flow into its sockets in order."""
+        number, node, waiting = len(self.nodes) + 1, inside.holder(), iter(sources)
+        self.folded.append(inside)
+        for socket in node["inputs"]:
+            socket["from"] = None if "widget" in socket else next(waiting)
+        self._place(node, inside.tall(), inside.name)
+        self._connect(number, node["inputs"])
+        return number
+
+    def kind_of(self, source: Source) -> str:
+        """The type of what flows out of a node."""
+        number, slot = source
+        return self.nodes[number - 1]["outputs"][slot]["type"]
 
     def join(self, source: Source, node: int, name: str) -> None:
         """Connect an input of a node that was placed before its source."""
@@ -128,7 +144,10 @@ class Sheet:
             "last_node_id": len(self.nodes), "last_link_id": len(self.links), "nodes": self.nodes, "links": self.links,
             "groups": self.groups, "config": {}, "extra": {"ds": {"scale": round(scale, 2), "offset": offset}},
             "version": 0.4,
-        }  # fmt: skip
+        } | self._definitions()  # fmt: skip
+
+    def _definitions(self) -> dict[str, Any]:
+        return {"definitions": {"subgraphs": [each.definition() for each in self.folded]}} if self.folded else {}
 
 
 class Blueprint(Sheet):
@@ -155,6 +174,15 @@ class Blueprint(Sheet):
         """Let a widget of a node inside stand on the blueprint's face; only front ends know those of our scripts."""
         self.shown.append((str(node), widget))
 
+    def prune(self) -> list[str]:
+        """Take away the inputs that nothing inside takes; the names of those that are left."""
+        left = [slot for slot, each in enumerate(self.ins) if each["linkIds"]]
+        for link in self.links:
+            if link[1] == INSIDE:
+                link[2] = left.index(link[2])
+        self.ins = [self.ins[slot] | {"pos": [0, LINE * place]} for place, slot in enumerate(left)]
+        return [each["name"] for each in self.ins]
+
     def _slot(self, name: str, kind: str, place: int) -> dict[str, Any]:
         number = str(uuid.uuid5(uuid.UUID(self.id), f"{name} {kind}"))
         return {"id": number, "name": name, "type": kind, "linkIds": [], "pos": [0, LINE * place]}
@@ -164,9 +192,17 @@ class Blueprint(Sheet):
 
     def graph(self) -> dict[str, Any]:
         """A workflow of one node, whose type is the subgraph: the form in which the front end publishes them."""
-        node = {
-            "id": 1, "type": self.id, "pos": [0, 0], "size": [WIDTH, self._tall()], "flags": {},
-            "order": 0, "mode": 0, "title": self.name,
+        place = {"id": 1, "pos": [0, 0], "size": [WIDTH, self.tall()], "flags": {}, "order": 0, "mode": 0}
+        return {
+            "revision": 0, "last_node_id": 1, "last_link_id": 0, "nodes": [place | self.holder()], "links": [],
+            "definitions": {"subgraphs": [self.definition()]}, "extra": {"BlueprintDescription": self.about},
+            "version": 0.4,
+        }  # fmt: skip
+
+    def holder(self) -> dict[str, Any]:
+        """The node whose type is the subgraph; where it stands is not said."""
+        return {
+            "type": self.id, "title": self.name,
             "inputs": [self._outer(each) for each in self.ins],
             "outputs": [{"name": each["name"], "type": each["type"], "links": []} for each in self.outs],
             "properties": {
@@ -174,13 +210,9 @@ class Blueprint(Sheet):
             },
             "widgets_values": [each["value"] for each in self._widgets()],
         }  # fmt: skip
-        return {
-            "revision": 0, "last_node_id": 1, "last_link_id": 0, "nodes": [node], "links": [],
-            "definitions": {"subgraphs": [self._definition()]}, "extra": {"BlueprintDescription": self.about},
-            "version": 0.4,
-        }  # fmt: skip
 
-    def _tall(self) -> int:
+    def tall(self) -> int:
+        """Room for its slots, fields and maps."""
         fields = FIELD * sum(each["type"] == "STRING" for each in self.ins)
         return HEAD + LINE * len(self.ins) + fields + LAYER_MAP * len(self.shown)
 
@@ -191,7 +223,8 @@ class Blueprint(Sheet):
         outer = {"name": slot["name"], "type": slot["type"], "link": None}
         return outer | ({"widget": {"name": slot["name"]}} if slot["type"] in workflow.WIDGET_TYPES else {})
 
-    def _definition(self) -> dict[str, Any]:
+    def definition(self) -> dict[str, Any]:
+        """What the node holds."""
         names = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
         right = self.extent[0] + 3 * GAP
         return {

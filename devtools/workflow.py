@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .steps import Failed
 
 MUTED, BYPASSED = 2, 4
+INSIDE = -10  # the front end's id of a subgraph's left border
 SILENT = {"Note", "MarkdownNote", "Reroute", "PrimitiveNode"}  # live in the front end only
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
@@ -17,26 +18,47 @@ Node = Mapping[str, Any]
 def to_prompt(workflow: Mapping[str, Any], object_info: Mapping[str, Any]) -> dict[str, Any]:
     """The API-format prompt of a UI-format workflow; `object_info` is what the server answers at /object_info.
 
-    Raises Failed when the workflow names a node that the server lacks. Subgraphs are not unfolded.
+    Nodes inside a subgraph are named as the front end names them: "12:3" is node 3 of the subgraph of node 12.
+    Raises Failed when the workflow names a node that the server lacks.
     """
-    graph = _Graph(workflow)
-    prompt = {}
-    for node in workflow["nodes"]:
-        if node["type"] in SILENT or node.get("mode") in (MUTED, BYPASSED):
-            continue
-        if node["type"] not in object_info:
-            raise Failed(f"The workflow needs the node '{node['type']}', which this ComfyUI does not have.")
-        inputs = {**_widgets(node, object_info[node["type"]]), **graph.linked(node)}
-        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
-    return prompt
+    return _Graph(workflow, workflow.get("definitions", {}).get("subgraphs", [])).prompt(object_info)
 
 
 class _Graph:
-    """The nodes of a workflow by id, and its links by id as (source node, source slot)."""
+    """The nodes of a workflow by id, and its links by id as (source node, source slot).
 
-    def __init__(self, workflow: Mapping[str, Any]) -> None:
+    A subgraph knows the node that `holds` it and the graph `around` that.
+    """
+
+    def __init__(
+        self,
+        workflow: Mapping[str, Any],
+        subgraphs: Sequence[Mapping[str, Any]],
+        around: _Graph | None = None,
+        holds: Node | None = None,
+    ) -> None:
+        self.around, self.holds = around, holds
+        self.name = f"{around.name}{holds['id']}:" if around and holds else ""
         self.nodes = {node["id"]: node for node in workflow["nodes"]}
-        self.links = {link[0]: (link[1], link[2]) for link in workflow["links"]}
+        self.links = dict(map(_link, workflow["links"]))
+        self.outputs = [output["linkIds"][0] for output in workflow.get("outputs", [])]
+        kinds = {each["id"]: each for each in subgraphs}
+        held = {number: node for number, node in self.nodes.items() if node["type"] in kinds}
+        self.inside = {number: _Graph(kinds[node["type"]], subgraphs, self, node) for number, node in held.items()}
+
+    def prompt(self, object_info: Mapping[str, Any]) -> dict[str, Any]:
+        prompt = {}
+        for node in self.nodes.values():
+            if node["type"] in SILENT or node.get("mode") in (MUTED, BYPASSED):
+                continue
+            if node["id"] in self.inside:
+                prompt |= self.inside[node["id"]].prompt(object_info)
+                continue
+            if node["type"] not in object_info:
+                raise Failed(f"The workflow needs the node '{node['type']}', which this ComfyUI does not have.")
+            inputs = {**_widgets(node, object_info[node["type"]]), **self.linked(node)}
+            prompt[f"{self.name}{node['id']}"] = {"class_type": node["type"], "inputs": inputs}
+        return prompt
 
     def linked(self, node: Node) -> dict[str, Any]:
         """What flows into the node's connected inputs: [node id, slot], or the value of a primitive."""
@@ -51,6 +73,11 @@ class _Graph:
         if link is None:
             return None
         origin, slot = self.links[link]
+        if origin == INSIDE:
+            return self._from_outside(slot)
+        if origin in self.inside:
+            inside = self.inside[origin]
+            return inside._source(inside.outputs[slot])
         node = self.nodes[origin]
         if node["type"] == "PrimitiveNode":
             return node["widgets_values"][0]
@@ -60,7 +87,22 @@ class _Graph:
             return None
         if node.get("mode") == BYPASSED:
             return self._source(_passed_on(node, slot))
-        return [str(origin), slot]
+        return [f"{self.name}{origin}", slot]
+
+    def _from_outside(self, slot: int) -> Any:
+        """What flows into an input of the node that holds this subgraph, or the value of its widget."""
+        entry = self.holds["inputs"][slot]
+        if entry.get("link") is not None:
+            return self.around._source(entry["link"])
+        names = [name for owner, name in self.holds["properties"].get("proxyWidgets", ()) if owner == "-1"]
+        return dict(zip(names, self.holds.get("widgets_values", ()), strict=False)).get(entry["name"])
+
+
+def _link(link: list[Any] | Mapping[str, Any]) -> tuple[int, tuple[int, int]]:
+    """Its id, and where it comes from; subgraphs keep links as dictionaries."""
+    if isinstance(link, Mapping):
+        return link["id"], (link["origin_id"], link["origin_slot"])
+    return link[0], (link[1], link[2])
 
 
 def _passed_on(node: Node, slot: int) -> int | None:

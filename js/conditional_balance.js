@@ -10,6 +10,7 @@ import { MaskStrip } from './mask_strip/view.js'
 import { listen, restoreResults } from './results.js'
 import { Suggestions } from './suggest.js'
 import { Summary } from './summary.js'
+import { sortTemplates } from './templates.js'
 import { loadNames, translateNode, translateType } from './translated.js'
 
 const EDITABLE = new Set(['CBSelectLayers', 'CBStyleFromPicture', 'CBStyleAndStructure'])
@@ -21,6 +22,7 @@ const TRIES = new Set(['CBSuggestAmount'])
 app.registerExtension({
   name: 'ConditionalBalance.Face',
   async init() {
+    sortTemplates()
     await loadNames()
   },
   beforeRegisterNodeDef(nodeType, nodeData) {

@@ -24,8 +24,8 @@ function lastPartOf(outputs, id) {
 // did neither.
 export function errorOf(node) {
   const id = executionIdOf(node)
-  const refused = app.lastNodeErrors?.[id]?.errors?.map(error => error.details || error.message)
-  if (refused?.length) return [...new Set(refused.map(withoutName))].join(' ')
+  const refused = app.lastNodeErrors?.[id]?.errors?.map(refusal)
+  if (refused?.length) return [...new Set(refused)].join(' ')
   const failed = app.lastExecutionError
   if (failed && String(failed.node_id) === id) return failed.exception_message.trim()
   const { cb_told: told = [], cb_error: before = [] } = resultOf(node)
@@ -87,7 +87,9 @@ function forgetErrors() {
   }
 }
 
-// Core puts the name of the input before our sentence, which names it too.
-function withoutName(details) {
-  return details.replace(/^(\w+) - (?='\1')/, '')
+// Why a node was refused. Core puts the name of the input before our sentence, which names it too; core's own message
+// ("Required input is missing") has the input ("gate") in its details.
+function refusal({ type, message, details = '' }) {
+  if (type === 'custom_validation_failed') return details.replace(/^(\w+) - (?='\1')/, '')
+  return [message, details].filter(Boolean).join(': ')
 }

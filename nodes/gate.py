@@ -27,7 +27,7 @@ from ..engine.gates import (
 from ..engine.gates.policies import Parameter, parameters
 from ..engine.grammar import GrammarError, Selection, parse
 from ..engine.profile import NoContentScores, SensitivityProfile
-from ..render.gate_map import draw, sampled, schedule_of, spread_sigmas
+from ..render.gate_map import Facts, draw, facts, sampled, schedule_of, spread_sigmas
 from ..render.gate_map import summary as describe
 from .profile import Profile
 from .schema import Schema, found_by
@@ -116,7 +116,7 @@ def _count() -> io.Input:
             default=0,
             min=0,
             max=MOST_LAYERS,
-            tooltip="Keeps so many layers instead of a share of them: 30 keeps the first 30. 0 leaves it to the style "
+            tooltip="Keeps this many layers instead of a share: 30 keeps the first 30. 0 leaves it to the style "
             "amount. Use it to compare models or policies at an equal count.",
         )
     )
@@ -220,10 +220,21 @@ def _read(name: str, values: Mapping[str, Any]) -> Selection:
 
 def in_words(gate: LayerGate, everywhere: LayerGate, profile: SensitivityProfile) -> str:
     """What a gate chooses inside its window."""
-    words = describe(sampled(everywhere, profile.layers, _spread(profile), schedule_of(profile)), profile.layers)
+    words = describe(_facts(everywhere, profile))
     if isinstance(gate, WindowedGate):
         words += f" Only from {gate.start:.0%} to {gate.end:.0%} of the schedule."
     return words
+
+
+def in_facts(gate: LayerGate, everywhere: LayerGate, profile: SensitivityProfile) -> dict[str, Any]:
+    """The same for a front end to put into its own language; `start` and `end` are those of a window, "20%"."""
+    window = (gate.start, gate.end) if isinstance(gate, WindowedGate) else ()
+    ends = dict(zip(("start", "end"), (f"{each:.0%}" for each in window), strict=False))
+    return _facts(everywhere, profile)._asdict() | ends
+
+
+def _facts(everywhere: LayerGate, profile: SensitivityProfile) -> Facts:
+    return facts(sampled(everywhere, profile.layers, _spread(profile), schedule_of(profile)), profile.layers)
 
 
 def _picture(gate: LayerGate, profile: SensitivityProfile) -> torch.Tensor:

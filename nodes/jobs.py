@@ -126,8 +126,8 @@ def _rarely_changed() -> list[io.Input]:
         min=0.0,
         max=4.0,
         step=0.05,
-        tooltip="Weight of the picture's tokens in attention. 1 is right; 2 for faint styles; lower it when things out "
-        "of the picture appear in yours.",
+        tooltip="Weight of the picture's tokens in attention. 1 is right; 2 for faint styles; lower it when things "
+        "from the picture appear in yours.",
     )
     profile = Profile.Input(
         "profile",

@@ -143,7 +143,7 @@ class CBLoadImageClusters(io.ComfyNode):
                     options=list(READINGS),
                     default=AUTO,
                     optional=True,
-                    tooltip="How it is known which images show the same subject, so that style and content are told "
+                    tooltip="How images of the same subject are recognised, so that style and content can be told "
                     "apart. auto: files of one name in several subfolders (cat.png in each), unless the names are mere "
                     "numbers; or a folder for each subject inside every subfolder. file names: numbers count too. "
                     "none: subjects are not used.",

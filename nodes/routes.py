@@ -22,7 +22,7 @@ from ..engine.profile import SensitivityProfile
 from ..engine.profile_file import LONGEST_NAME, load
 from ..engine.texts import bounded, quoted
 from ..render.layer_map import profile_map, selection_map
-from .gate import CBSelectLayers, chosen_layers, in_words, problem_with
+from .gate import CBSelectLayers, chosen_layers, in_facts, in_words, problem_with
 from .profile import profile_path
 from .results import show_results
 from .saved import renewed
@@ -47,7 +47,7 @@ def show_profile(asked: Asked) -> dict[str, Any]:
 
 
 def show_selection(asked: Asked) -> dict[str, Any]:
-    """What the widgets would select, as `selection_map` gives it, and its `summary`.
+    """What the widgets would select, as `selection_map` gives it, its `summary`, and what that says as `facts`.
 
     `asked` holds {"profile": {"file" or "shown"}, "values": {widget: value}}; missing values are the defaults.
     """
@@ -57,7 +57,8 @@ def show_selection(asked: Asked) -> dict[str, Any]:
         raise ValueError(problem)
     gate, everywhere = chosen_layers(profile, values)
     shown = selection_map(gate, profile, parse(values["pin"]), parse(values["exclude"]))
-    return {**shown, "summary": in_words(gate, everywhere, profile)}
+    described = (gate, everywhere, profile)
+    return {**shown, "summary": in_words(*described), "facts": in_facts(*described)}
 
 
 def by_hand(asked: Asked) -> dict[str, str]:

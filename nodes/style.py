@@ -141,7 +141,10 @@ class CBStyleReference(io.ComfyNode):
             raise ValueError(f"'trajectory' is connected and 'mode' is '{mode}': set it to '{REPLAYED}'.")
         elif mode == FIRST:
             if subject is not None:
-                raise ValueError(f"'subject' is connected and 'mode' is '{FIRST}': it is looked for in other pictures.")
+                raise ValueError(
+                    f"'subject' is connected, but 'mode' is '{FIRST}', which has no picture to find it in: choose "
+                    "another mode."
+                )
             taken = FIRST_ROW
         else:
             taken = StyleReference(_picture(latent), prompt)
@@ -339,8 +342,8 @@ class CBStyleInjection(io.ComfyNode):
                         default=True,
                         optional=True,
                         tooltip="Keep what a reference of its own brings to the layers: the next pictures under it "
-                        "then cost hardly more than without it, with the same bits. It is given back when the model "
-                        "is unloaded; turn it off where memory is short. Other nodes' patches inside the model keep "
+                        "then cost hardly more than without it, with the same bits. The memory is freed when the model "
+                        "is unloaded; turn this off where memory is short. Other nodes' patches inside the model keep "
                         "it from acting.",
                     )
                 ),

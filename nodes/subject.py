@@ -37,8 +37,9 @@ class CBSubject(io.ComfyNode):
                     "phrase",
                     default="red fox",
                     multiline=True,
-                    tooltip="The subject, in the prompt's own words: 'fox' or 'red fox'. Several subjects stand on "
-                    "lines of their own or between commas. A word that the prompt repeats counts each time.",
+                    tooltip="The subject, in the prompt's own words: 'fox' or 'red fox'. Write several subjects on "
+                    "lines of their own, or separate them with commas. A word that the prompt repeats counts each "
+                    "time.",
                 ),
                 io.String.Input(
                     "surroundings",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -66,17 +67,38 @@ def spread_sigmas(highest: float, lowest: float, noise: str = LOG) -> list[float
     return evenly_spaced(highest, lowest, COLUMNS, noise).tolist()
 
 
-def summary(weights: torch.Tensor, layers: Sequence[LayerId]) -> str:
-    """One sentence or two about weights [T, 3, L], such as "30 of 70 layers, mostly output 1-2."."""
+class Facts(NamedTuple):
+    """What there is to say of a gate: how many layers `some` of `of` share attention, and in which blocks `mostly`.
+
+    `each` noise level opens to so many where they differ, and `always` to these.
+    """
+
+    some: str
+    of: int
+    mostly: list[tuple[str, str]]
+    each: str | None = None
+    always: str | None = None
+
+
+def facts(weights: torch.Tensor, layers: Sequence[LayerId]) -> Facts:
+    """Of weights [T, 3, L]; `some` is "0" for a gate that is closed at every noise level."""
     counts = [(weights[:, FEATURES.index(feature)] > 0).sum(1) for feature in ("q", "k")]
     shared = (weights[:, :2] > 0).any(1)
     if not shared.any():
-        return f"0 of {len(layers)} layers: the gate is closed at every noise level."
-    text = f"{_range(torch.cat(counts))} of {len(layers)} layers, mostly {_busiest(weights, layers)}."
-    if not all(torch.equal(row, shared[0]) for row in shared):
-        text += (
-            f" At one noise level {_range(shared.sum(1))} share attention; {_named(shared.all(0), layers)} always do."
-        )
+        return Facts("0", len(layers), [])
+    found = Facts(_range(torch.cat(counts)), len(layers), _busiest(weights, layers))
+    if all(torch.equal(row, shared[0]) for row in shared):
+        return found
+    return found._replace(each=_range(shared.sum(1)), always=_named(shared.all(0), layers))
+
+
+def summary(found: Facts) -> str:
+    """One sentence or two, such as "30 of 70 layers, mostly output 1-2."."""
+    if not found.mostly:
+        return f"0 of {found.of} layers: the gate is closed at every noise level."
+    text = f"{found.some} of {found.of} layers, mostly {' and '.join(map(' '.join, found.mostly))}."
+    if found.each:
+        text += f" At one noise level {found.each} share attention; {found.always} always do."
     return text
 
 
@@ -157,8 +179,8 @@ def _range(counts: torch.Tensor) -> str:
     return str(high) if low == high else f"{low}-{high}"
 
 
-def _busiest(weights: torch.Tensor, layers: Sequence[LayerId]) -> str:
-    """The fewest blocks that hold half of all the weight, consecutive ones run together: "output 1-2"."""
+def _busiest(weights: torch.Tensor, layers: Sequence[LayerId]) -> list[tuple[str, str]]:
+    """The fewest blocks that hold half of all the weight, consecutive ones run together: ("output", "1-2")."""
     mass = weights[:, :2].mean((0, 1))
     blocks: dict[tuple[str, int], float] = {}
     for layer, weight in zip(layers, mass.tolist(), strict=True):
@@ -169,7 +191,7 @@ def _busiest(weights: torch.Tensor, layers: Sequence[LayerId]) -> str:
             chosen.append(block)
             held += blocks[block]
     parts = ((part, [number for name, number in sorted(chosen) if name == part]) for part in LETTERS)
-    return " and ".join(f"{part} {spans(numbers)}" for part, numbers in parts if numbers)
+    return [(part, spans(numbers)) for part, numbers in parts if numbers]
 
 
 def _named(chosen: torch.Tensor, layers: Sequence[LayerId]) -> str:

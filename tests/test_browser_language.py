@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from visits import needs_browser, visited
 
 NODES = ["CBStyleFromPicture", "CBKeepSubject", "CBStyleAndStructure", "CBSuggestAmount", "CBSelectLayers"]
 LANGUAGES = ["zh", "ja"]
+PUBLISHED = "sdxl-base-1.0.style.published.safetensors"
 
 pytestmark = needs_browser
 
@@ -19,7 +22,7 @@ pytestmark = needs_browser
 @pytest.fixture(scope="module")
 def seen(server: Server) -> dict[str, Any]:
     """What one visit saw; its screenshots are in out/language, to be looked at."""
-    return visited("language", server, languages=LANGUAGES, nodes=NODES)
+    return visited("language", server, languages=LANGUAGES, nodes=NODES, profile=PUBLISHED)
 
 
 @pytest.mark.parametrize("node", NODES)
@@ -32,3 +35,10 @@ def test_a_node_has_its_names_in_the_language(seen: dict[str, Any], language: st
     widgets = shown["widgets"].keys() & names.keys()
     assert {name: shown["widgets"][name] for name in widgets} == {name: names[name] for name in widgets}
     assert shown["outputs"] == [words["outputs"][str(slot)]["name"] for slot in range(len(shown["outputs"]))]
+
+
+@pytest.mark.parametrize("language", [*LANGUAGES, "en"])
+def test_the_layer_map_says_its_choice_in_the_language(seen: dict[str, Any], language: str) -> None:
+    words = json.loads((face.ROOT / "locales" / language / "main.json").read_text(encoding="utf-8"))
+    said = words["conditionalBalance"]["chosen"]
+    assert re.match(re.sub(r"\\{\w+\\}", ".+", re.escape(said)), seen[language]["line"]), seen[language]["line"]

@@ -66,7 +66,8 @@ def test_files_are_as_the_builder_writes_them(object_info: dict, tmp_path: Path)
 
 
 def nodes_of_ours(workflow: dict[str, Any]) -> set[str]:
-    kinds = {node["type"] for node in workflow["nodes"]}
+    graphs = [workflow, *workflow.get("definitions", {}).get("subgraphs", [])]
+    kinds = {node["type"] for graph in graphs for node in graph["nodes"]}
     return {STANDS_FOR.get(kind, kind) for kind in kinds if kind.startswith("CB")}
 
 

@@ -147,7 +147,7 @@ export class LayerMap {
   sentence() {
     if (!this.map) return this.words(this.node.comfyClass === 'CBSelectLayers' ? 'connect' : 'runOnce')
     const { cb_summary: [ran] = [''], cb_about: [about] = [''] } = resultOf(this.node)
-    const now = [about, this.selection?.summary].filter(Boolean).join(' ')
+    const now = [about, this.selection && inWords(this.selection.facts, this.words)].filter(Boolean).join(' ')
     if (!this.linked.length) return now || ran
     return `${ran || now} ${this.words('linked', { names: this.linked.join(', ') })}`
   }
@@ -284,6 +284,16 @@ function renew(node) {
     if (share?.value > 1 && number) [number.value, share.value] = [Math.trunc(share.value), 1]
     return result
   }
+}
+
+// What a selection chooses, in the user's language; a run says the same in English.
+function inWords({ some, of, mostly, each, always, start, end }, words) {
+  const blocks = mostly.map(([part, numbers]) => `${words(part)} ${numbers}`).join(words('and'))
+  return [
+    mostly.length ? words('chosen', { some, of, blocks }) : words('closed', { of }),
+    each && words('atOneLevel', { each, always }),
+    start && words('inWindow', { start, end }),
+  ].filter(Boolean).join(' ')
 }
 
 function write(element, text) {

@@ -32,6 +32,7 @@ from .reference import check_latent, framed, positive_place, positive_prompts
 X0, PAPER, MEASURE = "x0", "paper", "only measure"
 MODES = (X0, PAPER, MEASURE)
 NOISE_SEED = 0x5A11  # for runs that bring no noise of their own
+LATE = 0.05  # of the schedule: schedulers begin a little below the greatest noise level
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ class _Run(injector.Run):
     def sample(self, sampler: SamplerRun) -> torch.Tensor:
         last = _LastPrediction(sampler.callback)
         samples = self.blended_run(replace(sampler, callback=last))
-        measured = RunMeasured(tuple(self.measured), tuple(self.warnings()))
+        measured = RunMeasured(tuple(self.measured), (*self.warnings(), *self.begun_from_nothing(sampler)))
         for warning in measured.warnings:
             self.sampling.notices.say(warning)
         self.attribution.keep(_handed_on(self.sampling.model, samples, last.denoised), measured)
@@ -160,6 +161,12 @@ class _Run(injector.Run):
 
     def blended_run(self, sampler: SamplerRun) -> torch.Tensor:
         return sampler.sample()
+
+    def begun_from_nothing(self, sampler: SamplerRun) -> Iterator[str]:
+        """An empty latent, such as the node's own, holds no picture that later steps could go on with."""
+        start = percent_of(float(sampler.sigmas[0]), self.sampling.model.model_sampling.percent_to_sigma)
+        if start > LATE and not sampler.latent_image.any() and not rises(sampler.sigmas):
+            yield f"The run begins at {start:g} of the schedule with an empty latent: set 'denoise' to 1."
 
     def warnings(self) -> Iterator[str]:
         """What was asked for and did not happen, in sentences."""

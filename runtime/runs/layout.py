@@ -52,7 +52,7 @@ def layout_of(options: Mapping[str, Any], x: torch.Tensor, text: Any, pictures: 
     if rest or not tiles or not _tile_by_tile(x, text, tiles, pictures):
         raise ValueError(
             f"Another node calls the model with {len(x)} rows for {batch} pictures and {len(kinds)} conditionings, "
-            "in an order that cannot be told: set that node to one tile at a time, or bypass it."
+            "in an order that is not known: set that node to one tile at a time, or bypass it."
         )
     return Layout(kinds * tiles, batch)
 

@@ -1,5 +1,6 @@
 // Opens nodes in another language. Reads its orders as JSON from the first argument {playwright, browser, url, languages,
-// nodes, pictures} and prints, by language and node, the title and the names of widgets, sockets and outputs.
+// nodes, profile, pictures} and prints, by language and node, the title and the names of widgets, sockets and outputs,
+// and as `line` what the layer map of CBSelectLayers says of a profile.
 import { withPage } from '../../devtools/page.mjs'
 
 const orders = JSON.parse(process.argv[2])
@@ -24,7 +25,17 @@ await withPage(orders, async page => {
         return [name, { title: node.title, inputs, widgets, outputs: node.outputs.map(each => each.localized_name) }]
       }))
     }, orders.nodes)
-    await page.waitForTimeout(1000)
+    await page.evaluate(profile => {
+      const { app, LiteGraph } = window, loader = LiteGraph.createNode('CBLoadSensitivityProfile')
+      loader.pos = [0, 600]
+      app.graph.add(loader)
+      loader.widgets.find(widget => widget.name === 'profile').value = profile
+      const chooser = app.graph._nodes.find(node => node.comfyClass === 'CBSelectLayers')
+      loader.connect(0, chooser, chooser.inputs.findIndex(input => input.name === 'profile'))
+      window.chooser = chooser
+    }, orders.profile)
+    await page.waitForFunction(() => window.chooser.widgets.some(({ element }) => /\d/.test(element?.querySelector('.cb-map-line')?.textContent)))
+    seen[language].line = await page.evaluate(() => document.querySelector('.cb-map-editable:not([data-empty]) .cb-map-line').textContent)
     await page.screenshot({ path: `${orders.pictures}/${language}.png` })
   }
   return seen

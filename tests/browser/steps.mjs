@@ -9,6 +9,19 @@ import { free } from './stay.mjs'
 const orders = JSON.parse(process.argv[2])
 const SCALE = 0.62, LEFT = 120, TOP = 180
 const PLACES = [[420, 640], [-30, 640], [900, 640], [1350, 640]] // of new nodes, in units of the graph
+const NODES = [
+  ['CBLoadDemoModel', [26, 474], [315, 98], {}],
+  ['CLIPTextEncode', [415, 186], [423, 165], { text: 'a fox in the forest' }],
+  ['CLIPTextEncode', [413, 389], [425, 181], { text: 'text, watermark' }],
+  ['EmptyLatentImage', [473, 609], [315, 106], { width: 96, height: 96 }],
+  ['KSampler', [863, 186], [315, 262], { steps: 2, cfg: 3, seed: 5 }],
+  ['VAEDecode', [1209, 188], [210, 46], {}],
+  ['SaveImage', [1451, 189], [210, 270], {}],
+]
+const LINKS = [ // from, its output, to, its input
+  [0, 0, 4, 'model'], [0, 1, 1, 'clip'], [0, 1, 2, 'clip'], [0, 2, 5, 'vae'], [1, 0, 4, 'positive'],
+  [2, 0, 4, 'negative'], [3, 0, 4, 'latent_image'], [4, 0, 5, 'samples'], [5, 0, 6, 'images'],
+]
 
 await withPage(orders, async (page, complaints) => {
   const seen = { complaints }
@@ -36,26 +49,21 @@ await withPage(orders, async (page, complaints) => {
   return seen
 })
 
-// The graph that ComfyUI opens with. Its checkpoint is the demo model, and it is small: the machine of a test has no other.
+// The graph that ComfyUI 0.3.75 opens with, wherever it is not what the front end opens. Its checkpoint is the demo
+// model, and it is small: the machine of a test has no other.
 async function begin(page) {
-  await page.evaluate(async ([scale, left, top]) => {
+  await page.evaluate(async ([scale, left, top, nodes, links]) => {
     const { app, LiteGraph } = window
-    await app.loadGraphData()
-    const { graph, canvas } = app, loader = graph._nodes.find(node => node.type === 'CheckpointLoaderSimple')
-    const demo = LiteGraph.createNode('CBLoadDemoModel')
-    demo.pos = [...loader.pos]
-    graph.add(demo)
-    loader.outputs.forEach((output, slot) => [...(output.links ?? [])].forEach(id => {
-      const { target_id: target, target_slot: into } = graph.links.get?.(id) ?? graph.links[id]
-      demo.connect(slot, graph.getNodeById(target), into)
-    }))
-    graph.remove(loader)
-    const set = (type, values) => {
-      const node = graph._nodes.find(each => each.type === type)
+    await app.loadGraphData({ nodes: [], links: [], groups: [], config: {}, extra: {}, version: 0.4, last_node_id: 0, last_link_id: 0 })
+    const { graph, canvas } = app
+    const made = nodes.map(([type, pos, size, values]) => {
+      const node = LiteGraph.createNode(type)
+      graph.add(node)
+      Object.assign(node, { pos, size })
       for (const [name, value] of Object.entries(values)) node.widgets.find(widget => widget.name === name).value = value
-    }
-    set('EmptyLatentImage', { width: 96, height: 96 })
-    set('KSampler', { steps: 2, cfg: 3, seed: 5 })
+      return node
+    })
+    for (const [from, slot, to, name] of links) made[from].connect(slot, made[to], made[to].inputs.findIndex(input => input.name === name))
     // The node of a type, or the second of it ("LoadImage 2").
     window.nodeCalled = name => {
       const [, kind, number] = /^(.+?)(?: (\d))?$/.exec(name)
@@ -65,7 +73,7 @@ async function begin(page) {
     Object.assign(canvas.ds, { scale, offset: [left / scale, top / scale] })
     canvas.setDirty(true, true)
     app.extensionManager.setting.set('Comfy.LinkRelease.Action', 'no action')
-  }, [SCALE, LEFT, TOP])
+  }, [SCALE, LEFT, TOP, NODES, LINKS])
   await page.waitForTimeout(1000)
 }
 

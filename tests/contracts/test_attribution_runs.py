@@ -137,10 +137,11 @@ def test_what_did_not_happen_is_told_under_the_blend(
     short["blend"]["inputs"]["windows"] = "0.1-0.2, 0.5-0.9"
     short["s"]["inputs"]["denoise"] = 0.5
     execute(short)
-    fresh, begun, told = (data for name, data in events if name == EVENT)
+    fresh, begun, *_, told = (data for name, data in events if name == EVENT)
     assert (fresh["by"], fresh["texts"]) == (None, ()) and (begun["by"], begun["texts"]) == ("s", ())
     assert told["node"] == "blend" and told["by"] == "s"
     assert told["texts"][0].startswith("Nothing was done in 0.1-0.2: the run's steps begin at")
+    assert told["texts"][1].startswith("The run begins at 0.5") and told["texts"][1].endswith("set 'denoise' to 1.")
 
 
 @pytest.mark.parametrize("mode", MODES)

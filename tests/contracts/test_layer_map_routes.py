@@ -76,6 +76,11 @@ def test_the_map_shows_what_a_run_selects(values: dict[str, Any]) -> None:
     gate, words = run(values)
     answer = routes.show_selection(asked)
     assert answer["summary"] == words
+    facts = answer["facts"]
+    assert words.startswith(f"{facts['some']} of {facts['of']} layers")
+    assert all(f"{part} {numbers}" in words for part, numbers in facts["mostly"])
+    assert ("start" in facts) == ("Only from" in words)
+    assert (facts["each"] is not None) == ("At one noise level" in words)
     layers = [LayerId.parse(name) for name in routes.show_profile({"file": PUBLISHED})["layers"]]
     for row, sigma in enumerate(load(profile_path(PUBLISHED)).sigmas.tolist()):
         weights = gate.weights(sigma, layers, standard_sigma)

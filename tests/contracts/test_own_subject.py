@@ -129,7 +129,7 @@ def test_trajectories_and_chains_are_looked_at_too() -> None:
 
 def test_the_first_row_is_not_painted_yet() -> None:
     of = model("sd15")
-    with pytest.raises(ValueError, match="'subject' is connected and 'mode' is 'first row of the batch'"):
+    with pytest.raises(ValueError, match="'subject' is connected, but 'mode' is 'first row of the batch'"):
         CBStyleReference.execute(FIRST, subject=subject_of(of))
     with pytest.raises(ValueError, match="needs a picture to look for it in"):
         styled(of, reference=StyleReference(subject=subject_of(of)))

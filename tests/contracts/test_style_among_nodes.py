@@ -140,7 +140,7 @@ def test_tiles_in_one_call_equal_one_tile_a_call(kind: str, name: str) -> None:
 @pytest.mark.parametrize("order", ["chunk tile row", "chunk row tile", "row chunk tile"])
 def test_tiles_in_another_order_are_refused(order: str, name: str) -> None:
     of = model("sd15")
-    with pytest.raises(ValueError, match="in an order that cannot be told"):
+    with pytest.raises(ValueError, match="in an order that is not known"):
         run(styled(tiling(of, True, order), "all", reference(name, of)), latent=empty(2, 8, 24), steps=1)
 
 

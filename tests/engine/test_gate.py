@@ -42,7 +42,7 @@ from conditional_balance.engine.layers import LayerId
 from conditional_balance.engine.profile import FEATURES, NoContentScores, SensitivityProfile
 from conditional_balance.engine.profile_file import load
 from conditional_balance.engine.scoring import Scores
-from conditional_balance.render.gate_map import draw, sampled, spread_sigmas, standard_sigma, summary
+from conditional_balance.render.gate_map import draw, facts, sampled, spread_sigmas, standard_sigma, summary
 
 PUBLISHED = Path(__file__).parents[2] / "sensitivity_profiles" / "sdxl-base-1.0.style.published.safetensors"
 
@@ -271,11 +271,10 @@ def test_scores_that_are_no_numbers_are_refused() -> None:
 def test_summary_and_map(published: SensitivityProfile) -> None:
     sigmas = spread_sigmas(13.1, 0.0413)
     found = sampled(RankedGate(published, 0.43), published.layers, sigmas)
-    assert summary(found, published.layers).startswith("30 of 70 layers, mostly input 7 and output 1-2.")
-    assert "closed" in summary(torch.zeros_like(found), published.layers)
-    assert summary(sampled(WrittenGate(parse("o1.8")), published.layers, sigmas), published.layers) == (
-        "1 of 70 layers, mostly output 1."
-    )
+    assert summary(facts(found, published.layers)).startswith("30 of 70 layers, mostly input 7 and output 1-2.")
+    assert "closed" in summary(facts(torch.zeros_like(found), published.layers))
+    one = facts(sampled(WrittenGate(parse("o1.8")), published.layers, sigmas), published.layers)
+    assert one == ("1", 70, [("output", "1")], None, None) and summary(one) == "1 of 70 layers, mostly output 1."
     picture = draw(found, published.layers, sigmas)
     closed = draw(torch.zeros_like(found), published.layers, sigmas)
     assert picture.size == closed.size
