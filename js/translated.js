@@ -18,7 +18,12 @@ export function translateType(nodeType, nodeData) {
 // Names of sockets and widgets; what the user has named otherwise stays.
 export function translateNode(node) {
   const { inputs = {}, outputs = {} } = nodes[node.comfyClass] ?? {}
-  for (const widget of node.widgets ?? []) if (inputs[widget.name]?.name) widget.label = inputs[widget.name].name
+  for (const widget of node.widgets ?? []) {
+    const name = inputs[widget.name]?.name
+    if (!name) continue
+    widget.label = name
+    if (widget.element?.placeholder === widget.name) widget.element.placeholder = name // all that names a field of several lines
+  }
   for (const input of node.inputs ?? []) if (inputs[input.name]?.name) input.localized_name = inputs[input.name].name
   node.outputs?.forEach((output, slot) => {
     if (outputs[slot]?.name) output.localized_name = outputs[slot].name

@@ -150,7 +150,7 @@ class CBStyleFromPicture(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return Schema(
             node_id="CBStyleFromPicture",
-            display_name="Style from Picture",
+            display_name="Style from Picture (style transfer)",
             category=CATEGORY,
             search_aliases=found_by(
                 "style transfer",

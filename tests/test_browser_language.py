@@ -34,6 +34,8 @@ def test_a_node_has_its_names_in_the_language(seen: dict[str, Any], language: st
     assert {name: shown["inputs"][name] for name in names} == names
     widgets = shown["widgets"].keys() & names.keys()
     assert {name: shown["widgets"][name] for name in widgets} == {name: names[name] for name in widgets}
+    assert shown["fields"] == {name: names[name] for name in shown["fields"]}
+    assert ("shows" in shown["fields"]) == ("shows" in names)
     assert shown["outputs"] == [words["outputs"][str(slot)]["name"] for slot in range(len(shown["outputs"]))]
 
 

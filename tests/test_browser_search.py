@@ -13,9 +13,13 @@ from visits import needs_browser, visited
 
 SCHEMAS = [node.GET_SCHEMA() for node in asyncio.run(ConditionalBalance().get_node_list())]
 BY_NAME = {
-    "style transfer": "CBStyleInjection",
+    "style transfer": "CBStyleFromPicture",
+    "style from": "CBStyleFromPicture",
+    "style injection": "CBStyleInjection",
     "style from image": "CBStyleReference",
-    "keep subject": "CBGradSAMBlend",
+    "keep subject": "CBKeepSubject",
+    "controlnet style": "CBStyleAndStructure",
+    "before after": "CBBeforeAfter",
     "background": "CBGradSAMBlend",
     "segment": "CBGradSAMMask",
     "lambda": "CBSelectLayers",

@@ -22,7 +22,8 @@ await withPage(orders, async page => {
         app.graph.add(node)
         const inputs = Object.fromEntries(node.inputs.map(each => [each.name, each.label ?? each.localized_name]))
         const widgets = Object.fromEntries(node.widgets.map(each => [each.name, each.label]))
-        return [name, { title: node.title, inputs, widgets, outputs: node.outputs.map(each => each.localized_name) }]
+        const fields = Object.fromEntries(node.widgets.filter(({ element }) => element?.placeholder).map(each => [each.name, each.element.placeholder]))
+        return [name, { title: node.title, inputs, widgets, fields, outputs: node.outputs.map(each => each.localized_name) }]
       }))
     }, orders.nodes)
     await page.evaluate(profile => {
