@@ -296,7 +296,7 @@ def style_demo(sheet: Sheet) -> None:
     sheet.next_band()
     shared = _demo_painting(sheet)
     sheet.join(shared.profile, gate, "profile")
-    rows = _side_by_side(sheet, shared, "No style, your amount, all of it", _three_amounts, gate=(gate, 0))
+    rows = _folded(sheet, shared, "No style, your amount, all of it", _three_amounts, gate=(gate, 0))
     sheet.join(rows, result, "images")
 
 
@@ -316,7 +316,7 @@ def style_sweep_demo(sheet: Sheet) -> None:
         " all.\n\nPress **Run**. To try one lambda after another by hand, open *1 Style from a picture, step by step*.",
     )
     shared = _demo_painting(sheet)
-    _saved(sheet, _side_by_side(sheet, shared, "Five amounts of style", _five_amounts), "demo_style_balanced")
+    _saved(sheet, _folded(sheet, shared, "Five amounts of style", _five_amounts), "demo_style_balanced")
 
 
 def _five_amounts(sheet: Sheet, shared: Painting, given: dict[str, Source]) -> Source:
@@ -336,7 +336,7 @@ def compare_demo(sheet: Sheet) -> None:
         " first, evenly spaced ones, ones drawn at random, and the ones that it ranks last.\n\nChange **style amount**,"
         " the share of layers, and press **Run**. The rows lie inside *Six choices of layers*: its button opens it.",
     )
-    compared = _side_by_side(sheet, _demo_painting(sheet), SIX_CHOICES, _six_rows, {AMOUNT: BALANCED})
+    compared = _folded(sheet, _demo_painting(sheet), SIX_CHOICES, _six_rows, {AMOUNT: BALANCED})
     _saved(sheet, compared, "demo_compare_layers")
 
 
@@ -356,7 +356,7 @@ def compare_sdxl(sheet: Sheet) -> None:
         " with *5 Measure your checkpoint*, and set every size to 512.",
         460,
     )
-    compared = _side_by_side(sheet, _sdxl_painting(sheet), SIX_CHOICES, _two_rows_of_three, {AMOUNT: 0.43})
+    compared = _folded(sheet, _sdxl_painting(sheet), SIX_CHOICES, _two_rows_of_three, {AMOUNT: 0.43})
     sheet.next_column("Result", 760)
     sheet.add("SaveImage", tall=640, images=compared, filename_prefix="compare_layers")
 
@@ -379,7 +379,7 @@ def _compared(sheet: Sheet, shared: Painting, share: Source) -> dict[str, Source
     return rows
 
 
-def _side_by_side(
+def _folded(
     sheet: Sheet, shared: Painting, name: str, draw: Drawn, dials: Mapping[str, float] | None = None, **more: Source
 ) -> Source:
     """One node that holds the branches of a comparison: it takes what they share, and gives the sheet of them all."""
@@ -682,7 +682,7 @@ def structure_demo(sheet: Sheet) -> None:
         (canvas, 0), DEMO,
     )  # fmt: skip
     given = {"control": (control, 0), "edges": (scenes, 2)}
-    rows = _side_by_side(sheet, shared, "Five amounts of structure", _five_structures, **given)
+    rows = _folded(sheet, shared, "Five amounts of structure", _five_structures, **given)
     _saved(sheet, rows, "demo_structure_balanced")
 
 

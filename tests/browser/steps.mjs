@@ -87,7 +87,14 @@ async function add(page, name, type, place) {
   await field.fill(name)
   await page.waitForTimeout(700)
   await page.keyboard.press('Enter')
-  await page.waitForFunction(type => window.app.graph._nodes.at(-1).type === type && !window.app.graph._nodes.at(-1).flags.ghost || window.app.graph._nodes.at(-1).subgraph, type, { timeout: 10_000 })
+  const added = ([type, ghost]) => {
+    const node = window.app.graph._nodes.at(-1)
+    return (node.type === type || node.subgraph) && (ghost || !node.flags.ghost)
+  }
+  await page.waitForFunction(added, [type, true], { timeout: 10_000 })
+  // Newer front ends let the node hang from the pointer until a click.
+  if (await page.evaluate(() => window.app.graph._nodes.at(-1).flags.ghost)) await page.mouse.click(...(await onScreen(page, place)))
+  await page.waitForFunction(added, [type, false], { timeout: 10_000 })
   await page.waitForTimeout(500)
 }
 
