@@ -761,7 +761,7 @@ def structure_sdxl(sheet: Sheet) -> None:
 
 def subject_demo(sheet: Sheet) -> None:
     """The demo model keeps what it paints and takes the surroundings from another picture."""
-    sheet.next_column("Model and background")
+    sheet.next_column("Press Run")
     sheet.note(
         "## Keep the subject, replace the background\n\nThe prompt names a subject; the reference gives everything "
         "around it. **Grad-SAM Blend** looks where the model draws the subject, and takes the rest from the reference. "
@@ -769,10 +769,11 @@ def subject_demo(sheet: Sheet) -> None:
         "**phrase** or the **windows** and press **Run**.",
         340,
     )
+    seen = _seen_first(sheet, demo_scenes.SUBJECT, "demo_")
     model = sheet.add("CBLoadDemoModel")
     picture = sheet.add("CBDemoPictures", "Reference picture", **demo_scenes.SURROUNDINGS)
     sheet.add("PreviewImage", "Reference picture", tall=300, images=(picture, 0))
-    _keep_subject(sheet, model, picture, demo_scenes.SUBJECT, "", DEMO, "demo_")
+    _keep_subject(sheet, model, picture, seen, "", DEMO)
 
 
 def subject_sd15(sheet: Sheet) -> None:
@@ -786,7 +787,7 @@ def subject_sdxl(sheet: Sheet) -> None:
 
 
 def _subject_of_checkpoint(sheet: Sheet, name: str, checkpoint: str, side: int, cfg: float) -> None:
-    sheet.next_column("Model and background")
+    sheet.next_column("Press Run")
     sheet.note(
         f"## Keep the subject, replace the background ({name})\n\n1. Choose your checkpoint.\n2. Load the picture that "
         "gives the background.\n3. Write the prompt, in **phrase** its words for the subject and in **surroundings** "
@@ -796,40 +797,54 @@ def _subject_of_checkpoint(sheet: Sheet, name: str, checkpoint: str, side: int, 
         "Exact background: end the last window at 1.",
         380,
     )
+    words = {"prompt": "a red fox sitting in a meadow, photo", "phrase": "red fox", "surroundings": "meadow"}
+    seen = _seen_first(sheet, words)
     model = sheet.add("CheckpointLoaderSimple", ckpt_name=checkpoint)
     picture = sheet.add("LoadImage", "Picture of the background", tall=360, image="example.png")
     fitted = sheet.add("ImageScale", image=(picture, 0), **SQUARE | {"width": side, "height": side})
-    words = {"prompt": "a red fox sitting in a meadow, photo", "phrase": "red fox", "surroundings": "meadow"}
-    _keep_subject(sheet, model, fitted, words, "blurry, deformed", DEMO | {"steps": 30, "cfg": cfg})
+    _keep_subject(sheet, model, fitted, seen, "blurry, deformed", DEMO | {"steps": 30, "cfg": cfg})
+
+
+class _SeenFirst(NamedTuple):
+    """Nodes of the first band: what is named, and what comes out."""
+
+    subject: int
+    found: int
+    result: int
+
+
+def _seen_first(sheet: Sheet, words: dict[str, str], prefix: str = "") -> _SeenFirst:
+    """What is changed and what is looked at, on one screen above all that lies between."""
+    sheet.next_column("What to keep")
+    subject = sheet.add("CBSubject", **words)
+    sheet.next_column("What was found", 440)
+    found = sheet.add("CBAttributionPreview", tall=480)
+    sheet.next_column("Result", 380)
+    result = sheet.add("SaveImage", "Result", tall=480, filename_prefix=f"{prefix}subject_kept")
+    sheet.next_band()
+    sheet.next_column("Model and background")
+    return _SeenFirst(subject, found, result)
 
 
 def _keep_subject(
-    sheet: Sheet,
-    loaded: int,
-    picture: int,
-    words: dict[str, str],
-    negative: str,
-    sampling: dict[str, Any],
-    prefix: str = "",
+    sheet: Sheet, loaded: int, picture: int, seen: _SeenFirst, negative: str, sampling: dict[str, Any]
 ) -> None:
     """From a model and a reference picture to what the windows found and the blended picture."""
     model, clip, vae = ((loaded, slot) for slot in range(3))
     latent = sheet.add("VAEEncode", pixels=(picture, 0), vae=vae)
-    sheet.next_column("What to keep")
-    subject = sheet.add("CBSubject", clip=clip, **words)
     unwanted = sheet.add("CLIPTextEncode", "Negative", clip=clip, text=negative)
     sheet.next_column("Blend", 420)
-    blend = sheet.add("CBGradSAMBlend", model=model, reference=(latent, 0), subject=(subject, 1))
+    blend = sheet.add("CBGradSAMBlend", model=model, reference=(latent, 0), subject=(seen.subject, 1))
     sheet.next_column("Paint")
     sampled = sheet.add(
-        "KSampler", model=(blend, 0), positive=(subject, 0), negative=(unwanted, 0), latent_image=(blend, 1),
+        "KSampler", model=(blend, 0), positive=(seen.subject, 0), negative=(unwanted, 0), latent_image=(blend, 1),
         **sampling,
     )  # fmt: skip
     decoded = sheet.add("VAEDecode", samples=(sampled, 0), vae=vae)
-    sheet.next_column("What was found", 540)
-    sheet.add("CBAttributionPreview", tall=480, attribution=(blend, 2), after=(sampled, 0), image=(decoded, 0))
-    sheet.next_column("Result", 480)
-    sheet.add("SaveImage", "Result", tall=480, images=(decoded, 0), filename_prefix=f"{prefix}subject_kept")
+    sheet.join(clip, seen.subject, "clip")
+    for source, name in {(blend, 2): "attribution", (sampled, 0): "after", (decoded, 0): "image"}.items():
+        sheet.join(source, seen.found, name)
+    sheet.join((decoded, 0), seen.result, "images")
 
 
 def inversion_demo(sheet: Sheet) -> None:

@@ -54,3 +54,9 @@ def test_pointer_and_keys_move_the_slider_and_nothing_else(seen: dict[str, Any],
 @pytest.mark.parametrize("renderer", RENDERERS)
 def test_it_is_still_there_after_undo_and_reload(seen: dict[str, Any], renderer: str) -> None:
     assert seen[renderer]["undone"]["pairs"] == seen[renderer]["reloaded"]["pairs"] == seen[renderer]["ran"]["pairs"]
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_a_run_leaves_the_node_as_high_as_it_was(seen: dict[str, Any], renderer: str) -> None:
+    before, after = seen[renderer]["heights"]
+    assert before == after

@@ -110,3 +110,9 @@ def test_it_works_inside_a_subgraph(seen: dict[str, Any], renderer: str) -> None
 @pytest.mark.parametrize("renderer", RENDERERS)
 def test_pictures_that_are_gone_are_told(seen: dict[str, Any], renderer: str) -> None:
     assert seen[renderer]["gone"]["note"] == "The server no longer has these pictures: run once more to see them."
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_a_run_leaves_the_node_as_high_as_it_was(seen: dict[str, Any], renderer: str) -> None:
+    before, after = seen[renderer]["heights"]
+    assert before == after

@@ -70,3 +70,9 @@ def test_the_tiles_are_still_there(seen: dict[str, Any], renderer: str, after: s
     found = seen[renderer][after]
     assert (found["names"], found["shown"], found["amount"]) == (AMOUNTS, 6, 0.3)
     assert seen[renderer]["againEnd"]["event"] == "execution_success"
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_a_run_leaves_the_node_as_high_as_it_was(seen: dict[str, Any], renderer: str) -> None:
+    before, after = seen[renderer]["heights"]
+    assert before == after

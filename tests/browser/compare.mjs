@@ -1,7 +1,7 @@
 // Uses the slider of Before and After as a person would, in both renderers. Reads its orders as JSON from the first
 // argument {playwright, browser, url, prompt, pictures} and prints, by renderer, what it saw; screenshots go to `pictures`.
 import { inEachRenderer, runLoaded } from '../../devtools/page.mjs'
-import { afterReload, afterUndo, open } from './stay.mjs'
+import { afterReload, afterUndo, heightOf, open } from './stay.mjs'
 
 const orders = JSON.parse(process.argv[2])
 
@@ -10,8 +10,10 @@ await inEachRenderer(orders, use)
 async function use(page, name, seen) {
   await open(page, orders.prompt, `compare ${name}`)
   seen.empty = await state(page)
+  seen.heights = [await heightOf(page, '.cb-compare')]
   await runLoaded(page)
   seen.ran = await state(page)
+  seen.heights.push(await heightOf(page, '.cb-compare'))
   const before = await position(page)
   const pair = await (await element(page)).$('.cb-compare-pair'), box = await pair.boundingBox()
   await page.mouse.move(box.x + 0.6 * box.width, box.y + 0.5 * box.height)

@@ -1,49 +1,36 @@
 // Uses the layer map as a person would, in both renderers. Reads its orders as JSON from the first argument
 // {playwright, browser, url, profile, pictures} and prints, by renderer, what it saw; screenshots go to `pictures`.
-import { chooseRenderer, RENDERERS, runLoaded, withPage } from '../../devtools/page.mjs'
+import { inEachRenderer, runLoaded } from '../../devtools/page.mjs'
 
 const WAIT = { timeout: 60_000 }
 const LAYER = 'o1.5'
 const orders = JSON.parse(process.argv[2])
 
-await withPage(orders, async (page, complaints) => {
-  const seen = { complaints }
-  for (const name of RENDERERS) {
-    seen[name] = {}
-    await use(page, name, seen[name])
-  }
-  return seen
-})
+await inEachRenderer(orders, use)
 
 async function use(page, name, seen) {
-  try {
-    await chooseRenderer(page, name)
-    await build(page)
-    seen.first = await settled(page)
-    seen.changed = await changed(page, 'lambda', 0.2)
-    seen.window = await changed(page, 'start_percent', 0.5)
-    await page.screenshot({ path: `${orders.pictures}/${name}_dark.png` })
-    await changed(page, 'start_percent', 0)
-    seen.hover = await hover(page)
-    seen.pinned = await press(page, () => page.mouse.down().then(() => page.mouse.up()))
-    seen.excluded = await press(page, () => page.keyboard.press('x'))
-    seen.freed = await press(page, () => page.keyboard.press('Delete'))
-    seen.stillThere = await page.evaluate(() => window.app.graph._nodes.length)
-    seen.kept = await press(page, () => page.keyboard.press('p'))
-    seen.shown = await page.evaluate(() => [...document.querySelectorAll('input, textarea')].map(each => each.value))
-    seen.end = await run(page)
-    seen.summaries = await page.evaluate(() => [...document.querySelectorAll('.cb-summary, .cb-map-line')].map(e => e.textContent))
-    seen.reloaded = await reload(page)
-    seen.pasted = await paste(page)
-    await page.evaluate(() => window.app.extensionManager.setting.set('Comfy.ColorPalette', 'light'))
-    await page.waitForTimeout(1500)
-    await page.screenshot({ path: `${orders.pictures}/${name}_light.png` })
-    await page.evaluate(() => window.app.extensionManager.setting.set('Comfy.ColorPalette', 'dark'))
-    seen.subgraph = await inSubgraph(page)
-  } catch (error) {
-    seen.problem = String(error.stack ?? error)
-    await page.screenshot({ path: `${orders.pictures}/${name}_problem.png` })
-  }
+  await build(page)
+  seen.first = await settled(page)
+  seen.changed = await changed(page, 'lambda', 0.2)
+  seen.window = await changed(page, 'start_percent', 0.5)
+  await page.screenshot({ path: `${orders.pictures}/${name}_dark.png` })
+  await changed(page, 'start_percent', 0)
+  seen.hover = await hover(page)
+  seen.pinned = await press(page, () => page.mouse.down().then(() => page.mouse.up()))
+  seen.excluded = await press(page, () => page.keyboard.press('x'))
+  seen.freed = await press(page, () => page.keyboard.press('Delete'))
+  seen.stillThere = await page.evaluate(() => window.app.graph._nodes.length)
+  seen.kept = await press(page, () => page.keyboard.press('p'))
+  seen.shown = await page.evaluate(() => [...document.querySelectorAll('input, textarea')].map(each => each.value))
+  seen.end = await run(page)
+  seen.summaries = await page.evaluate(() => [...document.querySelectorAll('.cb-summary, .cb-map-line')].map(e => e.textContent))
+  seen.reloaded = await reload(page)
+  seen.pasted = await paste(page)
+  await page.evaluate(() => window.app.extensionManager.setting.set('Comfy.ColorPalette', 'light'))
+  await page.waitForTimeout(1500)
+  await page.screenshot({ path: `${orders.pictures}/${name}_light.png` })
+  await page.evaluate(() => window.app.extensionManager.setting.set('Comfy.ColorPalette', 'dark'))
+  seen.subgraph = await inSubgraph(page)
 }
 
 // A loader, Select Layers and a preview of its picture, big enough to point at.

@@ -1,44 +1,34 @@
 // Uses the mask strip as a person would, in both renderers. Reads its orders as JSON from the first argument
 // {playwright, browser, url, prompt, pictures} and prints, by renderer, what it saw; screenshots go to `pictures`.
-import { chooseRenderer, RENDERERS, runLoaded, withPage } from '../../devtools/page.mjs'
+import { inEachRenderer, runLoaded } from '../../devtools/page.mjs'
+import { heightOf } from './stay.mjs'
 
 const WAIT = { timeout: 60_000 }
 const orders = JSON.parse(process.argv[2])
 
-await withPage(orders, async (page, complaints) => {
-  const seen = { complaints }
-  for (const name of RENDERERS) {
-    seen[name] = {}
-    await use(page, name, seen[name])
-  }
-  return seen
-})
+await inEachRenderer(orders, use)
 
 async function use(page, name, seen) {
-  try {
-    await chooseRenderer(page, name)
-    await load(page)
-    seen.empty = await state(page)
-    seen.end = await runLoaded(page)
-    seen.first = await shown(page, 'overlay')
-    await picture(page, `${name}_overlay_dark`)
-    seen.clicked = await press(page, 'mask', button => button.click())
-    seen.keyed = await press(page, 'map', async button => {
-      await button.focus()
-      await page.keyboard.press('Enter')
-    })
-    await set(page, 'Comfy.ColorPalette', 'light')
-    await picture(page, `${name}_map_light`)
-    await set(page, 'Comfy.ColorPalette', 'dark')
-    seen.reloaded = await reload(page)
-    seen.pasted = await paste(page)
-    await picture(page, `${name}_pasted_dark`)
-    seen.subgraph = await inSubgraph(page, name)
-    seen.gone = await withoutFiles(page)
-  } catch (error) {
-    seen.problem = String(error.stack ?? error)
-    await page.screenshot({ path: `${orders.pictures}/${name}_problem.png` })
-  }
+  await load(page)
+  seen.empty = await state(page)
+  seen.heights = [await heightOf(page, '.cb-strip')]
+  seen.end = await runLoaded(page)
+  seen.first = await shown(page, 'overlay')
+  await picture(page, `${name}_overlay_dark`)
+  seen.heights.push(await heightOf(page, '.cb-strip'))
+  seen.clicked = await press(page, 'mask', button => button.click())
+  seen.keyed = await press(page, 'map', async button => {
+    await button.focus()
+    await page.keyboard.press('Enter')
+  })
+  await set(page, 'Comfy.ColorPalette', 'light')
+  await picture(page, `${name}_map_light`)
+  await set(page, 'Comfy.ColorPalette', 'dark')
+  seen.reloaded = await reload(page)
+  seen.pasted = await paste(page)
+  await picture(page, `${name}_pasted_dark`)
+  seen.subgraph = await inSubgraph(page, name)
+  seen.gone = await withoutFiles(page)
 }
 
 async function set(page, setting, value) {

@@ -18,6 +18,11 @@ export async function open(page, prompt, name) {
   await page.waitForTimeout(1000)
 }
 
+// How high an element is in the page, not on the screen: a run may not change it, or nodes beneath would be covered.
+export async function heightOf(page, selector) {
+  return page.evaluate(selector => document.querySelector(selector).offsetHeight, selector)
+}
+
 export async function afterUndo(page) {
   await page.evaluate(async () => {
     const tracker = window.app.extensionManager.workflow.activeWorkflow.changeTracker

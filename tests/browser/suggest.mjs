@@ -1,7 +1,7 @@
 // Runs Suggest Style Amount and takes amounts by clicking, in both renderers. Reads its orders as JSON from the first
 // argument {playwright, browser, url, prompt, pictures} and prints, by renderer, what it saw; screenshots go to `pictures`.
 import { inEachRenderer, runLoaded } from '../../devtools/page.mjs'
-import { afterReload, afterTabs, open } from './stay.mjs'
+import { afterReload, afterTabs, heightOf, open } from './stay.mjs'
 
 const orders = JSON.parse(process.argv[2])
 
@@ -11,8 +11,10 @@ async function use(page, name, seen) {
   await open(page, orders.prompt, `suggest ${name}`)
   seen.empty = await state(page)
   const before = await steps(page)
+  seen.heights = [await heightOf(page, '.cb-suggest')]
   seen.end = await runLoaded(page)
   seen.ran = await state(page)
+  seen.heights.push(await heightOf(page, '.cb-suggest'))
   seen.steps = (await steps(page)) - before
   await page.screenshot({ path: `${orders.pictures}/${name}_ran.png` })
   await page.locator('.cb-suggest-tile').nth(2).click()
