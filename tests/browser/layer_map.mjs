@@ -69,6 +69,7 @@ async function settled(page, before = '') {
     const line = window.select?.widgets.find(w => w.name === 'cb_layer_map')?.element.querySelector('.cb-map-line')
     return line?.textContent && line.textContent !== before && /layers/.test(line.textContent)
   }, before, WAIT)
+  await page.waitForTimeout(800) // until then it may say what an earlier run said of a node of this number
   return state(page)
 }
 

@@ -92,9 +92,18 @@ async function add(page, name, type, place) {
     return (node.type === type || node.subgraph) && (ghost || !node.flags.ghost)
   }
   await page.waitForFunction(added, [type, true], { timeout: 10_000 })
-  // Newer front ends let the node hang from the pointer until a click.
-  if (await page.evaluate(() => window.app.graph._nodes.at(-1).flags.ghost)) await page.mouse.click(...(await onScreen(page, place)))
+  // Newer front ends let the node hang by its middle from the pointer until a click.
+  if (await page.evaluate(() => window.app.graph._nodes.at(-1).flags.ghost)) {
+    const [x, y] = await onScreen(page, place)
+    await page.mouse.move(x + 200, y + 40, { steps: 4 })
+    await page.waitForTimeout(300)
+    await page.mouse.click(x + 200, y + 40)
+  }
   await page.waitForFunction(added, [type, false], { timeout: 10_000 })
+  await page.evaluate(place => {
+    window.app.graph._nodes.at(-1).pos = place
+    window.app.canvas.deselectAll() // the toolbar of what is selected may cover another node's sockets
+  }, place)
   await page.waitForTimeout(500)
 }
 
