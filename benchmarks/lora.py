@@ -64,7 +64,7 @@ def main() -> None:
     cases = [Case(bench, index) for index in range(len(STYLES))]
     found: dict[str, Any] = {"LoRAs": [case.told() for case in cases]}
     ways = {way: torch.cat([case.judged(case.alone, way) for case in cases]) for way in (*WAYS, DRAWN)}
-    pairs = {way: torch.cat([case.judged(case.paired, way) for case in cases]) for way in (*PAIR_WAYS, DRAWN)}
+    pairs = {way: torch.cat([case.judged(case.paired, way) for case in cases]) for way in PAIR_WAYS}
     found["style"], found["pair"] = summarised(ways), summarised(pairs)
     found["less whole"] = summarised(less(ways, WHOLE, [w for w in WAYS if w not in (NONE, WHOLE)]))
     found["pair, less both whole"] = summarised(less(pairs, BOTH, PAIR_WAYS[4:]))
@@ -240,7 +240,7 @@ class Case:
         """Contact sheets: drawings of the style, then a row for every way."""
         for which in (self.alone, self.paired):
             rows = [self.pictures[: len(which.specs)]]
-            rows += [self.demo.decode(self.latents(which, way)) for way in (*which.ways, DRAWN)]
+            rows += [self.demo.decode(self.latents(which, way)) for way in which.ways]
             harness.sheet(torch.cat(rows), len(which.specs), folder / f"lora {self.index} {which.told}.png")
 
     def told(self) -> dict[str, Any]:

@@ -272,6 +272,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "references, round trip": references_trip,
     "guidance": guidance,
     "guidance, beside sharing": guidance_beside,
+    "lora": lambda: lora("style"),
+    "lora, less whole": lambda: lora_less("less whole"),
+    "lora, pair": lambda: lora("pair"),
+    "lora, pair less both": lambda: lora_less("pair, less both whole"),
     "microcond": microcond,
 }
 
