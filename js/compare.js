@@ -1,23 +1,14 @@
 // Pictures before and after on a node, one over the other, and one slider that says how much of each is seen.
 import { api } from '../../scripts/api.js'
 import { resultOf } from './results.js'
-import { addStyle } from './style.js'
-import { watch } from './watch.js'
-import { loadWords } from './words.js'
+import { View, keepPresses, make } from './view.js'
 
 const NAME = 'cb_compare'
-const HEIGHT = 320, TALLEST = 4000 // the same before a run and after it, so that a run moves no node
+const HEIGHT = 320
 
-export class Compare {
+export class Compare extends View {
   constructor(node) {
-    Object.assign(this, { node, words: null, shown: null })
-    addStyle()
-    this.build()
-    this.addWidget()
-    loadWords().then(words => {
-      this.words = words
-    })
-    watch(this, node)
+    super(node, NAME, HEIGHT)
   }
 
   build() {
@@ -33,12 +24,6 @@ export class Compare {
       this.slider.addEventListener(name, event => event.stopPropagation())
     }
     this.moveTo(50)
-  }
-
-  addWidget() {
-    const options = { serialize: false, hideOnZoom: false, getMinHeight: () => HEIGHT, getMaxHeight: () => TALLEST }
-    const widget = this.node.addDOMWidget(NAME, NAME, this.element, options)
-    widget.serialize = false // it is no input: neither the workflow nor the prompt keeps it
   }
 
   // Draws what has changed since the last look.
@@ -73,7 +58,7 @@ export class Compare {
     }
     pair.addEventListener('pointerdown', drag)
     pair.addEventListener('pointermove', drag)
-    for (const name of ['mousedown', 'dblclick']) pair.addEventListener(name, event => event.stopPropagation())
+    keepPresses(pair)
     return pair
   }
 
@@ -89,8 +74,4 @@ export class Compare {
     this.slider.value = place
     this.element.style.setProperty('--cb-compare-at', `${this.slider.value}%`)
   }
-}
-
-function make(tag, className, text = '') {
-  return Object.assign(document.createElement(tag), { className, textContent: text })
 }

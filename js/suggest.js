@@ -4,25 +4,16 @@ import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
 import { linkInto, nodeAt, widgetOf } from './graph.js'
 import { resultOf } from './results.js'
-import { addStyle } from './style.js'
-import { watch } from './watch.js'
-import { loadWords } from './words.js'
+import { View, make, makeButton } from './view.js'
 
 const NAME = 'cb_suggest'
-const HEIGHT = 330, TALLEST = 4000 // the same before a run and after it, so that a run moves no node
+const HEIGHT = 330
 const CURVE_WIDTH = 300, CURVE_HEIGHT = 60, EDGE = 6
 const SVG = 'http://www.w3.org/2000/svg'
 
-export class Suggestions {
+export class Suggestions extends View {
   constructor(node) {
-    Object.assign(this, { node, words: null, shown: null })
-    addStyle()
-    this.build()
-    this.addWidget()
-    loadWords().then(words => {
-      this.words = words
-    })
-    watch(this, node)
+    super(node, NAME, HEIGHT)
   }
 
   build() {
@@ -30,30 +21,10 @@ export class Suggestions {
     this.tiles = make('div', 'cb-suggest-tiles')
     this.tiles.setAttribute('role', 'group')
     this.curve = make('div', 'cb-suggest-curve')
-    this.best = this.button('cb-suggest-best', () => this.take(this.result().suggested))
+    this.best = makeButton('cb-suggest-best', () => this.take(this.result().suggested))
     this.note = make('div', 'cb-suggest-note')
     this.note.setAttribute('role', 'status')
     this.element.append(this.tiles, this.curve, this.best, this.note)
-  }
-
-  button(className, act) {
-    const button = Object.assign(make('button', className), { type: 'button' })
-    button.addEventListener('click', event => {
-      event.stopPropagation()
-      act()
-    })
-    // The button belongs to the tiles: a press must not drag the node, Enter and Space must not reach the canvas.
-    for (const name of ['pointerdown', 'mousedown', 'dblclick']) {
-      button.addEventListener(name, event => event.button === 0 && event.stopPropagation())
-    }
-    button.addEventListener('keydown', event => ['Enter', ' '].includes(event.key) && event.stopPropagation())
-    return button
-  }
-
-  addWidget() {
-    const options = { serialize: false, hideOnZoom: false, getMinHeight: () => HEIGHT, getMaxHeight: () => TALLEST }
-    const widget = this.node.addDOMWidget(NAME, NAME, this.element, options)
-    widget.serialize = false // it is no input: neither the workflow nor the prompt keeps it
   }
 
   result() {
@@ -95,7 +66,7 @@ export class Suggestions {
   }
 
   tile({ amounts, style, content, files }, place, taken) {
-    const tile = this.button('cb-suggest-tile', () => this.take(amounts[place]))
+    const tile = makeButton('cb-suggest-tile', () => this.take(amounts[place]))
     const src = api.apiURL(`/view?${new URLSearchParams(files[place])}`)
     const name = amounts[place] ? String(amounts[place]) : this.words('suggestNone')
     const picture = Object.assign(make('img', ''), { alt: '', draggable: false, src })
@@ -149,8 +120,4 @@ function draw(tag, values) {
   const element = document.createElementNS(SVG, tag)
   for (const [name, value] of Object.entries(values)) element.setAttribute(name, value)
   return element
-}
-
-function make(tag, className, text = '') {
-  return Object.assign(document.createElement(tag), { className, textContent: text })
 }

@@ -2,6 +2,7 @@
 // always there, so that a run changes nothing that undo could take back.
 import { errorOf, resultOf, warningOf } from './results.js'
 import { addStyle } from './style.js'
+import { addWidget } from './view.js'
 import { watch } from './watch.js'
 
 const NAME = 'cb_summary', HEIGHT = 34, MARGIN = 4, TALLEST = 120
@@ -12,12 +13,7 @@ export class Summary {
     this.node = node
     this.element = Object.assign(document.createElement('div'), { className: 'cb-summary' })
     this.element.setAttribute('role', 'status')
-    const options = {
-      serialize: false, hideOnZoom: false, margin: MARGIN, getMinHeight: () => HEIGHT + 2 * MARGIN,
-      getMaxHeight: () => TALLEST,
-    }
-    const widget = node.addDOMWidget(NAME, NAME, this.element, options)
-    widget.serialize = false // it is no input: neither the workflow nor the prompt keeps it
+    addWidget(node, NAME, this.element, HEIGHT + 2 * MARGIN, { margin: MARGIN, getMaxHeight: () => TALLEST })
     watch(this, node)
   }
 

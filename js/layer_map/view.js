@@ -3,30 +3,21 @@ import { app } from '../../../scripts/app.js'
 import { widgetOf } from '../graph.js'
 import { resultOf } from '../results.js'
 import { ask } from '../server.js'
-import { addStyle } from '../style.js'
 import { say } from '../summary.js'
-import { watch } from '../watch.js'
-import { loadWords } from '../words.js'
+import { View, keepPresses, make } from '../view.js'
 import { EXCLUDED, SELECTED, cellAt, draw, layout, short } from './draw.js'
 import { isLinked, profileOf, selectionValues } from './graph.js'
 
 const NAME = 'cb_layer_map'
-const HEIGHT = 300, TALLEST = 1200 // the same before a run and after it, so that a run moves no node
+const HEIGHT = 300
 const KEYS = { Enter: 'next', ' ': 'next', p: 'pin', x: 'exclude', Delete: 'free', Backspace: 'free' }
 const MOVES = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }
 
-export class LayerMap {
+export class LayerMap extends View {
   constructor(node, editable) {
-    Object.assign(this, { node, editable, map: null, selection: null, cursor: null, plan: null, words: null })
-    Object.assign(this, { linked: [], error: null, seenResult: null, clicks: Promise.resolve() })
-    addStyle()
-    this.build()
-    this.addWidget()
-    watch(this, node)
+    const nothing = { map: null, selection: null, cursor: null, plan: null, error: null, seenResult: null }
+    super(node, NAME, HEIGHT, { editable, linked: [], clicks: Promise.resolve(), ...nothing })
     if (editable) renew(node)
-    loadWords().then(words => {
-      this.words = words
-    })
   }
 
   build() {
@@ -48,22 +39,8 @@ export class LayerMap {
     this.canvas.addEventListener('click', event => this.click(event))
     this.canvas.addEventListener('keydown', event => this.press(event))
     this.canvas.addEventListener('blur', () => this.moveTo(null))
-    // The canvas belongs to the map: a press on it must not drag the node.
-    for (const name of ['pointerdown', 'mousedown', 'dblclick']) {
-      this.canvas.addEventListener(name, event => event.button === 0 && event.stopPropagation())
-    }
+    keepPresses(this.canvas)
     new ResizeObserver(() => this.paintSoon()).observe(this.plot)
-  }
-
-  addWidget() {
-    const options = {
-      serialize: false,
-      hideOnZoom: false,
-      getMinHeight: () => HEIGHT,
-      getMaxHeight: () => TALLEST,
-    }
-    const widget = this.node.addDOMWidget(NAME, NAME, this.element, options)
-    widget.serialize = false // it is no input: neither the workflow nor the prompt keeps it
   }
 
   // Asks for what has changed since the last look.
@@ -298,10 +275,6 @@ function inWords({ some, of, mostly, each, always, start, end }, words) {
 
 function write(element, text) {
   if (element.textContent !== text) element.textContent = element.title = text
-}
-
-function make(tag, className, text = '') {
-  return Object.assign(document.createElement(tag), { className, textContent: text })
 }
 
 function mark(sign, colour, words) {

@@ -2,25 +2,16 @@
 import { api } from '../../../scripts/api.js'
 import { app } from '../../../scripts/app.js'
 import { resultOf } from '../results.js'
-import { addStyle } from '../style.js'
-import { watch } from '../watch.js'
-import { loadWords } from '../words.js'
+import { View, make, makeButton } from '../view.js'
 
 const NAME = 'cb_mask_strip'
 const VIEW = 'cb_strip_view' // a property of the node, saved with the workflow
 const VIEWS = ['map', 'mask', 'overlay'], FIRST_VIEW = 'overlay'
-const HEIGHT = 280, TALLEST = 4000 // the same before a run and after it, so that a run moves no node
+const HEIGHT = 280
 
-export class MaskStrip {
+export class MaskStrip extends View {
   constructor(node) {
-    Object.assign(this, { node, words: null, shown: null })
-    addStyle()
-    this.build()
-    this.addWidget()
-    loadWords().then(words => {
-      this.words = words
-    })
-    watch(this, node)
+    super(node, NAME, HEIGHT)
   }
 
   build() {
@@ -36,29 +27,9 @@ export class MaskStrip {
   }
 
   button(view) {
-    const button = Object.assign(make('button', ''), { type: 'button' })
+    const button = makeButton('', () => this.choose(view))
     button.dataset.view = view
-    button.addEventListener('click', event => {
-      event.stopPropagation()
-      this.choose(view)
-    })
-    // The switch belongs to the strip: a press must not drag the node, Enter and Space must not reach the canvas.
-    for (const name of ['pointerdown', 'mousedown', 'dblclick']) {
-      button.addEventListener(name, event => event.button === 0 && event.stopPropagation())
-    }
-    button.addEventListener('keydown', event => ['Enter', ' '].includes(event.key) && event.stopPropagation())
     return button
-  }
-
-  addWidget() {
-    const options = {
-      serialize: false,
-      hideOnZoom: false,
-      getMinHeight: () => HEIGHT,
-      getMaxHeight: () => TALLEST,
-    }
-    const widget = this.node.addDOMWidget(NAME, NAME, this.element, options)
-    widget.serialize = false // it is no input: neither the workflow nor the prompt keeps it
   }
 
   windows() {
@@ -118,8 +89,4 @@ export class MaskStrip {
 // The batch of one window is laid out in a square.
 function columnsOf(count) {
   return Math.max(Math.ceil(Math.sqrt(count)), 1)
-}
-
-function make(tag, className, text = '') {
-  return Object.assign(document.createElement(tag), { className, textContent: text })
 }
