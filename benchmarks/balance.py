@@ -79,7 +79,7 @@ class Job(NamedTuple):
 
 def main() -> None:
     chosen = harness.options(
-        __doc__, references=16, unseen=12, prompts=1, steps=12, cfg=harness.CFG, workers=2, chart="", setting="",
+        __doc__, references=16, unseen=16, prompts=1, steps=12, cfg=harness.CFG, workers=2, chart="", setting="",
         prepared=harness.PREPARED, weights=models.WEIGHTS,
     )  # fmt: skip
     torch.set_num_threads(1)

@@ -90,15 +90,15 @@ def settings_of_sampling() -> str:
     )
 
 
-def balance(setting: str) -> str:
+def balance(setting: str, file: str = "balance") -> str:
     shares = ("content", "one subject", "both of two", "place", "leaked")
     columns = {"style distance": plain(3), "hand distance": plain(3)} | dict.fromkeys(shares, percent)
-    return measures(results("balance")["settings"][setting], columns, "layers, lambda")
+    return measures(results(file)["settings"][setting], columns, "layers, lambda")
 
 
-def balance_at_equal_style(setting: str) -> str:
+def balance_at_equal_style(setting: str, file: str = "balance") -> str:
     columns = dict.fromkeys(("content", "subjects", "sure of the subjects", "place", "leaked"), points)
-    return measures(results("balance")["at equal style"][setting], columns, "")
+    return measures(results(file)["at equal style"][setting], columns, "")
 
 
 def swaps() -> str:
@@ -253,6 +253,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "sampling": settings_of_sampling,
     "balance, known hands": lambda: balance("known hands"),
     "balance, at equal style": lambda: balance_at_equal_style("known hands"),
+    "balance, unseen hands": lambda: balance("unseen hands", "balance_unseen"),
+    "balance, unseen hands at equal style": lambda: balance_at_equal_style("unseen hands", "balance_unseen"),
     "swaps": swaps,
     "swaps, moved": swaps_moved,
     "layers, agreement": layers_agreement,
