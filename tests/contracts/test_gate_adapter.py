@@ -113,11 +113,10 @@ def test_a_window_that_is_over_is_no_adapter_from_there_on() -> None:
 def test_two_adapters_each_under_a_gate_of_its_own() -> None:
     """The pack adds its second adapter to the first one's object; each gate takes its own adapter, in any branch."""
     of = model("sd15")
-    first = gated(adapted(of, 3), "-all")
-    assert_close(run(gated(adapted(first, 4), "all")), run(adapted(of, 4)), 1e-3)
+    assert_close(run(gated(adapted(gated(adapted(of, 3), "-all"), 4), "all")), run(adapted(of, 4)), 1e-3)
     assert_close(run(gated(adapted(gated(adapted(of, 3)), 4), "-all")), run(adapted(of, 3)), 1e-3)
     assert torch.equal(run(gated(adapted(gated(adapted(of, 3)), 4))), run(adapted(adapted(of, 3), 4)))
-    assert_close(run(adapted(first, 4)), run(adapted(of, 4)), 1e-3)
+    assert_close(run(adapted(gated(adapted(of, 3), "-all"), 4)), run(adapted(of, 4)), 1e-3)
 
 
 def test_what_came_in_behind_the_gate_is_named(caplog: pytest.LogCaptureFixture) -> None:
