@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import sys
 import types
@@ -18,6 +19,7 @@ def start_comfy(*flags: str) -> None:
 
     ComfyUI parses the command line when it is first imported, so it must not see the arguments of pytest or a script.
     """
+    logging.getLogger().addFilter(_not_of_sound)
     sys.path.insert(0, os.environ["COMFYUI_PATH"])
     argv, sys.argv = sys.argv, [sys.argv[0], *_cpu_flag(), *flags]
     try:
@@ -28,6 +30,11 @@ def start_comfy(*flags: str) -> None:
         import utils.extra_config  # noqa: F401 - as main.py does, before nodes.py puts comfy/utils.py in front of it
     finally:
         sys.argv = argv
+
+
+def _not_of_sound(record: logging.LogRecord) -> bool:
+    """Leaves out what ComfyUI says where torchaudio is missing: no picture needs it, and it would follow a summary."""
+    return "torchaudio missing" not in record.getMessage()
 
 
 def _cpu_flag() -> list[str]:
