@@ -50,8 +50,12 @@ def command(pictures: Path, out: Path, *more: str) -> list[str]:
     return [str(part) for part in (*script, "demo", pictures, out, *levels, *more)]
 
 
+# As many threads as each of two actors has on this machine: another number of them rounds moments otherwise.
+THREADS = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2))}
+
+
 def run(pictures: Path, out: Path, *more: str) -> subprocess.CompletedProcess:
-    done = subprocess.run(command(pictures, out, *more), capture_output=True, text=True)
+    done = subprocess.run(command(pictures, out, *more), env=os.environ | THREADS, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
