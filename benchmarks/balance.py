@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness
-from benchmarks.harness import PROFILES, Demo, Painted, Paintings, Truth, described
+from benchmarks.harness import PROFILES, Demo, Painted, Paintings, Truth
 from conditional_balance.engine.gates import LayerGate, RankedGate, WrittenGate, policy_of
 from conditional_balance.engine.grammar import parse
 from conditional_balance.engine.profile import SensitivityProfile
@@ -235,14 +235,7 @@ def summarised(measured: dict[str, dict[str, Tensor]], chosen: Any) -> dict[str,
 
 
 def row(values: Tensor) -> dict[str, Any]:
-    """Means of measures [references, scenes, MEASURES]; the first half of the scenes are of one subject."""
-    groups = torch.arange(len(values)).repeat_interleave(values.shape[1])
-    flat = values.flatten(0, 1)
-    found = {name: described(flat[:, column], groups) for column, name in enumerate(MEASURES)}
-    for name, scenes_so in zip(("one subject", "both of two"), values.chunk(2, 1), strict=True):
-        right = scenes_so[:, :, MEASURES.index("subjects")]
-        found[name] = described(right.flatten(), torch.arange(len(right)).repeat_interleave(right.shape[1]))
-    return found
+    return harness.means(values, MEASURES)
 
 
 def at_equal_amount(measured: dict[str, Tensor], one: str, other: str) -> dict[str, Any]:

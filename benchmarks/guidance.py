@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness
-from benchmarks.harness import CFG, PROFILES, Demo, Painted, Paintings, described
+from benchmarks.harness import CFG, PROFILES, Demo, Painted, Paintings
 from conditional_balance.engine.gates import LayerGate, RankedGate, WrittenGate
 from conditional_balance.engine.grammar import parse
 from conditional_balance.engine.profile_file import load
@@ -190,14 +190,7 @@ def summarised(measured: dict[str, Tensor], chosen: argparse.Namespace) -> dict[
 
 
 def row(values: Tensor) -> dict[str, Any]:
-    """Means over scenes and references; the first half of the scenes are of one subject."""
-    groups = torch.arange(len(values)).repeat_interleave(values.shape[1])
-    flat = values.flatten(0, 1)
-    found = {name: described(flat[:, column], groups) for column, name in enumerate(MEASURES)}
-    for name, half in zip(("one subject", "both of two"), values.chunk(2, 1), strict=True):
-        right = half[:, :, MEASURES.index("subjects")]
-        found[name] = described(right.flatten(), torch.arange(len(right)).repeat_interleave(right.shape[1]))
-    return found
+    return harness.means(values, MEASURES)
 
 
 if __name__ == "__main__":

@@ -226,6 +226,18 @@ def described(values: Tensor, groups: Tensor, statistic: Callable[[Tensor], Tens
     return {"mean": round(float(statistic(values)), 4), "low": round(low, 4), "high": round(high, 4)}
 
 
+def means(values: Tensor, measures: Sequence[str]) -> dict[str, Any]:
+    """Of measures [references, scenes, M], with intervals over references; the first half of the scenes are of one
+    subject."""
+    groups = torch.arange(len(values)).repeat_interleave(values.shape[1])
+    flat = values.flatten(0, 1)
+    found = {name: described(flat[:, column], groups) for column, name in enumerate(measures)}
+    for name, half in zip(("one subject", "both of two"), values.chunk(2, 1), strict=True):
+        right = half[:, :, measures.index("subjects")]
+        found[name] = described(right.flatten(), torch.arange(len(right)).repeat_interleave(right.shape[1]))
+    return found
+
+
 def auc(same: Tensor, different: Tensor) -> float:
     """Probability that a same-style distance is below a different-style one."""
     ordered = different.flatten().sort().values

@@ -166,6 +166,17 @@ def test_a_folder_of_another_run_is_refused(loaded, pictures: Path, tmp_path: Pa
             parts_of(loaded, pictures, tmp_path / "work", seed=1)
 
 
+def test_a_folder_cut_into_other_tasks_is_refused(
+    loaded, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an earlier version may have left it: its files would count some pairs twice."""
+    with torch.inference_mode():
+        parts_of(loaded, pictures, tmp_path / "work")
+        monkeypatch.setattr("conditional_balance.runtime.profile.parts.CHUNKS", 2)
+        with pytest.raises(ValueError, match="another run"):
+            parts_of(loaded, pictures, tmp_path / "work")
+
+
 def test_wrong_names_are_one_sentence(tmp_path: Path) -> None:
     script = [sys.executable, ROOT / "devtools" / "run.py", ROOT / "devtools" / "profile.py"]
     done = subprocess.run([*script, "none.safetensors", tmp_path, tmp_path / "out"], capture_output=True, text=True)

@@ -162,10 +162,14 @@ def _level(file: Any, level: int) -> Level:
 
 
 def _identity(run: Measurement, prompts: Mapping[str, Any]) -> str:
-    """A hash of all that decides what is measured; pictures by name, size on the disk and time of change."""
+    """A hash of all that decides what is measured, and of how it is cut: another cut would count pairs twice or never.
+
+    Pictures go by name, size on the disk and time of change.
+    """
     pictures = [_about(image) for cluster in run.clusters for image in cluster.images]
     series = [[cluster.name, list(cluster.subjects)] for cluster in run.clusters]
-    facts = [fingerprint_of(run.model), vars(run.settings), run.size, dict(prompts), series, pictures]
+    cut = [LARGEST_CHUNK, CHUNKS, TILES]
+    facts = [fingerprint_of(run.model), vars(run.settings), run.size, dict(prompts), series, pictures, cut]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
