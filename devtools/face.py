@@ -1,18 +1,24 @@
 """Writes what people read about the nodes from their schemas: python devtools/run.py devtools/face.py
 
 Help pages js/docs/<NodeId>.md join the hand-written docs/nodes/<NodeId>.md to tables of inputs and outputs and to the
-node's figure, js/docs/figures/<NodeId>.webp, which `python dev.py pictures` makes;
-locales/en/nodeDefs.json holds the schemas' own words. Other languages are written by hand; what they lack is listed.
+node's figure, js/docs/figures/<NodeId>.webp, which `python dev.py pictures` makes; js/docs/<NodeId>/<language>.md join
+docs/nodes/<language>/<NodeId>.md to the same. locales/en/nodeDefs.json holds the schemas' own words. Other languages
+are written by hand; what they lack is listed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import collections
+import functools
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from devtools.translations import PAGE_WORDS, PageWords, late, short, split
 
 ROOT = Path(__file__).resolve().parent.parent
 PROSE, PAGES, LOCALES = ROOT / "docs" / "nodes", ROOT / "js" / "docs", ROOT / "locales"
@@ -33,38 +39,64 @@ def figure_of(node_id: str) -> Path:
     return FIGURES / f"{node_id}.webp"
 
 
-def page(schema: Any) -> str:
-    """The help page of a node. Raises FileNotFoundError when nobody has written its prose."""
-    prose = (PROSE / f"{schema.node_id}.md").read_text(encoding="utf-8").strip()
-    about, *sections = prose.split("\n## ")
-    caption, rest = _caption(sections)
+def prose_of(node_id: str, language: str = "en") -> Path:
+    """The file of a node's hand-written page."""
+    return PROSE / ("" if language == "en" else language) / f"{node_id}.md"
+
+
+def page_of(node_id: str, language: str = "en") -> Path:
+    """The file of a node's help page, where ComfyUI's front end looks for it."""
+    return PAGES / f"{node_id}.md" if language == "en" else PAGES / node_id / f"{language}.md"
+
+
+def page(schema: Any, language: str = "en") -> str:
+    """The help page of a node. Raises FileNotFoundError when nobody has written its prose in this language.
+
+    The front end resolves a picture's path from js/docs/, whatever the language.
+    """
+    words, names = PAGE_WORDS[language], _names(schema, language)
+    about, *sections = split(prose_of(schema.node_id, language).read_text(encoding="utf-8"))[0].strip().split("\n## ")
+    caption, rest = _caption(sections, words)
     figure = figure_of(schema.node_id).relative_to(PAGES).as_posix()
-    parts = [f"# {schema.display_name}", about.strip(), f"![{caption}]({figure})", f"*{caption}*"]
-    parts += ["## Inputs", _inputs(schema)]
+    parts = [f"# {names['display_name']}", about.strip(), f"![{caption}]({figure})", f"*{caption}*"]
+    parts += [f"## {words.inputs}", _inputs(schema, words, names["inputs"])]
     if schema.outputs:
-        parts += ["## Outputs", _outputs(schema)]
+        parts += [f"## {words.outputs}", _outputs(schema, words, names["outputs"])]
     return "\n\n".join([*parts, *(f"## {section.strip()}" for section in rest)]) + "\n"
 
 
-def _caption(sections: Sequence[str]) -> tuple[str, list[str]]:
+def _names(schema: Any, language: str) -> dict[str, Any]:
+    """A node's words as its help page shows them: in English inputs go by their ids, as in a saved workflow."""
+    if language != "en":
+        return read_words(language)[schema.node_id]
+    words = node_words(schema)
+    return {**words, "inputs": {name: {**each, "name": name} for name, each in words["inputs"].items()}}
+
+
+def _caption(sections: Sequence[str], words: PageWords) -> tuple[str, list[str]]:
     """What the section 'Figure' says, in one line, and the other sections."""
-    captions = [section.partition("\n")[2] for section in sections if section.startswith("Figure\n")]
-    return _cell("".join(captions)), [section for section in sections if not section.startswith("Figure\n")]
+    head = f"{words.figure}\n"
+    captions = [section.removeprefix(head) for section in sections if section.startswith(head)]
+    return _cell("".join(captions)), [section for section in sections if not section.startswith(head)]
 
 
-def _inputs(schema: Any) -> str:
-    head = ["| input | type | default | range | what it does |", "| --- | --- | --- | --- | --- |"]
+def _inputs(schema: Any, words: PageWords, names: Mapping[str, Any]) -> str:
+    head = [words.input_head, "| --- | --- | --- | --- | --- |"]
     rows = [
-        f"| {each.id}{' (optional)' if each.optional else ''} | {_type(each)} | {_default(each)} | {_span(each)} "
-        f"| {_cell(each.tooltip)} |"
+        f"| {names[each.id]['name']}{words.optional if each.optional else ''} | {_type(each)} "
+        f"| {_default(each, words)} | {_span(each, words)} | {_cell(names[each.id]['tooltip'])} |"
         for each in schema.inputs
     ]
     return "\n".join(head + rows)
 
 
-def _outputs(schema: Any) -> str:
-    head = ["| output | type | what it is |", "| --- | --- | --- |"]
-    rows = [f"| {_name(each)} | {each.get_io_type()} | {_cell(each.tooltip)} |" for each in schema.outputs]
+def _outputs(schema: Any, words: PageWords, names: Mapping[str, Any]) -> str:
+    head = [words.output_head, "| --- | --- | --- |"]
+    said = [names[str(slot)] for slot in range(len(schema.outputs))]
+    rows = [
+        f"| {told['name']} | {_type(each)} | {_cell(told['tooltip'])} |"
+        for each, told in zip(schema.outputs, said, strict=True)
+    ]
     return "\n".join(head + rows)
 
 
@@ -72,20 +104,20 @@ def _type(each: Any) -> str:
     return str(each.get_io_type())
 
 
-def _default(each: Any) -> str:
+def _default(each: Any, words: PageWords) -> str:
     default = getattr(each, "default", None)
-    return "" if default is None else f"`{_cell(default)}`" if str(default) else "empty"
+    return "" if default is None else f"`{_cell(default)}`" if str(default) else words.empty
 
 
-def _span(each: Any) -> str:
+def _span(each: Any, words: PageWords) -> str:
     options = getattr(each, "options", None)
     if options is not None:
         files = each.default is None or all(str(option).endswith(".safetensors") for option in options)
-        return "files found" if files else ", ".join(_cell(option) for option in options)
+        return words.files if files else words.comma.join(_cell(option) for option in options)
     low, high = getattr(each, "min", None), getattr(each, "max", None)
     if low is None or high is None:
         return ""
-    return f"{low:g} to {high:g}" if high < UNBOUNDED else f"{low:g} or more"
+    return words.span.format(low=low, high=high) if high < UNBOUNDED else words.least.format(low=low)
 
 
 def _name(output: Any) -> str:
@@ -122,19 +154,33 @@ def missing(words: Mapping[str, Any], wanted: Mapping[str, Any], at: str = "") -
             yield f"{at}{key}"
 
 
+@functools.cache
 def read_words(language: str, name: str = "nodeDefs") -> dict[str, Any]:
     return json.loads((LOCALES / language / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def names_shown(schema: Any, language: str) -> dict[str, set[str]]:
+    """What a user of this language sees for each name that a node's English page may put in italics."""
+    english, theirs, shown = all_words(), read_words(language), collections.defaultdict(set)
+    for node_id, words in english.items():
+        for name in re.findall(r"[A-Z][^()]*", words["display_name"]):  # 'Keep Subject (Grad-SAM Blend)' goes by both
+            shown[name.strip()].add(short(theirs[node_id]["display_name"]))
+    for part in ("inputs", "outputs"):
+        for key, each in english[schema.node_id].get(part, {}).items():
+            for name in {key, each["name"]}:
+                shown[name].add(theirs[schema.node_id][part][key]["name"])
+    for options in (getattr(each, "options", None) or () for each in schema.inputs):
+        for option in map(str, options):
+            shown[option].add(option)
+    return shown
+
+
 def main() -> int:
-    """Write pages and English words; 1 when prose or a translation is missing."""
+    """Write pages and English words; 1 when prose or a translation is missing or late."""
     lacking = []
-    PAGES.mkdir(parents=True, exist_ok=True)
     for schema in schemas():
-        try:
-            (PAGES / f"{schema.node_id}.md").write_text(page(schema), encoding="utf-8")
-        except FileNotFoundError:
-            lacking.append(f"docs/nodes/{schema.node_id}.md")
+        for language in ("en", *WRITTEN_BY_HAND):
+            lacking += _write(schema, language)
     english = all_words()
     (LOCALES / "en" / "nodeDefs.json").write_text(
         json.dumps(english, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
@@ -143,6 +189,19 @@ def main() -> int:
         lacking += [f"locales/{language}/nodeDefs.json: {path}" for path in missing(read_words(language), english)]
     print("\n".join(f"missing: {what}" for what in lacking) or "Every node has its page and its words.")
     return 1 if lacking else 0
+
+
+def _write(schema: Any, language: str) -> Iterator[str]:
+    """Write one help page; what it lacks."""
+    prose, shown = prose_of(schema.node_id, language), page_of(schema.node_id, language)
+    if not prose.exists():
+        yield prose.relative_to(ROOT).as_posix()
+        return
+    shown.parent.mkdir(parents=True, exist_ok=True)
+    shown.write_text(page(schema, language), encoding="utf-8")
+    english = prose_of(schema.node_id).read_text(encoding="utf-8")
+    if language != "en" and (cure := late(english, prose.read_text(encoding="utf-8"))):
+        yield f"{prose.relative_to(ROOT).as_posix()} is of an older page: {cure}"
 
 
 if __name__ == "__main__":

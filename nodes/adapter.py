@@ -34,7 +34,7 @@ class CBGateAdapter(io.ComfyNode):
                 ),
                 Gate.Input(
                     "gate",
-                    tooltip="The layers at which the adapter acts, from Select Layers by Sensitivity or Layer Gate: at "
+                    tooltip="The layers at which the adapter acts, from Select Layers or Layer Gate: at "
                     "weight 1 as it was applied, at 0.5 by half, at 0 not at all.",
                 ),
                 *window_inputs(),

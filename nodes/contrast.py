@@ -31,7 +31,7 @@ class CBLayerContrast(io.ComfyNode):
                 io.Model.Input(
                     "model", tooltip="A model of any supported family. Chain it with CFG, PAG and others in any order."
                 ),
-                Gate.Input("gate", tooltip="The layers whose style guides, from Select Layers by Sensitivity."),
+                Gate.Input("gate", tooltip="The layers whose style guides, from Select Layers."),
                 io.Float.Input(
                     "strength",
                     default=1.5,

@@ -30,7 +30,7 @@ class CBLayerPrompt(io.ComfyNode):
                     "conditioning",
                     tooltip="The other prompt, encoded with this model's CLIP; the first one of a combination is used.",
                 ),
-                Gate.Input("gate", tooltip="The layers that read it, from Select Layers by Sensitivity or Layer Gate."),
+                Gate.Input("gate", tooltip="The layers that read it, from Select Layers or Layer Gate."),
                 *window_inputs(),
             ],
             outputs=[patched_model()],

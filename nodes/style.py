@@ -325,9 +325,7 @@ class CBStyleInjection(io.ComfyNode):
                     tooltip="SD1.5, SDXL or a finetune of either. Experimental on transformers: SD3.5, Flux, Chroma, "
                     "Qwen-Image, Z-Image, Lumina2, AuraFlow, Wan, HunyuanVideo, Cosmos.",
                 ),
-                Gate.Input(
-                    "gate", tooltip="The layers that take style, from Select Layers by Sensitivity or Layer Gate."
-                ),
+                Gate.Input("gate", tooltip="The layers that take style, from Select Layers or Layer Gate."),
                 *_strength_inputs(),
                 *window_inputs(),
                 Reference.Input(

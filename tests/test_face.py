@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from devtools import face, figures
+from devtools import face, figures, translations
 
 SCHEMAS = face.schemas()
 CURE = "run `python devtools/run.py devtools/face.py`"
@@ -55,6 +55,62 @@ def test_every_node_has_its_way_to_a_figure() -> None:
 def test_no_page_is_left_of_a_node_that_is_gone() -> None:
     ids = {schema.node_id for schema in SCHEMAS}
     assert {path.stem for folder in (face.PROSE, face.PAGES) for path in folder.glob("*.md")} <= ids
+    assert {path.stem for path in face.PROSE.glob("*/*.md")} | {
+        path.parent.name for path in face.PAGES.glob("*/*.md")
+    } <= ids
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: schema.node_id)
+@pytest.mark.parametrize("language", face.WRITTEN_BY_HAND)
+def test_the_help_page_is_translated(language: str, schema: Any) -> None:
+    """Whole, from the English page as it is now, and with the names that the user finds on the nodes."""
+    written, shown = face.prose_of(schema.node_id, language), face.page_of(schema.node_id, language)
+    if not written.exists():
+        pytest.skip("waiting")
+    assert written.exists(), f"translate docs/nodes/{schema.node_id}.md into {written.relative_to(face.ROOT)}"
+    english, theirs = face.prose_of(schema.node_id).read_text(encoding="utf-8"), written.read_text(encoding="utf-8")
+    assert translations.late(english, theirs) == "", written.relative_to(face.ROOT)
+    assert list(translations.differences(english, theirs, language)) == []
+    assert list(translations.names_missing(english, theirs, face.names_shown(schema, language))) == []
+    assert shown.exists() and shown.read_text(encoding="utf-8") == face.page(schema, language), CURE
+    assert f"](figures/{schema.node_id}.webp)" in face.page(schema, language)
+
+
+ENGLISH = "Paints at 0.5.\n\n## Figure\n\nA picture.\n\n## When not to use it\n\n- With *model* or `x`."
+CHINESE = "以 0.5 绘制。\n\n## 图\n\n一张图片。\n\n## 不适用的情况\n\n- 使用 *模型* 或 `x`。"
+STAMP = f"\n\n<!-- english: {translations.digest(ENGLISH)} -->\n"
+
+
+def test_a_translation_of_an_older_page_is_late() -> None:
+    assert translations.late(ENGLISH, CHINESE + STAMP) == ""
+    assert translations.digest(ENGLISH + "More.") in translations.late(ENGLISH + "More.", CHINESE + STAMP)
+    assert translations.late(ENGLISH, CHINESE) != ""
+    assert translations.split(CHINESE + STAMP)[0] == CHINESE
+
+
+@pytest.mark.parametrize(
+    "part, left, instead",
+    [
+        ("numbers", "0.5", ""),
+        ("heading", "## 图", "## 插图"),
+        ("headings", "## 图", "图"),
+        ("list items", "- 使用", "使用"),
+        ("paragraphs", "\n\n一张图片。", ""),
+        ("code", "`x`", "x"),
+    ],
+)
+def test_a_part_that_a_translation_lacks_is_named(part: str, left: str, instead: str) -> None:
+    assert list(translations.differences(ENGLISH, CHINESE + STAMP, "zh")) == []
+    found = list(translations.differences(ENGLISH, CHINESE.replace(left, instead) + STAMP, "zh"))
+    assert any(each.startswith(f"{part}:") for each in found)
+
+
+def test_a_name_that_the_user_would_not_find_is_named() -> None:
+    shown = {"model": {"模型"}}
+    assert list(translations.names_missing(ENGLISH, CHINESE, shown)) == []
+    assert list(translations.names_missing(ENGLISH, CHINESE.replace("*模型*", "*model*"), shown)) == [
+        "*model* is *模型*"
+    ]
 
 
 def test_the_english_words_are_the_schemas() -> None:

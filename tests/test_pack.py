@@ -99,8 +99,16 @@ def test_help_pages_belong_to_nodes() -> None:
 @pytest.mark.skipif(shutil.which("git") is None, reason="The registry reads .comfyignore as git reads its own.")
 def test_the_registry_gets_help_pages_and_code_but_no_development_files() -> None:
     shipped = ["__init__.py", "nodes/gate.py", "js/docs/CBSubject.md", "js/docs/figures/CBSubject.webp"]
+    shipped += ["js/docs/CBSubject/zh.md"]
     shipped += ["example_workflows/1 Style from a picture (SDXL).json", "subgraphs/Keep My Subject, all in one.json"]
-    left_out = ["docs/heat_map.png", "dev.py", "devtools/face.py", "demo/models.py", "demo/weights/unet.safetensors"]
+    left_out = [
+        "docs/heat_map.png",
+        "docs/nodes/zh/CBSubject.md",
+        "dev.py",
+        "devtools/face.py",
+        "demo/models.py",
+        "demo/weights/unet.safetensors",
+    ]
     left_out += ["sensitivity_profiles/demo.style.safetensors", "sensitivity_profiles/build_published.py"]
     command = ["git", "-c", f"core.excludesFile={ROOT / '.comfyignore'}", "check-ignore", "--no-index"]
     done = subprocess.run([*command, *shipped, *left_out], cwd=ROOT, capture_output=True, text=True)
