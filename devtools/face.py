@@ -14,7 +14,7 @@ import functools
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,7 @@ def node_words(schema: Any) -> dict[str, Any]:
     }
 
 
+@functools.cache
 def all_words() -> dict[str, Any]:
     """locales/en/nodeDefs.json."""
     return {schema.node_id: node_words(schema) for schema in schemas()}
@@ -160,19 +161,45 @@ def read_words(language: str, name: str = "nodeDefs") -> dict[str, Any]:
 
 
 def names_shown(schema: Any, language: str) -> dict[str, set[str]]:
-    """What a user of this language sees for each name that a node's English page may put in italics."""
-    english, theirs, shown = all_words(), read_words(language), collections.defaultdict(set)
+    """What a user of this language sees for each name that a node's English page may put in italics.
+
+    The node's own inputs and options come before those of others; a word that is an option somewhere may stay English.
+    """
+    english, theirs = all_words(), read_words(language)
+    own = {schema.node_id: english[schema.node_id]}
+    shown = _parts_shown(english, theirs) | _merged(_parts_shown(own, theirs), _options((schema,)))
+    shown = _merged(shown, _titles_shown(english, theirs))
+    return _merged(shown, {option: as_is for option, as_is in _options(schemas()).items() if option in shown})
+
+
+def _merged(one: Mapping[str, set[str]], other: Mapping[str, set[str]]) -> dict[str, set[str]]:
+    return {name: one.get(name, set()) | other.get(name, set()) for name in {*one, *other}}
+
+
+def _titles_shown(english: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, set[str]]:
+    """What is shown for node titles; 'Keep Subject, New Background (Grad-SAM Blend)' goes by both names."""
+    return {
+        name.strip(): {short(theirs[node_id]["display_name"])}
+        for node_id, words in english.items()
+        for name in re.findall(r"[A-Z][^()]*", words["display_name"])
+    }
+
+
+def _parts_shown(english: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, set[str]]:
+    """What is shown for the ids and English names of the inputs and outputs of nodes."""
+    shown = collections.defaultdict(set)
     for node_id, words in english.items():
-        for name in re.findall(r"[A-Z][^()]*", words["display_name"]):  # 'Keep Subject (Grad-SAM Blend)' goes by both
-            shown[name.strip()].add(short(theirs[node_id]["display_name"]))
-    for part in ("inputs", "outputs"):
-        for key, each in english[schema.node_id].get(part, {}).items():
-            for name in {key, each["name"]}:
-                shown[name].add(theirs[schema.node_id][part][key]["name"])
-    for options in (getattr(each, "options", None) or () for each in schema.inputs):
-        for option in map(str, options):
-            shown[option].add(option)
+        for part in ("inputs", "outputs"):
+            for key, each in words.get(part, {}).items():
+                for name in {key, each["name"]}:
+                    shown[name].add(theirs[node_id][part][key]["name"])
     return shown
+
+
+def _options(several: Iterable[Any]) -> dict[str, set[str]]:
+    """The options of all choices, which no language translates."""
+    inputs = (each for schema in several for each in schema.inputs)
+    return {str(option): {str(option)} for each in inputs for option in getattr(each, "options", None) or ()}
 
 
 def main() -> int:
