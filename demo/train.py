@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=math.inf, help="for all parts together, shared out among them")
     parser.add_argument("--samples", type=float, help="pictures to train each part on; by default as the clock allows")
     parser.add_argument("--stop", type=float, default=math.inf, help="stop by the clock after so many minutes")
-    parser.add_argument("--subjects", type=int, default=len(subjects.KNOWN_SUBJECTS), help="how many; 32 for two cores")
+    parser.add_argument("--subjects", type=int, default=len(subjects.KNOWN_SUBJECTS), help="how many; 33 for two cores")
     parser.add_argument("--batch", type=int, help="pictures per step and process")
     parser.add_argument("--pool", type=int, help="blocks of pairs drawn in advance")
     parser.add_argument("--renew", type=int, help="pairs to a block")
@@ -141,7 +141,7 @@ def run(options: argparse.Namespace) -> None:
 
 def prepared_world(options: argparse.Namespace) -> World:
     atlas = prepared_atlas(options.prepared)
-    names = subjects.KNOWN_SUBJECTS[:: max(1, len(subjects.KNOWN_SUBJECTS) // options.subjects)][: options.subjects]
+    names = subjects.EASIEST_FIRST[: options.subjects]
     small = atlas.half().to(options.device)
     seed = options.seed + 1000 * options.rank
     vocabulary = load_vocabulary(options.prepared / "words.json")

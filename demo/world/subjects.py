@@ -47,6 +47,8 @@ WELL_DRAWN = tuple(
     "umbrella balloon guitar crown top-hat".split()
 )
 
+EASIEST_FIRST = (*WELL_DRAWN, *(name for name in KNOWN_SUBJECTS if name not in WELL_DRAWN))
+
 LOOK_ALIKES = (
     ("dog", "wolf"), ("cat", "lion"), ("lion", "tiger"), ("mouse", "rabbit"), ("bear", "panda"), ("bear", "koala"),
     ("duck", "chicken"), ("duck", "penguin"), ("whale", "dolphin"), ("fish", "whale"), ("rose", "tulip"),

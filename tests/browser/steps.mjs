@@ -1,14 +1,17 @@
-// Does jobs by hand, from the default graph to a picture: search, drag, type, choose, Run, and counts every step as one
-// node, one link or one value. Reads its orders as JSON from the first argument {playwright, browser, url, pictures, jobs:
-// [{name, steps, dials}]} and prints, by job, how many steps of which kind it took and how the run ended; screenshots go to
-// `pictures`. Where `dials`, it goes on to a preset and the layer map of Style from Picture. A step is ['node', name to type, type], ['link', type, output, type, input], ['choose', type, widget, text]
-// or ['type', type, widget, text]; where there are several nodes of a type, "type 2" is the second.
+// Does jobs by hand, from the default graph or an empty canvas to a picture: search, drag, type, choose, Run, and counts
+// every step as one node, one link or one value. Reads its orders as JSON from the first argument {playwright, browser, url,
+// pictures, jobs: [{name, steps, empty, quick, dials}]} and prints, by job, how many steps of which kind it took and how the
+// run ended; screenshots go to `pictures`. `quick` holds values that only make the run short, and `dials` goes on to a preset
+// and the layer map of Style from Picture. A step is ['node', name to type, type], ['link', type, output, type, input],
+// ['choose', type, widget, text], ['type', type, widget, text] or ['template', title]; where there are several nodes of a
+// type, "type 2" is the second; a blueprint's type is its name.
 import { runLoaded, withPage } from '../../devtools/page.mjs'
 import { free } from './stay.mjs'
 
 const orders = JSON.parse(process.argv[2])
 const SCALE = 0.62, LEFT = 120, TOP = 180
-const PLACES = [[420, 640], [-30, 640], [900, 640], [1350, 640]] // of new nodes, in units of the graph
+const PLACES = [[420, 640], [-30, 640], [900, 640], [1350, 640], [-30, 1050], [1350, 0]] // of new nodes, in units of the graph
+const BELOW = 4 // the first of the places that templates leave free
 const NODES = [
   ['CBLoadDemoModel', [26, 474], [315, 98], {}],
   ['CLIPTextEncode', [415, 186], [423, 165], { text: 'a fox in the forest' }],
@@ -26,18 +29,20 @@ const LINKS = [ // from, its output, to, its input
 await withPage(orders, async (page, complaints) => {
   const seen = { complaints }
   await page.setViewportSize({ width: 1700, height: 1300 })
-  for (const { name, steps, dials } of orders.jobs) {
+  for (const { name, steps, empty, quick, dials } of orders.jobs) {
     const found = (seen[name] = { node: 0, link: 0, value: 0 })
     try {
       await free(orders.url)
-      await begin(page)
+      await begin(page, empty ? [[], []] : [NODES, LINKS])
       let made = 0
       for (const [kind, ...step] of steps) {
-        await { node: add, link, choose, type }[kind](page, ...step, PLACES[made])
+        await { node: add, link, choose, type, template }[kind](page, ...step, PLACES[made])
         if (kind === 'node') made += 1
-        found[{ choose: 'value', type: 'value' }[kind] ?? kind] += 1
+        if (kind === 'template') made = BELOW
+        found[{ choose: 'value', type: 'value', template: 'node' }[kind] ?? kind] += 1
       }
       await page.screenshot({ path: `${orders.pictures}/${name}_made.png` })
+      if (quick) await hurry(page, quick)
       found.end = await runLoaded(page)
       await page.waitForTimeout(1500)
       if (dials) found.dials = await useDials(page)
@@ -51,7 +56,7 @@ await withPage(orders, async (page, complaints) => {
 
 // The graph that ComfyUI 0.3.75 opens with, wherever it is not what the front end opens. Its checkpoint is the demo
 // model, and it is small: the machine of a test has no other.
-async function begin(page) {
+async function begin(page, [nodes, links]) {
   await page.evaluate(async ([scale, left, top, nodes, links]) => {
     const { app, LiteGraph } = window
     await app.loadGraphData({ nodes: [], links: [], groups: [], config: {}, extra: {}, version: 0.4, last_node_id: 0, last_link_id: 0 })
@@ -67,13 +72,13 @@ async function begin(page) {
     // The node of a type, or the second of it ("LoadImage 2").
     window.nodeCalled = name => {
       const [, kind, number] = /^(.+?)(?: (\d))?$/.exec(name)
-      const found = graph._nodes.filter(node => node.type === kind).sort((one, other) => one.id - other.id) // a click changes their order
-      return found[Number(number ?? 1) - 1]
+      const found = app.graph._nodes.filter(node => node.type === kind || (node.subgraph && node.title === name)).sort((one, other) => one.id - other.id) // a click changes their order
+      return found[Number(number ?? 1) - 1] // a name that ends in a number is no blueprint's
     }
     Object.assign(canvas.ds, { scale, offset: [left / scale, top / scale] })
     canvas.setDirty(true, true)
     app.extensionManager.setting.set('Comfy.LinkRelease.Action', 'no action')
-  }, [SCALE, LEFT, TOP, NODES, LINKS])
+  }, [SCALE, LEFT, TOP, nodes, links])
   await page.waitForTimeout(1000)
 }
 
@@ -133,8 +138,12 @@ async function choose(page, type, name, text) {
     const node = window.nodeCalled(type), widget = node.widgets.find(each => each.name === name)
     return [node.pos[0] + node.size[0] / 2, node.pos[1] + (widget.y ?? widget.last_y) + 10]
   }, [type, name])
-  await page.mouse.click(...(await onScreen(page, place)))
-  await page.locator('.litecontextmenu .litemenu-entry', { hasText: text }).first().click()
+  const entry = page.locator('.litecontextmenu .litemenu-entry', { hasText: text }).first()
+  for (let tries = 0; tries < 5 && !(await entry.isVisible()); tries++) { // a slow machine misses the first
+    await page.mouse.click(...(await onScreen(page, place)))
+    await page.waitForTimeout(500)
+  }
+  await entry.click()
   await page.waitForTimeout(200)
 }
 
@@ -182,4 +191,19 @@ async function onScreen(page, place) {
     const { canvas } = window.app, box = canvas.canvas.getBoundingClientRect(), { scale, offset } = canvas.ds
     return [box.left + (x + offset[0]) * scale, box.top + (y + offset[1]) * scale]
   }, place)
+}
+
+// Opens the template browser and takes one of ours.
+async function template(page, title) {
+  await page.evaluate(() => window.app.extensionManager.command.execute('Comfy.BrowseTemplates'))
+  await page.locator('[role=dialog]').getByText(orders.pack, { exact: true }).first().click()
+  await page.locator('[role=dialog]').getByText(title, { exact: true }).first().click()
+  await page.waitForFunction(() => window.app.graph._nodes.length > 2, null, { timeout: 30_000 })
+  await page.waitForTimeout(1000)
+}
+
+async function hurry(page, [type, values]) {
+  await page.evaluate(([type, values]) => {
+    for (const widget of window.nodeCalled(type).widgets) if (widget.name in values) widget.value = values[widget.name]
+  }, [type, values])
 }
