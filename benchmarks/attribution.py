@@ -54,11 +54,24 @@ RULES = {f"mean + {c} std": MaskSettings(rule="mean + c std", amount=c) for c in
 RULES["otsu"] = MaskSettings(rule="otsu")
 THRESHOLDS = torch.linspace(0.05, 0.95, 37)
 MEASURES = ("IoU own", "AP", "pointing", "on the other")
-HALF, FINEST, BOTH = "o2-3", "o4-5", "o2-5"  # half as fine as the latents, as fine, and both: what "auto" takes
-DEFAULT = f"value_norm, layers {BOTH}"
 DAAM = "DAAM's rule"
 SPREAD, AGAINST = ", propagated", ", against the rest"
 GOALS = {"IoU own": 0.87, "IoU own beside a look-alike": 0.75}
+
+
+class Read(NamedTuple):
+    """Layers of a network whose attention to text is read."""
+
+    auto: str  # what the nodes take unless others are named
+    first: str  # of a UNet, those half as fine as the latents
+    second: str  # and those as fine
+
+    @property
+    def default(self) -> str:
+        return f"value_norm, layers {self.auto}"
+
+
+READ = {"unet": Read("o2-5", "o2-3", "o4-5"), "transformer": Read("j0-1", "s0-3", "s4-7")}
 
 
 class Way(NamedTuple):
@@ -69,21 +82,23 @@ class Way(NamedTuple):
     shift: int = 0
 
 
-def ways(job: Job | None = None) -> Iterator[Way]:
+def ways(read: Read, job: Job | None = None) -> Iterator[Way]:
     """All, or those that are tried on one picture: the slower ones on drawn pictures only, the slowest on few."""
     yield Way(DAAM, AttributionSettings("attention", "all"))
-    for method, layers in (("attention", BOTH), ("value_norm", BOTH), ("grad_sam", HALF), ("grad_sam", BOTH)):
+    for method, layers in (
+        ("attention", read.auto), ("value_norm", read.auto), ("grad_sam", read.first), ("grad_sam", read.auto),
+    ):  # fmt: skip
         yield Way(f"{method}, layers {layers}", AttributionSettings(method, layers))
     if job is None or job.kind == "drawn":
-        for method, layers in (("value_norm", HALF), ("jvp", BOTH), ("grad_sam", FINEST)):
+        for method, layers in (("value_norm", read.first), ("jvp", read.auto), ("grad_sam", read.second)):
             yield Way(f"{method}, layers {layers}", AttributionSettings(method, layers))
         for probes in (8, 16):
-            settings = AttributionSettings("grad_sam", HALF, probes=probes)
-            yield Way(f"grad_sam, {probes} probes, layers {HALF}", settings)
-        early = AttributionSettings("grad_sam", HALF)
-        yield Way(f"grad_sam, layers {HALF}, one token early (the official code's offset)", early, -1)
+            settings = AttributionSettings("grad_sam", read.first, probes=probes)
+            yield Way(f"grad_sam, {probes} probes, layers {read.first}", settings)
+        early = AttributionSettings("grad_sam", read.first)
+        yield Way(f"grad_sam, layers {read.first}, one token early (the official code's offset)", early, -1)
         if job is None or job.index % 3 == 0:
-            yield Way(f"grad_sam_output, layers {FINEST}", AttributionSettings("grad_sam_output", FINEST))
+            yield Way(f"grad_sam_output, layers {read.second}", AttributionSettings("grad_sam_output", read.second))
 
 
 class Job(NamedTuple):
@@ -112,10 +127,12 @@ class Case(NamedTuple):
 
 
 def main() -> None:
-    chosen = harness.options(__doc__, count=8, steps=12, workers=2, prepared=harness.PREPARED, weights=models.WEIGHTS)
+    chosen = harness.options(
+        __doc__, count=8, steps=12, workers=2, prepared=harness.PREPARED, weights=models.WEIGHTS, model="unet"
+    )
     torch.set_num_threads(1)
     jobs = [Job(kind, situation, index) for index, situation, kind in planned(chosen.count)]
-    demo = Demo(torch.float32, weights=chosen.weights)
+    demo = Demo(torch.float32, weights=chosen.weights, paints=chosen.model)
     shared = demo, Truth(chosen.prepared), chosen, paintings(chosen)
     with multiprocessing.get_context("fork").Pool(chosen.workers, share_objects, shared) as pool:
         found = []
@@ -126,8 +143,10 @@ def main() -> None:
         if chosen.pictures:
             show(pool, jobs, chosen.pictures)
     about = {"pictures": len(jobs), "steps": chosen.steps, "levels": LEVELS, "goals": GOALS}
-    cost = attribution_cost.costs(demo, read_subject(demo.clip, "a fox in the hills", "fox", "hills"))
-    harness.report(about | summarised(jobs, found) | {"cost": cost}, chosen)
+    results = about | summarised(READ[chosen.model], jobs, found)
+    if chosen.model == "unet":
+        results["cost"] = attribution_cost.costs(demo, read_subject(demo.clip, "a fox in the hills", "fox", "hills"))
+    harness.report(results, chosen)
 
 
 def planned(count: int) -> Iterator[tuple[int, str, str]]:
@@ -137,8 +156,9 @@ def planned(count: int) -> Iterator[tuple[int, str, str]]:
 
 def paintings(chosen: Any) -> Paintings:
     """They depend on the weights and on the scenes."""
-    files = (chosen.weights / "unet.safetensors", chosen.weights / "text_encoder.safetensors")
-    return Paintings("attribution", *files, f"{ALIKE} {LEVELS} {START} {SPREADS} {chosen.steps} {chosen.seed}")
+    return Paintings(
+        "attribution", *harness.weights_of(chosen), f"{ALIKE} {LEVELS} {START} {SPREADS} {chosen.steps} {chosen.seed}"
+    )
 
 
 def share_objects(demo: Demo, truth: Truth, chosen: Any, kept: Paintings) -> None:
@@ -253,11 +273,12 @@ def run(job: Job) -> Measured:
     """Of one picture, by row: MEASURES and IoU at each of THRESHOLDS."""
     case = case_of(job)
     found: Measured = {"kept": torch.tensor(float(case.kept)), "ceiling": ceiling(case.masks[0])}
-    for way in ways(job):
+    read = READ[CHOSEN.model]
+    for way in ways(read, job):
         maps = enlarged(maps_of(job, case, way))
         for against, spread in VARIANTS:
             found[row_name(way.name, spread, against)] = measures(maps[int(against), spread], case.masks)
-        if way.name == DEFAULT:
+        if way.name == read.default:
             found |= {f"rule {name}": by_rule(maps[0, 2], case.masks[0], rule) for name, rule in RULES.items()}
             found |= {f"itself {name}": by_rule(maps[0, ITSELF], case.masks[0], rule) for name, rule in RULES.items()}
             found |= {f"spread {times}": by_rule(maps[0, times], case.masks[0], MaskSettings()) for times in SPREADS}
@@ -304,7 +325,7 @@ def average_precision(scores: Tensor, truth: Tensor) -> Tensor:
 # results -------------------------------------------------------------------------------------------------------------
 
 
-def summarised(jobs: list[Job], found: list[Measured]) -> dict[str, Any]:
+def summarised(read: Read, jobs: list[Job], found: list[Measured]) -> dict[str, Any]:
     """Rows by kind and situation, what other settings of the default row give, and each row against the default."""
     parts = {
         kind: {
@@ -318,9 +339,9 @@ def summarised(jobs: list[Job], found: list[Measured]) -> dict[str, Any]:
     return {
         "kept": {situation: mean_of(parts["generated"][situation], "kept") for situation in SITUATIONS},
         "ceiling": {situation: mean_of(parts["drawn"][situation], "ceiling") for situation in SITUATIONS},
-        **{kind: table(rows) for kind, rows in parts.items()},
-        "against the default": {kind: beside(together(rows)) for kind, rows in parts.items()},
-        "against two probes": beside(together(parts["drawn"]), f"grad_sam, layers {HALF}"),
+        **{kind: table(read, rows) for kind, rows in parts.items()},
+        "against the default": {kind: beside(read, together(rows), read.default) for kind, rows in parts.items()},
+        "against two probes": beside(read, together(parts["drawn"]), f"grad_sam, layers {read.first}"),
         "settings": {kind: settings_of(rows) for kind, rows in parts.items()},
     }  # fmt: skip
 
@@ -332,17 +353,17 @@ def together(rows: Parts) -> list[Measured]:
     return [each for part in rows.values() for each in part]
 
 
-def names() -> Iterator[str]:
+def names(read: Read) -> Iterator[str]:
     """The rows of the tables."""
-    for way, (against, spread) in itertools.product(ways(), VARIANTS):
+    for way, (against, spread) in itertools.product(ways(read), VARIANTS):
         yield row_name(way.name, spread, against)
 
 
-def table(rows: Parts) -> dict[str, Any]:
+def table(read: Read, rows: Parts) -> dict[str, Any]:
     """By row: IoU own in every situation, and all measures over all pictures."""
     return {
         name: {situation: mean_of(rows[situation], name) for situation in SITUATIONS} | everything(together(rows), name)
-        for name in names()
+        for name in names(read)
         if any(name in each for each in together(rows))
     }
 
@@ -362,7 +383,7 @@ def mean_of(rows: list[Measured], name: str) -> dict[str, float]:
     return described(values, torch.arange(len(values)))
 
 
-def beside(rows: list[Measured], default: str = DEFAULT) -> dict[str, Any]:
+def beside(read: Read, rows: list[Measured], default: str) -> dict[str, Any]:
     """How much more IoU own each way finds than one way does with as much told and spread, pairwise."""
 
     def gained(way: str, against: bool) -> dict[str, float]:
@@ -372,7 +393,7 @@ def beside(rows: list[Measured], default: str = DEFAULT) -> dict[str, Any]:
 
     return {
         way.name: {"alone": gained(way.name, False), "against the rest": gained(way.name, True)}
-        for way in ways()
+        for way in ways(read)
         if way.name != default and any(row_name(way.name, 2, False) in each for each in rows)
     }
 
@@ -387,11 +408,9 @@ def settings_of(rows: Parts) -> dict[str, Any]:
 
 # pictures ------------------------------------------------------------------------------------------------------------
 
-SHOWN = ((DAAM, 0, 0), (DEFAULT, 2, 1), (f"grad_sam, layers {HALF}", 2, 1))  # way, spread, against the rest
-
 
 def show(pool: Any, jobs: list[Job], folder: Path, scenes_shown: int = 8) -> None:
-    """A sheet a kind and situation: the picture, its true mask, and masks of SHOWN, a column a scene."""
+    """A sheet a kind and situation: the picture, its true mask, and masks of three ways, a column a scene."""
     for kind, situation in itertools.product(KINDS, SITUATIONS):
         mine = [job for job in jobs if (job.kind, job.situation) == (kind, situation)][:scenes_shown]
         columns = torch.stack(pool.map(overlays, mine))
@@ -399,11 +418,12 @@ def show(pool: Any, jobs: list[Job], folder: Path, scenes_shown: int = 8) -> Non
 
 
 def overlays(job: Job) -> Tensor:
-    """The picture, and the same with all but a mask darkened: [2 + SHOWN, 3, 192, 192]."""
-    case = case_of(job)
+    """The picture, and the same with all but a mask darkened: [5, 3, 192, 192]."""
+    case, read = case_of(job), READ[CHOSEN.model]
+    shown = ((DAAM, 0, 0), (read.default, 2, 1), (f"grad_sam, layers {read.first}", 2, 1))
     masks = [torch.ones(SIZE, SIZE), case.masks[0].float()]
-    for way, spread, against in SHOWN:
-        maps = maps_of(job, case, next(each for each in ways() if each.name == way))
+    for way, spread, against in shown:  # how often it is spread; whether it knows the rest
+        maps = maps_of(job, case, next(each for each in ways(read) if each.name == way))
         masks.append(mask_of(enlarged(maps[against, spread])[None, None], MaskSettings(), scale=8.0)[0])
     return case.picture * (0.15 + 0.85 * torch.stack(masks)[:, None])
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness
-from benchmarks.harness import PROFILES, Demo, Painted, Paintings, Truth
+from benchmarks.harness import Demo, Painted, Paintings, Truth
 from conditional_balance.engine.gates import LayerGate, RankedGate, WrittenGate, policy_of
 from conditional_balance.engine.grammar import parse
 from conditional_balance.engine.profile import SensitivityProfile
@@ -32,7 +32,6 @@ from demo.world.scenes import Specs
 from demo.world.sets import HELD_OUT_HANDS, KNOWN_HANDS
 from demo.world.subjects import SUBJECTS, WELL_DRAWN
 
-PROFILE = PROFILES / "demo.style.safetensors"
 POLICIES = {  # what they are called here, and in the pack
     "ranked": "per-step",
     "static": "static",
@@ -80,12 +79,13 @@ class Job(NamedTuple):
 def main() -> None:
     chosen = harness.options(
         __doc__, references=16, unseen=16, prompts=1, steps=12, cfg=harness.CFG, workers=2, chart="", setting="",
-        prepared=harness.PREPARED, weights=models.WEIGHTS,
+        prepared=harness.PREPARED, weights=models.WEIGHTS, model="unet",
     )  # fmt: skip
     torch.set_num_threads(1)
     jobs = [job for job in planned(chosen) if chosen.setting in job.setting]
     truth = Truth(chosen.prepared) if any("unseen" in job.setting for job in jobs) else None
-    shared = Demo(cfg=chosen.cfg, weights=chosen.weights), truth, load(PROFILE), chosen, *kept(chosen)
+    demo = Demo(cfg=chosen.cfg, weights=chosen.weights, paints=chosen.model)
+    shared = demo, truth, load(harness.network(chosen.model).profile), chosen, *kept(chosen)
     with multiprocessing.get_context("fork").Pool(chosen.workers, share_objects, shared) as pool:
         rows: dict[str, dict[str, list[Tensor]]] = {}
         for number, (job, found) in enumerate(zip(jobs, pool.imap(run, jobs), strict=True), 1):
@@ -104,7 +104,7 @@ def main() -> None:
 def kept(chosen: Any) -> tuple[Paintings, Paintings]:
     """Where what was painted is kept, and what was measured of it. The first depends on the weights, the profile and
     the subjects that are painted, the second on the judge too."""
-    files = (chosen.weights / "unet.safetensors", chosen.weights / "text_encoder.safetensors", PROFILE)
+    files = (*harness.weights_of(chosen), harness.network(chosen.model).profile)
     settings = f"{chosen.prompts} {chosen.steps} {chosen.cfg} {chosen.seed}"
     whole = (*files, " ".join(WELL_DRAWN), settings)
     return Paintings("balance", *whole), Paintings("balance-judged", *whole, judge.WEIGHTS, " ".join(MEASURES))

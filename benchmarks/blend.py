@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks import harness
-from benchmarks.attribution import iou
+from benchmarks.attribution import READ, iou
 from benchmarks.harness import CFG, Demo, Paintings, Truth, described
 from conditional_balance.engine.masks import MaskSettings, dilated
 from conditional_balance.engine.windows import parse_windows
@@ -42,7 +42,6 @@ WINDOWS = "0.22-0.48, 0.48-0.68, 0.68-0.9"
 STRENGTHS = (0.55, 0.7, 0.85)  # of img2img
 KEPT_NOISE = 0.8  # denoise of the picture whose subject is kept
 FOUND = AttributionSettings("value_norm", propagation=2)  # the node's defaults
-GRADIENTS = AttributionSettings("grad_sam", "o2-3", propagation=2)
 MASK = MaskSettings(dilate=1.0)
 COMPOSED = "composed"
 REFERENCES = ("place alone", "place with a subject")
@@ -60,7 +59,8 @@ class Way(NamedTuple):
     against: bool = True  # is the place's word known?
 
 
-def ways() -> Iterator[Way]:
+def ways(model: str = "unet") -> Iterator[Way]:
+    """The same names for every model; only layers differ."""
     yield Way(COMPOSED, COMPOSED)
     for strength in STRENGTHS:
         yield Way(f"img2img of the reference, {strength:g}", "img2img", strength)
@@ -69,11 +69,12 @@ def ways() -> Iterator[Way]:
     yield Way("blend x0, attention alone (DAAM's rule)", "blend", attribution=daam, against=False)
     yield Way("blend x0, value_norm", "blend")
     yield Way("blend x0, value_norm, place's word unknown", "blend", against=False)
-    yield Way("blend x0, grad_sam", "blend", attribution=GRADIENTS)
+    gradients = AttributionSettings("grad_sam", READ[model].first, propagation=2)
+    yield Way("blend x0, grad_sam", "blend", attribution=gradients)
     yield Way("blend paper, value_norm", "blend", mode=PAPER)
 
 
-WAYS = {way.name: way for way in ways()}
+WAYS = tuple(way.name for way in ways())
 
 
 class Job(NamedTuple):
@@ -98,10 +99,12 @@ class Pair(NamedTuple):
 
 
 def main() -> None:
-    chosen = harness.options(__doc__, count=16, steps=12, workers=2, prepared=harness.PREPARED, weights=models.WEIGHTS)
+    chosen = harness.options(
+        __doc__, count=16, steps=12, workers=2, prepared=harness.PREPARED, weights=models.WEIGHTS, model="unet"
+    )
     torch.set_num_threads(1)
     jobs = [Job(way, index) for index, way in itertools.product(range(chosen.count), WAYS)]
-    shared = Demo(weights=chosen.weights), Truth(chosen.prepared), chosen, paintings(chosen)
+    shared = Demo(weights=chosen.weights, paints=chosen.model), Truth(chosen.prepared), chosen, paintings(chosen)
     with multiprocessing.get_context("fork").Pool(chosen.workers, share_objects, shared) as pool:
         rows: dict[str, list[Tensor]] = {}
         for number, (job, found) in enumerate(zip(jobs, pool.imap(run, jobs), strict=True), 1):
@@ -115,8 +118,9 @@ def main() -> None:
 
 def paintings(chosen: Any) -> Paintings:
     """They depend on the weights and on the pairs."""
-    files = (chosen.weights / "unet.safetensors", chosen.weights / "text_encoder.safetensors")
-    return Paintings("blend", *files, f"{WELL_DRAWN} {WINDOWS} {KEPT_NOISE} {MASK} {chosen.steps} {chosen.seed}")
+    return Paintings(
+        "blend", *harness.weights_of(chosen), f"{WELL_DRAWN} {WINDOWS} {KEPT_NOISE} {MASK} {chosen.steps} {chosen.seed}"
+    )
 
 
 def share_objects(demo: Demo, truth: Truth, chosen: Any, kept: Paintings) -> None:
@@ -147,7 +151,7 @@ def pair(index: int) -> Pair:
 
 def made(job: Job) -> tuple[Tensor, Tensor]:
     """The picture [1, 3, 192, 192] of one way, and the last window's mask [24, 24] if it found any."""
-    asked, way = pair(job.index), WAYS[job.way]
+    asked, way = pair(job.index), next(way for way in ways(CHOSEN.model) if way.name == job.way)
     if way.kind == COMPOSED:
         return DEMO.autoencoded(asked.composed), torch.zeros(0)
     latent, mask = KEPT.of(f"{job.index:03} {job.way}", lambda: painted(asked, way, job.index)).split((8, 1), 1)

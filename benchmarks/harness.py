@@ -36,6 +36,33 @@ PAINTINGS = ROOT / ".cache" / "paintings"
 PROFILES = ROOT / "sensitivity_profiles"
 
 
+class Network(NamedTuple):
+    """A network of the demo that paints, and the profile of its layers."""
+
+    load: Callable[..., Any]
+    file: str
+    profile: Path
+
+
+NETWORKS = {
+    "unet": Network(models.load_unet, "unet.safetensors", PROFILES / "demo.style.safetensors"),
+    "transformer": Network(
+        models.load_transformer, "transformer.safetensors", PROFILES / "demo.transformer.style.safetensors"
+    ),
+}
+
+
+def network(name: str) -> Network:
+    if name not in NETWORKS:
+        raise SystemExit(f"--model is one of {', '.join(NETWORKS)}; it is '{name}'.")
+    return NETWORKS[name]
+
+
+def weights_of(chosen: argparse.Namespace) -> tuple[Path, Path]:
+    """The files of the network that paints and of its text encoder, on which pictures depend."""
+    return chosen.weights / network(chosen.model).file, chosen.weights / "text_encoder.safetensors"
+
+
 def options(about: str | None, **defaults: Any) -> argparse.Namespace:
     """The options of a benchmark of the demo world: `--json`, `--pictures`, `--seed`, and its own with defaults."""
     parser = command_line(about, seed=0, **defaults)
@@ -49,14 +76,21 @@ def report(results: dict[str, Any], chosen: argparse.Namespace) -> None:
 
 
 class Demo:
-    """The demo model and its judge; on CPUs in the precision that is fastest there."""
+    """The demo model, `paints` one of NETWORKS, and its judge; on CPUs in the precision that is fastest there."""
 
-    def __init__(self, dtype: torch.dtype | None = None, cfg: float = CFG, weights: Path = models.WEIGHTS) -> None:
+    def __init__(
+        self,
+        dtype: torch.dtype | None = None,
+        cfg: float = CFG,
+        weights: Path = models.WEIGHTS,
+        paints: str = "unet",
+    ) -> None:
         self.cfg = cfg
         torch.set_grad_enabled(False)
         if dtype is None and comfy.model_management.cpu_mode():
             dtype = nets.fast_dtype("cpu")
-        self.model = models.load_unet(weights / "unet.safetensors", dtype)
+        load, file, _ = network(paints)
+        self.model = load(weights / file, dtype)
         self.clip = models.load_clip(weights / "text_encoder.safetensors")
         self.vae = models.load_vae(weights / "autoencoder.safetensors")
         self.judge = judge.load_judge()

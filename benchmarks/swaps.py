@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import balance, harness
-from benchmarks.balance import MEASURES, PROFILE, Job
+from benchmarks.balance import MEASURES, Job
 from benchmarks.harness import Demo
 from conditional_balance.engine.gates import CombinedGate, LayerGate, WrittenGate
 from conditional_balance.engine.grammar import parse
@@ -77,8 +77,10 @@ def main() -> None:
     chosen = harness.options(
         __doc__, references=16, prompts=1, steps=8, cfg=harness.CFG, workers=2, weights=models.WEIGHTS
     )
+    chosen.model = "unet"  # whose layers are swapped
     torch.set_num_threads(1)
-    shared = Demo(cfg=chosen.cfg, weights=chosen.weights), None, load(PROFILE), chosen, *balance.kept(chosen)
+    profile = load(harness.network(chosen.model).profile)
+    shared = Demo(cfg=chosen.cfg, weights=chosen.weights), None, profile, chosen, *balance.kept(chosen)
     jobs = [(*swap, index) for index in range(chosen.references) for swap in SWAPS]
     with multiprocessing.get_context("fork").Pool(chosen.workers, balance.share_objects, shared) as pool:
         rows: dict[tuple[float, str], list[Tensor]] = {}

@@ -4,7 +4,7 @@ Parts are autoencoder, unet, controlnet and transformer, and where it is named t
 icons. Each ends after its share of `--minutes` or after `--samples` pictures, writes its weights to `--out`, and leaves
 a checkpoint there: the same command goes on where it was stopped (or where `--stop` stopped it), and leaves alone what
 is finished. `prepare` draws the atlas and makes the folder that a machine without network needs (see `demo/gpu.py`).
-`profile` and `geometry` measure the UNet that is shipped.
+`profile` measures the UNet and the transformer that are shipped, `geometry` the UNet.
 """
 
 from __future__ import annotations

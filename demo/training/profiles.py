@@ -1,4 +1,4 @@
-"""The demo UNet's shipped profiles, measured by the pack's own node on crossed series: every style draws the same."""
+"""The demo models' shipped profiles, measured by the pack's own node on crossed series: every style draws the same."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ from demo.world.sets import HANDS, KNOWN_HANDS
 from demo.world.subjects import WORDS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from comfy.model_patcher import ModelPatcher
+
     from conditional_balance.engine.profile import SensitivityProfile
 
 PROFILES = Path(__file__).parents[2] / "sensitivity_profiles"
@@ -24,7 +28,15 @@ DRAWN = ("fox", "whale", "owl", "mushroom", "car", "house", "teacup", "rocket") 
 
 
 def measure_profile(atlas: Atlas) -> None:
-    """Of style: the eight known hands, and the six known media, each over another hand."""
+    """Of style, for the UNet and, where it is trained, the transformer."""
+    clusters = styles(atlas)
+    shipped(measured(models.load_unet, clusters, "style"), "demo.style")
+    if (models.WEIGHTS / "transformer.safetensors").exists():
+        shipped(measured(models.load_transformer, clusters, "style"), "demo.transformer.style")
+
+
+def styles(atlas: Atlas) -> dict[str, Tensor]:
+    """The eight known hands, and the six known media, each over another hand."""
     others = [name for name in KNOWN_MEDIA if name != PLAIN]
     named = [(hand, PLAIN) for hand in KNOWN_HANDS]
     named += [(KNOWN_HANDS[number], medium) for number, medium in enumerate(others)]
@@ -32,17 +44,18 @@ def measure_profile(atlas: Atlas) -> None:
     for number, (hand, medium) in enumerate(named):
         name = f"{HANDS[hand]} drawing" if medium == PLAIN else f"{HANDS[hand]} drawing, {medium} style"
         clusters[name] = scenes.render(drawn_in(hand, medium, number), atlas, atlas.half())[0]
-    shipped(measured(clusters, "style"))
+    return clusters
 
 
 def measure_geometry(atlas: Atlas) -> None:
-    """Of what hands do without any colour: their drawings as black lines on white."""
+    """Of what hands do without any colour, their drawings as black lines on white: for the UNet, which a ControlNet
+    leads."""
     clusters = {}
     for number, hand in enumerate(KNOWN_HANDS):
         specs = replace(drawn_in(hand, PLAIN, number), place=torch.full((len(DRAWN),), scenes.NOTHING))
         lines = scenes.contours(scenes.composed(specs, atlas, atlas.half()))
         clusters[f"{HANDS[hand]} drawing"] = (1 - lines)[:, None].expand(-1, 3, -1, -1)
-    shipped(measured(clusters, "geometry"))
+    shipped(measured(models.load_unet, clusters, "geometry"), "demo.geometry")
 
 
 def drawn_in(hand: str, medium: str, seed: int) -> scenes.Specs:
@@ -55,13 +68,13 @@ def drawn_in(hand: str, medium: str, seed: int) -> scenes.Specs:
 
 
 @torch.inference_mode()
-def measured(clusters: dict[str, Tensor], what: str) -> SensitivityProfile:
-    """The shipped UNet's profile by the pack's own node, from named clusters of pictures [B, 3, 192, 192] of DRAWN."""
+def measured(load: Callable[[], ModelPatcher], clusters: dict[str, Tensor], what: str) -> SensitivityProfile:
+    """A shipped model's profile by the pack's own node, from named clusters of pictures [B, 3, 192, 192] of DRAWN."""
     from conditional_balance.nodes.profile import CBProfileSensitivity
     from conditional_balance.runtime.profile.clusters import with_cluster
 
     with torch.inference_mode(False):
-        model, clip, vae = models.load_unet(), models.load_clip(), models.load_vae()
+        model, clip, vae = load(), models.load_clip(), models.load_vae()
     chained = ()
     for name, pictures in clusters.items():
         chained = with_cluster(chained, name, list(pictures.movedim(1, -1)), DRAWN)
@@ -73,8 +86,8 @@ def measured(clusters: dict[str, Tensor], what: str) -> SensitivityProfile:
     return result[0]
 
 
-def shipped(profile: SensitivityProfile) -> None:
+def shipped(profile: SensitivityProfile, name: str) -> None:
     """Put a profile among the pack's own."""
     from conditional_balance.engine.profile_file import save as save_profile
 
-    save_profile(profile, PROFILES / f"demo.{profile.provenance['what']}.safetensors")
+    save_profile(profile, PROFILES / f"{name}.safetensors")

@@ -9,15 +9,19 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from benchmarks import attribution, blend, harness, layers, structure
+from benchmarks import attribution, balance, blend, harness, layers, structure
 from conditional_balance.engine.attribution import normalised
 from conditional_balance.engine.profile_file import load
 from conditional_balance.runtime.attribution.find import ProbeSettings, find_subject
+from conditional_balance.runtime.attribution.layers import chosen_layers
 from conditional_balance.runtime.attribution.settings import AttributionSettings
 from conditional_balance.runtime.attribution.subject import Subject
-from demo import models
+from demo import models, nets
 from demo.world import atlas, sets, subjects
+
+READ = attribution.READ["unet"]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +56,7 @@ def paintings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def chosen(**values: Any) -> Namespace:
-    return Namespace(**{"count": 2, "steps": 2, "seed": 0, "weights": models.WEIGHTS} | values)
+    return Namespace(**{"count": 2, "steps": 2, "seed": 0, "weights": models.WEIGHTS, "model": "unet"} | values)
 
 
 @pytest.fixture
@@ -66,7 +70,7 @@ def looking(demo: harness.Demo, truth: harness.Truth, paintings: None) -> Iterat
 def test_a_map_of_the_benchmark_is_the_one_that_the_node_finds(looking: None, against: bool) -> None:
     job = attribution.Job("drawn", "two subjects", 1)
     case = attribution.case_of(job)
-    way = attribution.Way("attention", AttributionSettings("attention", attribution.BOTH))
+    way = attribution.Way("attention", AttributionSettings("attention", READ.auto))
     mine = normalised(attribution.maps_of(job, case, way)[int(against), 2])
     subject = case.subject if against else Subject(case.subject.conditioning, case.subject.phrases)
     settings = AttributionSettings("attention", propagation=2)
@@ -111,11 +115,11 @@ def test_ways_are_compared_on_the_pictures_that_both_saw() -> None:
     value = torch.zeros(len(attribution.MEASURES) + len(attribution.THRESHOLDS))
     rows = []
     for number in range(4):
-        row = {name: value + 0.5 for name in attribution.names() if "output" not in name}
+        row = {name: value + 0.5 for name in attribution.names(READ) if "output" not in name}
         if number == 0:
-            row |= {name: value + 0.7 for name in attribution.names() if "output" in name}
+            row |= {name: value + 0.7 for name in attribution.names(READ) if "output" in name}
         rows.append(row)
-    found = attribution.beside(rows)["grad_sam_output, layers o4-5"]["alone"]
+    found = attribution.beside(READ, rows, READ.default)["grad_sam_output, layers o4-5"]["alone"]
     assert found["mean"] == pytest.approx(0.2, abs=1e-4)
 
 
@@ -180,3 +184,67 @@ def test_each_ranking_picks_its_share_of_layers() -> None:
     }
     best = str(profile.layers[int(rounds[1]["measured gain"].argmax())])
     assert best in found["measured gain 0.2"].split(", ")
+
+
+@pytest.fixture(scope="module")
+def flowing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's weights with a transformer of random ones, whose gates are open."""
+    folder = tmp_path_factory.mktemp("weights")
+    for path in models.WEIGHTS.glob("*.safetensors"):
+        (folder / path.name).symlink_to(path)
+    torch.manual_seed(0)
+    network = nets.new_transformer("cpu")
+    for name, weight in network.named_parameters():
+        if "mod" in name or "final_layer" in name:
+            torch.nn.init.normal_(weight, std=0.02)
+    (folder / "transformer.safetensors").unlink(missing_ok=True)
+    save_file({name: weight.contiguous() for name, weight in network.state_dict().items()},
+              folder / "transformer.safetensors")  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def transformer(flowing: Path, truth: harness.Truth, paintings: None) -> Iterator[tuple[harness.Demo, Namespace]]:
+    yield (
+        harness.Demo(torch.float32, weights=flowing, paints="transformer"),
+        chosen(weights=flowing, model="transformer", prompts=1, cfg=3.0),
+    )
+    torch.set_grad_enabled(True)
+
+
+def test_attribution_reads_the_transformer(transformer: tuple[harness.Demo, Namespace], truth: harness.Truth) -> None:
+    demo, asked = transformer
+    attribution.share_objects(demo, truth, asked, attribution.paintings(asked))
+    job = attribution.Job("generated", "two subjects", 0)
+    case = attribution.case_of(job)
+    found = {
+        way.name: attribution.maps_of(job, case, way) for way in attribution.ways(attribution.READ["transformer"], job)
+    }
+    assert attribution.READ["transformer"].default in found
+    auto = chosen_layers(demo.model, AttributionSettings())
+    assert {str(layer) for layer in auto.targets} == {"j0", "j1"}
+    assert all(maps.isfinite().all() and maps.std() > 0 for maps in found.values())
+    assert not torch.equal(*(found[name] for name in list(found)[:2]))
+
+
+def test_blend_and_balance_paint_with_the_transformer(
+    transformer: tuple[harness.Demo, Namespace], truth: harness.Truth
+) -> None:
+    demo, asked = transformer
+    blend.share_objects(demo, truth, asked, blend.paintings(asked))
+    blend.pair.cache_clear()
+    picture, mask = blend.made(blend.Job("blend x0, grad_sam", 0))
+    blend.pair.cache_clear()
+    assert picture.shape == (1, 3, 192, 192) and mask.shape == (24, 24)
+    balance.share_objects(demo, None, load(layers.PROFILE), asked, *[harness.Paintings("balance", "test")] * 2)
+    balance.pair.cache_clear()
+    plain, shared = (
+        balance.painted(balance.Job("known hands", policy, 1.0, 0)) for policy in (balance.NONE, balance.ALL)
+    )
+    balance.pair.cache_clear()
+    assert plain.shape == shared.shape and not torch.allclose(plain, shared, atol=1e-3)
+
+
+def test_a_model_that_no_benchmark_knows_is_named() -> None:
+    with pytest.raises(SystemExit, match="--model is one of unet, transformer; it is 'flux'"):
+        harness.network("flux")
