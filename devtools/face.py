@@ -56,9 +56,9 @@ def page(schema: Any, language: str = "en") -> str:
     """
     words, names = PAGE_WORDS[language], _names(schema, language)
     about, *sections = split(prose_of(schema.node_id, language).read_text(encoding="utf-8"))[0].strip().split("\n## ")
-    caption, rest = _caption(sections, words)
+    caption, more, rest = _caption(sections, words)
     figure = figure_of(schema.node_id).relative_to(PAGES).as_posix()
-    parts = [f"# {names['display_name']}", about.strip(), f"![{caption}]({figure})", f"*{caption}*"]
+    parts = [f"# {names['display_name']}", about.strip(), f"![{caption}]({figure})", f"*{caption}*", *more]
     parts += [f"## {words.inputs}", _inputs(schema, words, names["inputs"])]
     if schema.outputs:
         parts += [f"## {words.outputs}", _outputs(schema, words, names["outputs"])]
@@ -73,11 +73,12 @@ def _names(schema: Any, language: str) -> dict[str, Any]:
     return {**words, "inputs": {name: {**each, "name": name} for name, each in words["inputs"].items()}}
 
 
-def _caption(sections: Sequence[str], words: PageWords) -> tuple[str, list[str]]:
-    """What the section 'Figure' says, in one line, and the other sections."""
+def _caption(sections: Sequence[str], words: PageWords) -> tuple[str, list[str], list[str]]:
+    """What the section 'Figure' says of the figure, in one line, its further paragraphs, and the other sections."""
     head = f"{words.figure}\n"
-    captions = [section.removeprefix(head) for section in sections if section.startswith(head)]
-    return _cell("".join(captions)), [section for section in sections if not section.startswith(head)]
+    said = "".join(section.removeprefix(head) for section in sections if section.startswith(head)).strip()
+    caption, *more = said.split("\n\n")
+    return _cell(caption), more, [section for section in sections if not section.startswith(head)]
 
 
 def _inputs(schema: Any, words: PageWords, names: Mapping[str, Any]) -> str:

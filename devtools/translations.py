@@ -123,9 +123,17 @@ def differences(english: str, translation: str, language: str) -> Iterator[str]:
             yield f"{name}: {part(english)} in English, {part(theirs)} here"
     if lacking := set(re.findall(r"\d+(?:[.,]\d+)*", english)) - set(re.findall(r"\d+(?:[.,]\d+)*", theirs)):
         yield f"numbers: {sorted(lacking)} are missing"
+    yield from (f"italics: {italic} do not end" for italic in _endless(theirs))
     for heading in ("figure", "not_for"):
         if f"\n## {getattr(PAGE_WORDS[language], heading)}\n" not in theirs:
             yield f"heading: '## {getattr(PAGE_WORDS[language], heading)}' is missing"
+
+
+def _endless(text: str) -> Iterator[str]:
+    """Italics that Markdown does not see end: their last sign is no letter, and a letter follows without a space."""
+    for italic in ITALIC.finditer(text):
+        if not italic[1][-1].isalnum() and text[italic.end() : italic.end() + 1].isalnum():
+            yield italic[0]
 
 
 def names_missing(english: str, translation: str, shown: dict[str, set[str]]) -> Iterator[str]:

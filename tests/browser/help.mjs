@@ -1,6 +1,6 @@
 // Opens the help of nodes in ComfyUI's front end and looks whether their figures show. Reads its orders as JSON from the
-// first argument {playwright, browser, url, nodes, pictures}, where nodes are lists by language, and prints what it saw, by
-// language and node, as one line of JSON. English comes last, for the visits after this one.
+// first argument {playwright, browser, url, nodes, pictures}, where nodes are lists by language, and prints what it saw as
+// one line of JSON. English comes last, for the visits after this one.
 import { withPage } from '../../devtools/page.mjs'
 
 const orders = JSON.parse(process.argv[2])
@@ -9,10 +9,8 @@ await withPage(orders, async page => {
   for (const [language, nodes] of Object.entries(orders.nodes)) {
     await speak(page, language)
     seen[language] = {}
-    for (const node of nodes) {
-      seen[language][node] = await open(page, node)
-      await page.screenshot({ path: `${orders.pictures}/${language}_${node}.png` })
-    }
+    for (const node of nodes) seen[language][node] = await open(page, node)
+    await page.screenshot({ path: `${orders.pictures}/${language}.png` })
   }
   return seen
 })
