@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from benchmarks import attribution, balance, blend, harness, layers, structure
+from benchmarks import attribution, balance, blend, harness, layers, positions, structure
 from conditional_balance.engine.attribution import normalised
 from conditional_balance.engine.profile_file import load
 from conditional_balance.runtime.attribution.find import ProbeSettings, find_subject
@@ -243,6 +243,24 @@ def test_blend_and_balance_paint_with_the_transformer(
     )
     balance.pair.cache_clear()
     assert plain.shape == shared.shape and not torch.allclose(plain, shared, atol=1e-3)
+
+
+def test_positions_are_compared_on_the_same_scenes(transformer: tuple[harness.Demo, Namespace]) -> None:
+    demo, asked = transformer
+    balance.share_objects(demo, None, load(layers.PROFILE), asked, *[harness.Paintings("balance", "positions")] * 2)
+    balance.pair.cache_clear()
+    way = "keep, q or k", (balance.ALL, 1.0), 0
+    found = dict(zip(positions.COLUMNS, positions.measured(way)[0].tolist(), strict=True))
+    kept, shifted = (positions.painted((f"{name}, q or k", *way[1:])) for name in ("keep", "shift"))
+    balance.pair.cache_clear()
+    assert not torch.allclose(kept, shifted, atol=1e-3)
+    assert -2 <= found["layout copied"] <= 2 and 0 < found["style distance"] < 2
+
+
+def test_a_copied_layout_is_seen() -> None:
+    reference = torch.rand(1, 3, 192, 192, generator=torch.Generator().manual_seed(0))
+    found = positions.alike(torch.cat([0.5 + 0.3 * reference, 1 - reference]), reference)
+    torch.testing.assert_close(found, torch.tensor([1.0, -1.0]))
 
 
 def test_a_model_that_no_benchmark_knows_is_named() -> None:
