@@ -20,12 +20,15 @@ FRAME_HEAD, FRAME_EDGE = 90, 18  # a column's frame; its head holds its own titl
 CORNER, SCREEN = (75, 135), (1080, 620)  # pixels that menus leave of 1400 x 900; Nodes 2.0 spreads nodes by a fifth
 SMALLEST = 0.6  # the scale below which the canvas draws no text
 INSIDE, OUTSIDE = -10, -20  # the front end's ids of a subgraph's borders
+APART = 100  # nodes, links and groups of a subgraph are numbered after this: newer front ends renumber what clashes
 
 Source = tuple[int, int]  # node id, output slot
 
 
 class Sheet:
     """A workflow under construction: nodes in columns, links by (node, output slot)."""
+
+    base = 0  # numbers of nodes, links and groups begin after it
 
     def __init__(self, known: Mapping[str, Any]) -> None:
         self.known, self.nodes, self.links, self.groups = known, [], [], []
@@ -39,7 +42,7 @@ class Sheet:
         self.width, self.top = width, self.ceiling
         frame = [self.left - FRAME_EDGE, self.top - FRAME_HEAD, width + 2 * FRAME_EDGE, FRAME_HEAD + FRAME_EDGE]
         self.groups.append(
-            {"id": len(self.groups) + 1, "title": title, "bounding": frame, "color": "#3f789e", "font_size": 24,
+            {"id": self._next(self.groups), "title": title, "bounding": frame, "color": "#3f789e", "font_size": 24,
              "flags": {}}
         )  # fmt: skip
 
@@ -50,7 +53,7 @@ class Sheet:
 
     def add(self, kind: str, title: str | None = None, tall: int | None = None, **inputs: Any) -> int:
         """Place a node under the last one; an input is a value for a widget or (node id, slot) for any input."""
-        info, number = self.known[kind], len(self.nodes) + 1
+        info, number = self.known[kind], self._next(self.nodes)
         sockets, values = self._inputs(kind, inputs)
         outputs = [
             {"name": name, "type": kind_of, "links": [], "slot_index": slot}
@@ -63,7 +66,7 @@ class Sheet:
 
     def fold(self, inside: Blueprint, sources: Sequence[Source]) -> int:
         """Place a node that holds a whole subgraph; the sources flow into its sockets in order."""
-        number, node, waiting = len(self.nodes) + 1, inside.holder(), iter(sources)
+        number, node, waiting = self._next(self.nodes), inside.holder(), iter(sources)
         self.folded.append(inside)
         for socket in node["inputs"]:
             socket["from"] = None if "widget" in socket else next(waiting)
@@ -74,11 +77,11 @@ class Sheet:
     def kind_of(self, source: Source) -> str:
         """The type of what flows out of a node."""
         number, slot = source
-        return self.nodes[number - 1]["outputs"][slot]["type"]
+        return self._node(number)["outputs"][slot]["type"]
 
     def join(self, source: Source, node: int, name: str) -> None:
         """Connect an input of a node that was placed before its source."""
-        sockets = self.nodes[node - 1]["inputs"]
+        sockets = self._node(node)["inputs"]
         slot = next(slot for slot, socket in enumerate(sockets) if socket["name"] == name)
         sockets[slot]["link"] = self._link(source, node, slot, sockets[slot]["type"])
 
@@ -87,11 +90,16 @@ class Sheet:
         note = {"type": "MarkdownNote", "inputs": [], "outputs": [], "properties": {}, "widgets_values": [text]}
         self._place(note | {"color": "#432", "bgcolor": "#653"}, tall, "Read me")
 
+    def _next(self, numbered: Sequence[Any]) -> int:
+        return self.base + len(numbered) + 1
+
+    def _node(self, number: int) -> dict[str, Any]:
+        return self.nodes[number - self.base - 1]
+
     def _place(self, node: dict[str, Any], height: int, title: str | None) -> None:
-        number = len(self.nodes) + 1
         node |= {
-            "id": number, "pos": [self.left, self.top], "size": [self.width, height], "flags": {}, "order": number - 1,
-            "mode": 0,
+            "id": self._next(self.nodes), "pos": [self.left, self.top], "size": [self.width, height], "flags": {},
+            "order": len(self.nodes), "mode": 0,
         }  # fmt: skip
         self.nodes.append(node | ({"title": title} if title else {}))
         frame, bottom = self.groups[-1]["bounding"], self.top + height
@@ -126,14 +134,14 @@ class Sheet:
                 socket["link"] = self._link(source, number, slot, socket["type"])
 
     def _link(self, source: Source, target: int, slot: int, kind: str) -> int:
-        link, (origin, origin_slot) = len(self.links) + 1, source
+        link, (origin, origin_slot) = self._next(self.links), source
         self._outlet(origin, origin_slot).append(link)
         self.links.append([link, origin, origin_slot, target, slot, kind])
         return link
 
     def _outlet(self, origin: int, slot: int) -> list[int]:
         """The links that leave an output, to be added to."""
-        return self.nodes[origin - 1]["outputs"][slot]["links"]
+        return self._node(origin)["outputs"][slot]["links"]
 
     def graph(self) -> dict[str, Any]:
         """The workflow; opened, its first band is seen whole unless that makes it too small to read."""
@@ -141,10 +149,18 @@ class Sheet:
         scale = max(SMALLEST, min(1, SCREEN[0] / (width + GAP), SCREEN[1] / (height + FRAME_HEAD + GAP)))
         offset = [round(CORNER[0] / scale + FRAME_EDGE), round(CORNER[1] / scale + FRAME_HEAD)]
         return {
-            "last_node_id": len(self.nodes), "last_link_id": len(self.links), "nodes": self.nodes, "links": self.links,
+            **self._last(), "nodes": self.nodes, "links": self.links,
             "groups": self.groups, "config": {}, "extra": {"ds": {"scale": round(scale, 2), "offset": offset}},
             "version": 0.4,
         } | self._definitions()  # fmt: skip
+
+    def _last(self) -> dict[str, int]:
+        """The highest numbers in the file."""
+        whole = [self, *self.folded]
+        return {
+            "last_node_id": max(each.base + len(each.nodes) for each in whole),
+            "last_link_id": max(each.base + len(each.links) for each in whole),
+        }
 
     def _definitions(self) -> dict[str, Any]:
         return {"definitions": {"subgraphs": [each.definition() for each in self.folded]}} if self.folded else {}
@@ -152,6 +168,8 @@ class Sheet:
 
 class Blueprint(Sheet):
     """A subgraph under construction: a sheet with borders, published as a node that any workflow can place."""
+
+    base = APART
 
     def __init__(self, known: Mapping[str, Any], name: str, about: str) -> None:
         super().__init__(known)
@@ -194,7 +212,7 @@ class Blueprint(Sheet):
         """A workflow of one node, whose type is the subgraph: the form in which the front end publishes them."""
         place = {"id": 1, "pos": [0, 0], "size": [WIDTH, self.tall()], "flags": {}, "order": 0, "mode": 0}
         return {
-            "revision": 0, "last_node_id": 1, "last_link_id": 0, "nodes": [place | self.holder()], "links": [],
+            "revision": 0, **self._last(), "nodes": [place | self.holder()], "links": [],
             "definitions": {"subgraphs": [self.definition()]}, "extra": {"BlueprintDescription": self.about},
             "version": 0.4,
         }  # fmt: skip
@@ -230,7 +248,8 @@ class Blueprint(Sheet):
         return {
             "id": self.id, "version": 1, "revision": 0, "config": {}, "name": self.name, "widgets": [], "extra": {},
             "state": {
-                "lastGroupId": 0, "lastNodeId": len(self.nodes), "lastLinkId": len(self.links), "lastRerouteId": 0
+                "lastGroupId": self.base + len(self.groups), "lastNodeId": self.base + len(self.nodes),
+                "lastLinkId": self.base + len(self.links), "lastRerouteId": 0
             },
             "inputNode": {"id": INSIDE, "bounding": [-4 * GAP, 0, 140, 60 + 20 * len(self.ins)]},
             "outputNode": {"id": OUTSIDE, "bounding": [right, 0, 140, 60 + 20 * len(self.outs)]},

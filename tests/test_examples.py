@@ -65,6 +65,38 @@ def test_files_are_as_the_builder_writes_them(object_info: dict, tmp_path: Path)
         assert built == {path.name: path.read_text() for path in (ROOT / folder).glob("*.json")}
 
 
+FILES = {path.stem: path for path in [*examples.EXAMPLES.values(), *BLUEPRINTS.values()]}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    ("part", "root_last", "inner_last"),
+    [("nodes", "last_node_id", "lastNodeId"), ("links", "last_link_id", "lastLinkId"), ("groups", None, "lastGroupId")],
+)
+def test_a_file_uses_no_number_twice(name: str, part: str, root_last: str | None, inner_last: str) -> None:
+    """Newer front ends renumber what a subgraph shares with the root, so that their prompt would name other nodes."""
+    workflow = json.loads(FILES[name].read_text(encoding="utf-8"))
+    inside = workflow.get("definitions", {}).get("subgraphs", [])
+    numbered = [_numbers(graph, part) for graph in (workflow, *inside)]
+    whole = [number for numbers in numbered for number in numbers]
+    assert len(whole) == len(set(whole))
+    assert root_last is None or workflow[root_last] == max(whole, default=0)
+    for graph, numbers in zip(inside, numbered[1:], strict=True):
+        assert graph["state"][inner_last] == max(numbers)
+
+
+def _numbers(graph: dict[str, Any], part: str) -> list[int]:
+    return [each[0] if isinstance(each, list) else each["id"] for each in graph.get(part, [])]
+
+
+@pytest.mark.parametrize("name", BLUEPRINTS)
+def test_what_a_blueprint_shows_of_a_node_inside_is_there(name: str) -> None:
+    workflow = json.loads(BLUEPRINTS[name].read_text(encoding="utf-8"))
+    inside = {str(number) for graph in workflow["definitions"]["subgraphs"] for number in _numbers(graph, "nodes")}
+    owners = {owner for owner, _ in workflow["nodes"][0]["properties"]["proxyWidgets"]}
+    assert owners <= inside | {"-1"}
+
+
 def nodes_of_ours(workflow: dict[str, Any]) -> set[str]:
     graphs = [workflow, *workflow.get("definitions", {}).get("subgraphs", [])]
     kinds = {node["type"] for graph in graphs for node in graph["nodes"]}

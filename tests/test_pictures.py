@@ -19,9 +19,13 @@ CURE = "run `python dev.py pictures`"
 
 
 def nodes(graph: dict[str, Any]) -> dict[Any, tuple[str, Any]]:
-    """What a workflow computes: its nodes and their values, wherever they stand."""
+    """What a workflow computes: its nodes and their values, wherever they stand, those inside subgraphs too."""
+    graphs = [graph, *graph.get("definitions", {}).get("subgraphs", [])]
     return {
-        node["id"]: (node["type"], node.get("widgets_values")) for node in graph["nodes"] if "Note" not in node["type"]
+        node["id"]: (node["type"], node.get("widgets_values"))
+        for each in graphs
+        for node in each["nodes"]
+        if "Note" not in node["type"]
     }
 
 
