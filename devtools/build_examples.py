@@ -70,8 +70,8 @@ class Painter(NamedTuple):
     def text(self, sheet: Sheet, title: str, text: Source | str) -> Source:
         return sheet.add("CLIPTextEncode", title, clip=self.clip, text=text), 0
 
-    def canvas(self, sheet: Sheet, width: int, height: int) -> Source:
-        return sheet.add("EmptyLatentImage", width=width, height=height, batch_size=1), 0
+    def canvas(self, sheet: Sheet, width: int, height: int, count: int = 1) -> Source:
+        return sheet.add("EmptyLatentImage", width=width, height=height, batch_size=count), 0
 
     def decoded(self, sheet: Sheet, latent: Source) -> Source:
         return sheet.add("VAEDecode", samples=latent, vae=self.vae), 0
@@ -79,12 +79,12 @@ class Painter(NamedTuple):
 
 def _demo_painter(sheet: Sheet) -> Painter:
     model = sheet.add("CBLoadDemoModel")
-    return Painter(*((model, slot) for slot in range(3)), demo_scenes.SIDE, DEMO, "demo_")
+    return Painter(*Loaded.of(model), demo_scenes.SIDE, DEMO, "demo_")
 
 
 def _sdxl_painter(sheet: Sheet) -> Painter:
     model = sheet.add("CheckpointLoaderSimple", ckpt_name=BASE_SDXL)
-    return Painter(*((model, slot) for slot in range(3)), 1024, SDXL, "")
+    return Painter(*Loaded.of(model), 1024, SDXL, "")
 
 
 def _loaded_square(sheet: Sheet, title: str) -> Source:
@@ -209,15 +209,7 @@ def recorded_demo(sheet: Sheet) -> None:
         " content.\n\nPress **Run**. Pictures made in later runs are added to the recording: it lies in"
         " *output/sensitivity_recordings*, under the name in **series**.",
     )
-    model = sheet.add("CBLoadDemoModel")
-    empty = sheet.add("CLIPTextEncode", "Negative", clip=(model, 1), text="")
-    canvas = sheet.add("EmptyLatentImage", width=demo_scenes.SIDE, height=demo_scenes.SIDE, batch_size=3)
-    prompts = {
-        style: [f"a {subject} by the sea, {style} drawing" for subject in demo_scenes.RECORDED_SUBJECTS]
-        for style in demo_scenes.RECORDED_STYLES
-    }
-    loaded, given = tuple((model, slot) for slot in range(3)), ((empty, 0), (canvas, 0))
-    _recorded(sheet, loaded, given, prompts, DEMO, "demo.style.recorded", "demo_")
+    _recorded(sheet, _demo_painter(sheet), demo_scenes.RECORDED_STYLES, "drawing", "demo.style.recorded")
 
 
 def recorded_sdxl(sheet: Sheet) -> None:
@@ -232,45 +224,32 @@ def recorded_sdxl(sheet: Sheet) -> None:
         " Sensitivity Profile*.",
         400,
     )
-    model = sheet.add("CheckpointLoaderSimple", ckpt_name=BASE_SDXL)
-    unwanted = sheet.add("CLIPTextEncode", "Negative", clip=(model, 1), text="")
-    canvas = sheet.add("EmptyLatentImage", width=1024, height=1024, batch_size=3)
-    prompts = {
-        style: [f"a {subject} by the sea, {style} painting" for subject in demo_scenes.RECORDED_SUBJECTS]
-        for style in ("watercolor", "oil", "ink")
-    }
-    loaded, given = tuple((model, slot) for slot in range(3)), ((unwanted, 0), (canvas, 0))
-    _recorded(sheet, loaded, given, prompts, SDXL, "my-sdxl.style.recorded", "")
+    styles = "watercolor", "oil", "ink"
+    _recorded(sheet, _sdxl_painter(sheet), styles, "painting", "my-sdxl.style.recorded")
 
 
-def _recorded(
-    sheet: Sheet,
-    loaded: tuple[Source, ...],
-    given: tuple[Source, Source],
-    prompts: Mapping[str, Sequence[str]],
-    sampling: dict[str, Any],
-    name: str,
-    prefix: str,
-) -> None:
-    """From model, CLIP and VAE to the profile of what paints each style's prompts; `given` are negative and canvas."""
-    (model, clip, vae), (negative, canvas) = loaded, given
+def _recorded(sheet: Sheet, painter: Painter, styles: Sequence[str], work: str, name: str) -> None:
+    """Each style's prompts, such as "a cat by the sea, ink drawing", painted; and the profile of them all."""
+    subjects = demo_scenes.RECORDED_SUBJECTS
+    negative = painter.text(sheet, "Negative", "")
+    canvas = painter.canvas(sheet, painter.side, painter.side, len(subjects))
     painted: Source | None = None
-    for style, lines in prompts.items():
+    for style in styles:
         sheet.next_column(style)
-        positive = sheet.add("CBPromptBatch", clip=clip, prompts="\n".join(lines))
-        subjects = ", ".join(demo_scenes.RECORDED_SUBJECTS)
-        recording = sheet.add("CBRecordSensitivity", model=model, label=style, subject=subjects)
+        prompts = "\n".join(f"a {subject} by the sea, {style} {work}" for subject in subjects)
+        positive = sheet.add("CBPromptBatch", clip=painter.clip, prompts=prompts)
+        recording = sheet.add("CBRecordSensitivity", model=painter.model, label=style, subject=", ".join(subjects))
         sampled = sheet.add(
             "KSampler", f"Sample: {style}", model=(recording, 0), positive=(positive, 0), negative=negative,
-            latent_image=canvas, **sampling,
+            latent_image=canvas, **painter.sampling,
         )  # fmt: skip
         if painted:
             painted = (sheet.add("LatentBatch", samples1=painted, samples2=(sampled, 0)), 0)
         else:
             painted = (sampled, 0)
     sheet.next_column("What was recorded", 480)
-    pictures = sheet.add("VAEDecode", samples=painted, vae=vae)
-    sheet.add("SaveImage", tall=480, images=(pictures, 0), filename_prefix=f"{prefix}recorded")
+    pictures = sheet.add("VAEDecode", samples=painted, vae=painter.vae)
+    sheet.add("SaveImage", tall=480, images=(pictures, 0), filename_prefix=f"{painter.prefix}recorded")
     sheet.next_column("Profile", 420)
     profile = sheet.add("CBProfileFromRecording", after=painted)
     sheet.add("CBSaveSensitivityProfile", profile=(profile, 0), name=name)
@@ -498,7 +477,7 @@ def style_picture_demo(sheet: Sheet) -> None:
     picture = sheet.add("CBDemoPictures", "Whose style", **demo_scenes.REFERENCE)
     texts = (demo_scenes.SHOWS, demo_scenes.PROMPT, "")
     demo = Family("EmptyLatentImage", demo_scenes.SIDE, DEMO)
-    style_of_picture(sheet, Loaded((model, 0), (model, 1), (model, 2)), (picture, 0), texts, demo, "demo_")
+    style_of_picture(sheet, Loaded.of(model), (picture, 0), texts, demo, "demo_")
 
 
 def style_picture_sdxl(sheet: Sheet) -> None:
@@ -515,7 +494,7 @@ def style_picture_sdxl(sheet: Sheet) -> None:
     picture = sheet.add("LoadImage", "Whose style", tall=360, image="example.png")
     texts = (families.SHOWS, families.PROMPT, "")
     sdxl = Family("EmptyLatentImage", 1024, SDXL)
-    style_of_picture(sheet, Loaded((model, 0), (model, 1), (model, 2)), (picture, 0), texts, sdxl)
+    style_of_picture(sheet, Loaded.of(model), (picture, 0), texts, sdxl)
 
 
 def subject_picture_demo(sheet: Sheet) -> None:
@@ -529,7 +508,7 @@ def subject_picture_demo(sheet: Sheet) -> None:
     model = sheet.add("CBLoadDemoModel")
     picture = sheet.add("CBDemoPictures", "Picture of the background", **demo_scenes.SURROUNDINGS)
     sheet.add("PreviewImage", "Picture of the background", tall=300, images=(picture, 0))
-    loaded = Loaded((model, 0), (model, 1), (model, 2))
+    loaded = Loaded.of(model)
     _subject_of_picture(sheet, loaded, picture, demo_scenes.SUBJECT, "", DEMO, "demo_")
 
 
@@ -545,7 +524,7 @@ def subject_picture_sdxl(sheet: Sheet) -> None:
     model = sheet.add("CheckpointLoaderSimple", ckpt_name=BASE_SDXL)
     picture = sheet.add("LoadImage", "Picture of the background", tall=360, image="example.png")
     words = {"prompt": "a red fox sitting in a meadow, photo", "phrase": "red fox", "surroundings": "meadow"}
-    loaded = Loaded((model, 0), (model, 1), (model, 2))
+    loaded = Loaded.of(model)
     _subject_of_picture(sheet, loaded, picture, words, "blurry, deformed", DEMO | {"steps": 30, "cfg": 5.5})
 
 
@@ -559,9 +538,7 @@ def _subject_of_picture(
     prefix: str = "",
 ) -> None:
     sheet.next_column("2  Subject", 400)
-    kept = sheet.add(
-        "CBKeepSubject", model=loaded.model, clip=loaded.clip, vae=loaded.vae, image=(picture, 0), **words
-    )
+    kept = sheet.add("CBKeepSubject", model=loaded.model, clip=loaded.clip, vae=loaded.vae, image=(picture, 0), **words)
     unwanted = sheet.add("CLIPTextEncode", "Negative", clip=loaded.clip, text=negative)
     given = {"model": (kept, 0), "positive": (kept, 2), "negative": (unwanted, 0), "latent_image": (kept, 1)}
     result(sheet, loaded, given | sampling, f"{prefix}keep_subject")
@@ -578,7 +555,7 @@ def structure_picture_demo(sheet: Sheet) -> None:
     model, control = sheet.add("CBLoadDemoModel"), sheet.add("CBLoadDemoControlNet")
     style = sheet.add("CBDemoPictures", "Whose style", **demo_scenes.REFERENCE)
     edges = sheet.add("CBDemoPictures", "Whose edges", **demo_scenes.EDGES | {"scenes": demo_scenes.SCENES[0]})
-    loaded = Loaded((model, 0), (model, 1), (model, 2))
+    loaded = Loaded.of(model)
     texts = {"prompt": demo_scenes.PROMPTS[0], "shows": demo_scenes.SHOWS}
     family = Family("EmptyLatentImage", demo_scenes.SIDE, DEMO)
     _structure_of_picture(sheet, loaded, (control, 0), (style, 0), (edges, 2), texts, family, "demo_")
@@ -598,7 +575,7 @@ def structure_picture_sdxl(sheet: Sheet) -> None:
     style = sheet.add("LoadImage", "Whose style", tall=340, image="example.png")
     structure = sheet.add("LoadImage", "Whose layout", tall=340, image="example.png")
     edges = sheet.add("Canny", image=(structure, 0))
-    loaded = Loaded((model, 0), (model, 1), (model, 2))
+    loaded = Loaded.of(model)
     texts = {"prompt": families.PROMPT, "shows": families.SHOWS}
     family = Family("EmptyLatentImage", 1024, SDXL)
     _structure_of_picture(sheet, loaded, (control, 0), (style, 0), (edges, 0), texts, family)
@@ -830,7 +807,7 @@ def _keep_subject(
     sheet: Sheet, loaded: int, picture: int, seen: _SeenFirst, negative: str, sampling: dict[str, Any]
 ) -> None:
     """From a model and a reference picture to what the windows found and the blended picture."""
-    model, clip, vae = ((loaded, slot) for slot in range(3))
+    model, clip, vae = Loaded.of(loaded)
     latent = sheet.add("VAEEncode", pixels=(picture, 0), vae=vae)
     unwanted = sheet.add("CLIPTextEncode", "Negative", clip=clip, text=negative)
     sheet.next_column("Blend", 420)
@@ -1096,14 +1073,8 @@ def _in_a_square(sheet: Sheet, painted: list[Source], name: str) -> None:
     sheet.add("SaveImage", "Result", tall=480, images=whole, filename_prefix=name)
 
 
-def style_blueprint(known: Mapping[str, Any]) -> Blueprint:
+def style_blueprint(inside: Blueprint, loaded: dict[str, Source]) -> None:
     """From a checkpoint and a picture to your prompt in the picture's style."""
-    inside = Blueprint(
-        known,
-        "Style from a Picture, all in one",
-        "Paints your prompt in the style of a picture; the layer map shows which layers take it.",
-    )
-    loaded = _checkpoint_of(inside)
     picture = inside.input("picture", "IMAGE")
     prompt, shows = inside.input("prompt", "STRING", OWN_PROMPT), inside.input("what it shows", "STRING", "")
     share = inside.input("style amount", "FLOAT", 0.43)
@@ -1114,32 +1085,20 @@ def style_blueprint(known: Mapping[str, Any]) -> Blueprint:
     inside.next_column("What to paint")
     positive = inside.add("CLIPTextEncode", "Prompt", clip=loaded["clip"], text=prompt)
     canvas = inside.add("EmptyLatentImage", **size, batch_size=1)
-    return _painted_inside(inside, loaded, (styled, 0), (positive, 0), (canvas, 0))
+    _painted_inside(inside, loaded, (styled, 0), (positive, 0), (canvas, 0))
 
 
-def subject_blueprint(known: Mapping[str, Any]) -> Blueprint:
+def subject_blueprint(inside: Blueprint, loaded: dict[str, Source]) -> None:
     """From a checkpoint and a picture to the subject of your prompt in its surroundings."""
-    inside = Blueprint(
-        known,
-        "Keep My Subject, all in one",
-        "Paints the subject of your prompt into the surroundings of a picture; no mask to paint.",
-    )
-    loaded = _checkpoint_of(inside)
     picture = inside.input("picture of the surroundings", "IMAGE")
     prompt, phrase = inside.input("prompt", "STRING", OWN_PROMPT), inside.input("subject", "STRING", "")
     inside.next_column("Keep", 420)
     kept = inside.add("CBKeepSubject", **loaded, image=picture, prompt=prompt, phrase=phrase)
-    return _painted_inside(inside, loaded, (kept, 0), (kept, 2), (kept, 1))
+    _painted_inside(inside, loaded, (kept, 0), (kept, 2), (kept, 1))
 
 
-def structure_blueprint(known: Mapping[str, Any]) -> Blueprint:
+def structure_blueprint(inside: Blueprint, loaded: dict[str, Source]) -> None:
     """From a checkpoint, a ControlNet and two pictures to your prompt with the style of one and the layout of the other."""
-    inside = Blueprint(
-        known,
-        "Style and Structure, all in one",
-        "Paints your prompt with the layout of one picture, through a ControlNet, and in the style of another.",
-    )
-    loaded = _checkpoint_of(inside)
     control = inside.input("control_net", "CONTROL_NET")
     style, structure = inside.input("style picture", "IMAGE"), inside.input("structure picture", "IMAGE")
     prompt, shows = inside.input("prompt", "STRING", OWN_PROMPT), inside.input("what it shows", "STRING", "")
@@ -1153,7 +1112,7 @@ def structure_blueprint(known: Mapping[str, Any]) -> Blueprint:
     size = _size_of(inside)
     inside.next_column("Size")
     canvas = inside.add("EmptyLatentImage", **size, batch_size=1)
-    return _painted_inside(inside, loaded, (both, 0), (both, 1), (canvas, 0))
+    _painted_inside(inside, loaded, (both, 0), (both, 1), (canvas, 0))
 
 
 def _checkpoint_of(inside: Blueprint) -> dict[str, Source]:
@@ -1166,7 +1125,7 @@ def _size_of(inside: Blueprint) -> dict[str, Source]:
 
 def _painted_inside(
     inside: Blueprint, loaded: dict[str, Source], model: Source, positive: Source, canvas: Source
-) -> Blueprint:
+) -> None:
     """The rest of every job: a sampler, whose dials a blueprint shows too, and the picture."""
     seed = inside.input("seed", "INT", SDXL["seed"])
     steps, cfg = inside.input("steps", "INT", SDXL["steps"]), inside.input("cfg", "FLOAT", SDXL["cfg"])
@@ -1178,7 +1137,6 @@ def _painted_inside(
     )  # fmt: skip
     decoded = inside.add("VAEDecode", samples=(sampled, 0), vae=loaded["vae"])
     inside.output("picture", "IMAGE", (decoded, 0))
-    return inside
 
 
 WORKFLOWS = {
@@ -1214,7 +1172,21 @@ WORKFLOWS = {
     "subject_kept_sdxl": subject_sdxl,
     **families.WORKFLOWS,
 }
-BLUEPRINTS = (style_blueprint, subject_blueprint, structure_blueprint)
+BLUEPRINTS = {
+    "Style from a Picture, all in one": (
+        "Paints your prompt in the style of a picture; the layer map shows which layers take it.",
+        style_blueprint,
+    ),
+    "Keep My Subject, all in one": (
+        "Paints the subject of your prompt into the surroundings of a picture; no mask to paint.",
+        subject_blueprint,
+    ),
+    "Style and Structure, all in one": (
+        "Paints your prompt with the layout of one picture, through a ControlNet, and in the style of another.",
+        structure_blueprint,
+    ),
+}
+"""What each says about itself, and what draws it from the checkpoint that it takes."""
 
 
 def _with_models(graph: dict[str, Any]) -> dict[str, Any]:
@@ -1236,9 +1208,10 @@ def build(known: Mapping[str, Any], root: Path) -> None:
         sheet = Sheet(known)
         describe(sheet)
         save(_with_models(sheet.graph()), examples.file_of(name, root))
-    for describe in BLUEPRINTS:
-        blueprint = describe(known)
-        save(blueprint.graph(), root / "subgraphs" / f"{blueprint.name}.json")
+    for name, (about, draw) in BLUEPRINTS.items():
+        blueprint = Blueprint(known, name, about)
+        draw(blueprint, _checkpoint_of(blueprint))
+        save(blueprint.graph(), root / "subgraphs" / f"{name}.json")
 
 
 def main() -> None:

@@ -52,6 +52,11 @@ class Loaded(NamedTuple):
     clip: Source
     vae: Source
 
+    @classmethod
+    def of(cls, loader: int) -> Loaded:
+        """What one node gives that loads all three."""
+        return cls((loader, 0), (loader, 1), (loader, 2))
+
 
 class Family(NamedTuple):
     """How a family paints: the node of its empty latents and their side, and the sampler's values.
@@ -87,10 +92,10 @@ def style_picture_sd35(sheet: Sheet) -> None:
         " a guess: begin at 0.43."
     )
     _told(sheet, "SD3.5", "an SD3.5 Large checkpoint", more)
-    model = sheet.add("CheckpointLoaderSimple", ckpt_name=SD35)
+    checkpoint = sheet.add("CheckpointLoaderSimple", ckpt_name=SD35)
     uniform = _sampling(steps=20, cfg=4.0, sampler_name="euler", scheduler="sgm_uniform")
     sd35 = Family("EmptySD3LatentImage", 1024, uniform, amount=SD35_AMOUNT)
-    _painted(sheet, Loaded((model, 0), (model, 1), (model, 2)), sd35)
+    _painted(sheet, Loaded.of(checkpoint), sd35)
 
 
 def style_picture_qwen(sheet: Sheet) -> None:
