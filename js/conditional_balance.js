@@ -2,7 +2,9 @@
 // shows an attribution, a slider on the one that compares pictures, tiles
 // on the one that tries amounts, two lines of words beneath every other.
 import { app } from '../../scripts/app.js'
+import { forgetOldValues } from './holders.js'
 import { rememberInputs } from './layer_map/graph.js'
+import { HeldMaps } from './layer_map/held.js'
 import { Compare } from './compare.js'
 import { LayerMap } from './layer_map/view.js'
 import { joinPresets } from './presets.js'
@@ -33,6 +35,10 @@ app.registerExtension({
     listen()
   },
   nodeCreated(node) {
+    if (node.subgraph) {
+      forgetOldValues(node)
+      new HeldMaps(node)
+    }
     const kind = node.comfyClass ?? ''
     if (!kind.startsWith('CB')) return
     translateNode(node)

@@ -47,14 +47,14 @@ function linkOf(graph, id) {
   return graph?.getLink?.(id) ?? graph?.links?.get?.(id) ?? graph?.links?.[id] ?? null
 }
 
-// The node a link really comes from, through reroutes and the borders of subgraphs: [node], or [holder, widget] where
-// it is a widget of the subgraph's own node.
-export function follow(node, link) {
+// The node a link really comes from, through reroutes and the borders of subgraphs: [node], or [null, widget] where
+// it is a widget of the subgraph's own node. `through` is that node where several hold the same subgraph.
+export function follow(node, link, through = null) {
   let graph = node.graph
   for (let steps = 0; link && steps < FEW; steps++) {
     if (Number(link.origin_id) === SUBGRAPH_INPUT) { // newer front ends write ids as text
       const name = graph.inputs?.[link.origin_slot]?.name
-      const holder = holderOf(graph, rootGraph())
+      const holder = through?.subgraph === graph ? through : holderOf(graph, rootGraph())
       const outer = holder && linkInto(holder, name)
       if (!outer) return [null, holder && widgetOf(holder, name)]
       graph = holder.graph
@@ -86,6 +86,6 @@ function holderOf(subgraph, graph) {
   return null
 }
 
-function childrenOf(graph) {
+export function childrenOf(graph) {
   return [...(graph?._nodes ?? graph?.nodes ?? [])]
 }

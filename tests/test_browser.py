@@ -63,6 +63,7 @@ BLUEPRINTS = {
     "Style and Structure, all in one": ["control_net", "style picture", "structure picture"],
 }
 """Names of the blueprints, and what each takes beside a checkpoint."""
+WITH_MAP = {"Style from a Picture, all in one", "Style and Structure, all in one"}
 DIALS = {
     "prompt": "a red fox in the snow", "what it shows": "", "subject": "",
     "style amount": 0.43, "structure amount": 0.15,
@@ -76,6 +77,7 @@ def placed(request: pytest.FixtureRequest, server: Server, object_info: dict) ->
     """What a blueprint offers where it was placed by searching for it, its prompt, and how it ran."""
     workflow, links = _around_the_blueprint(object_info, BLUEPRINTS[request.param])
     orders = {"blueprint": request.param, "workflow": workflow, "links": links, "widgets": QUICK}
+    orders |= {"map": request.param in WITH_MAP, "changed": {"style amount": 0.2}}
     return {"name": request.param, **visited("blueprint", server, **orders)}
 
 
@@ -110,8 +112,48 @@ def test_a_placed_blueprint_takes_pictures_and_gives_one(renderer: str, placed: 
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)
-def test_a_placed_blueprint_shows_the_layer_map_where_there_is_one(renderer: str, placed: dict) -> None:
-    assert placed[renderer]["map"] == (placed["name"] != "Keep My Subject, all in one")
+def test_the_visit_of_a_blueprint_went_to_its_end(renderer: str, placed: dict) -> None:
+    assert "problem" not in placed[renderer], placed[renderer]["problem"]
+
+
+@pytest.mark.parametrize("moment", ["placed", "inside", "outside", "reloaded"])
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_a_placed_blueprint_shows_one_layer_map_where_there_is_one(renderer: str, moment: str, placed: dict) -> None:
+    seen = placed[renderer][moment]
+    assert (seen["shown"], len(seen["maps"])) == ((1, 1) if placed["name"] in WITH_MAP else (0, 0))
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_a_copy_of_a_blueprint_shows_a_map_of_its_own(renderer: str, placed: dict) -> None:
+    assert placed[renderer]["pasted"] == (
+        {"both": 2, "copy": 1} if placed["name"] in WITH_MAP else {"both": 0, "copy": 0}
+    )
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_the_map_of_a_blueprint_follows_its_dials_and_pins_by_a_click(renderer: str, placed: dict) -> None:
+    seen = placed[renderer]
+    if placed["name"] not in WITH_MAP:
+        assert "pinned" not in seen
+        return
+    first, turned, pinned, undone = (seen[moment] for moment in ("placed", "turned", "pinned", "undone"))
+    assert turned["maps"] != first["maps"] and turned["maps"] != pinned["maps"]
+    assert seen["layer"] and _pins(pinned["prompt"]) == [seen["layer"]]
+    assert pinned["steps"] == turned["steps"] + 1
+    assert (_pins(undone["prompt"]), undone["maps"]) == ([""], turned["maps"])
+    assert undone["values"] == turned["values"]
+    assert _pins(seen["reloaded"]["prompt"]) == [seen["layer"]]
+
+
+def _pins(prompt: dict) -> list[str]:
+    return [node["inputs"]["pin"] for node in prompt.values() if "pin" in node["inputs"]]
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_a_blueprint_keeps_its_values_and_adds_no_step_of_undo_by_itself(renderer: str, placed: dict) -> None:
+    before, after = placed[renderer]["outside"], placed[renderer]["reloaded"]
+    assert after["values"] == before["values"] and after["values"]["steps"] == QUICK["steps"]
+    assert after["steps"] == 0
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)

@@ -81,6 +81,11 @@ def test_pins_are_saved_with_the_workflow(seen: dict[str, Any], renderer: str) -
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)
+def test_a_subgraph_that_does_not_list_the_map_shows_none(seen: dict[str, Any], renderer: str) -> None:
+    assert seen[renderer]["subgraph"]["unasked"] == 0
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
 def test_every_node_that_ran_says_so_in_words(seen: dict[str, Any], renderer: str) -> None:
     assert seen[renderer]["end"]["event"] == "execution_success"
     words = " ".join(seen[renderer]["summaries"])

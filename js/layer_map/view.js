@@ -6,18 +6,29 @@ import { ask } from '../server.js'
 import { say } from '../summary.js'
 import { View, keepPresses, make } from '../view.js'
 import { EXCLUDED, SELECTED, cellAt, draw, layout, short } from './draw.js'
-import { isLinked, profileOf, selectionValues } from './graph.js'
+import { profileOf, selectionValues, sourceWidget } from './graph.js'
 
-const NAME = 'cb_layer_map'
+export const NAME = 'cb_layer_map'
 const HEIGHT = 300
 const KEYS = { Enter: 'next', ' ': 'next', p: 'pin', x: 'exclude', Delete: 'free', Backspace: 'free' }
 const MOVES = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }
 
+const maps = new WeakMap() // by node, its own map
+
 export class LayerMap extends View {
-  constructor(node, editable) {
+  // With `holder`, the map of a node inside a subgraph, shown on the subgraph's own node under a name of its own there.
+  constructor(node, editable, holder = null) {
     const nothing = { map: null, selection: null, cursor: null, plan: null, error: null, seenResult: null }
-    super(node, NAME, HEIGHT, { editable, linked: [], clicks: Promise.resolve(), ...nothing })
+    const name = holder ? `${node.id}: ${NAME}` : NAME
+    super(node, name, HEIGHT, { holder, editable, linked: [], clicks: Promise.resolve(), ...nothing })
+    if (holder) return
+    maps.set(node, this)
     if (editable) renew(node)
+  }
+
+  // The map that a node has of itself.
+  static of(node) {
+    return maps.get(node)
   }
 
   build() {
@@ -51,7 +62,7 @@ export class LayerMap extends View {
       this.seenResult = result
       this.askedProfile = this.askedValues = undefined // a file of the same name may have changed
     }
-    const source = profileOf(this.node), wanted = JSON.stringify(source)
+    const source = profileOf(this.node, this.holder), wanted = JSON.stringify(source)
     if (wanted !== this.askedProfile) {
       this.askedProfile = wanted
       this.askedValues = undefined
@@ -64,7 +75,7 @@ export class LayerMap extends View {
   }
 
   lookAtValues(source) {
-    const { values, linked } = selectionValues(this.node), wanted = JSON.stringify(values)
+    const { values, linked } = selectionValues(this.node, this.holder), wanted = JSON.stringify(values)
     if (wanted === this.askedValues) return
     this.askedValues = wanted
     this.linked = linked
@@ -237,11 +248,12 @@ export class LayerMap extends View {
   }
 
   async write(layer, state) {
-    const fixed = ['pin', 'exclude'].filter(name => isLinked(this.node, name))
+    const widgets = { pin: sourceWidget(this.node, 'pin', this.holder), exclude: sourceWidget(this.node, 'exclude', this.holder) }
+    const fixed = Object.keys(widgets).filter(name => !widgets[name])
     if (fixed.length) throw new Error(this.words('linkedHand', { names: fixed.join(', ') }))
-    const widgets = { pin: widgetOf(this.node, 'pin'), exclude: widgetOf(this.node, 'exclude') }
     const texts = { pin: widgets.pin.value, exclude: widgets.exclude.value }
-    const answer = await ask('by_hand', { profile: profileOf(this.node), ...texts, layer: this.map.layers[layer], state })
+    const profile = profileOf(this.node, this.holder)
+    const answer = await ask('by_hand', { profile, ...texts, layer: this.map.layers[layer], state })
     for (const [name, widget] of Object.entries(widgets)) {
       if (widget.value === answer[name]) continue
       widget.value = answer[name]

@@ -1,41 +1,45 @@
-// Places a subgraph blueprint as a person would, by searching for it, connects it and runs it. Reads its orders as JSON
-// from the first argument {playwright, browser, url, pictures, blueprint, widgets, workflow} and prints, by renderer,
-// what it saw; a screenshot goes to `pictures`. The workflow has every other node; links name the blueprint's slots.
-import { chooseRenderer, RENDERERS, runLoaded, withPage } from '../../devtools/page.mjs'
+// Places a subgraph blueprint as a person would, by searching for it, connects it, runs it and uses the layer map on its
+// face. Reads its orders as JSON from the first argument {playwright, browser, url, pictures, blueprint, map, widgets,
+// changed, workflow} and prints, by renderer, what it saw; screenshots go to `pictures`. The workflow has every other
+// node; links name the blueprint's slots; `map` says whether a layer map is to be looked for, `changed` are values of
+// the blueprint's widgets that another selection follows from.
+import { inEachRenderer, runLoaded } from '../../devtools/page.mjs'
 import { free } from './stay.mjs'
 
+const WAIT = { timeout: 30_000 }
 const orders = JSON.parse(process.argv[2])
 
-await withPage(orders, async (page, complaints) => {
-  const seen = { complaints }
-  for (const renderer of RENDERERS) {
-    await free(orders.url)
-    await chooseRenderer(page, renderer)
-    await page.evaluate(workflow => window.app.loadGraphData(workflow), orders.workflow)
-    await place(page)
-    seen[renderer] = await page.evaluate(connect, orders)
-    seen[renderer].prompt = await page.evaluate(async () => (await window.app.graphToPrompt()).output)
-    seen[renderer].end = await runLoaded(page)
-    await page.waitForTimeout(1500)
-    seen[renderer].map = await page.evaluate(() => {
-      const map = document.querySelector('.cb-map')
-      return Boolean(map?.checkVisibility() && !('empty' in map.dataset))
-    })
-    await page.screenshot({ path: `${orders.pictures}/${orders.blueprint}_${renderer}.png` })
-  }
-  return seen
+await inEachRenderer(orders, async (page, renderer, seen) => {
+  await free(orders.url)
+  const id = crypto.randomUUID() // as a saved workflow has: results are kept by it
+  await page.evaluate(workflow => window.app.loadGraphData(workflow), { ...orders.workflow, id })
+  await place(page)
+  Object.assign(seen, await page.evaluate(connect, orders))
+  seen.prompt = await promptOf(page)
+  seen.end = await runLoaded(page)
+  await page.waitForTimeout(1500)
+  seen.placed = await look(page)
+  await page.screenshot({ path: `${orders.pictures}/${orders.blueprint}_${renderer}.png` })
+  if (orders.map) await use(page, seen)
+  seen.inside = await goTo(page, true)
+  seen.outside = await goTo(page, false)
+  seen.reloaded = await reload(page)
+  await page.screenshot({ path: `${orders.pictures}/${orders.blueprint}_${renderer}_reloaded.png` })
+  seen.pasted = await paste(page)
 })
 
-// Opens the search, types the blueprint's name and takes the first that is found.
+// Opens the search, types the blueprint's name and clicks it among what is found. In newer front ends it then hangs from
+// the pointer by its title until a click; after Enter it would hang from where the canvas last saw the pointer, and that
+// click could fall on one of its text fields, which takes it.
 async function place(page) {
   await page.evaluate(() => window.app.extensionManager.command.execute('Workspace.SearchBox.Toggle'))
   const field = page.locator('.comfy-vue-node-search-container input, [role="dialog"] input').first()
   await field.fill(orders.blueprint)
-  await page.getByText(orders.blueprint).first().waitFor()
-  await page.keyboard.press('Enter')
-  await page.waitForFunction(() => window.app.graph._nodes.some(node => node.subgraph), null, { timeout: 30_000 })
-  await page.mouse.click(900, 500) // newer front ends let the node hang from the pointer until a click
-  await page.waitForFunction(() => window.app.graph._nodes.every(node => !node.flags.ghost), null, { timeout: 30_000 })
+  await page.getByRole('option').filter({ hasText: orders.blueprint }).first().click()
+  await page.waitForFunction(() => window.app.graph._nodes.some(node => node.subgraph), null, WAIT)
+  await field.waitFor({ state: 'hidden' }) // while it fades it takes the next click
+  await page.mouse.click(900, 500)
+  await page.waitForFunction(() => window.app.graph._nodes.every(node => !node.flags.ghost), null, WAIT)
 }
 
 // Connects the blueprint's slots by name and sets its widgets; what it offers of both.
@@ -51,4 +55,92 @@ function connect({ links, widgets }) {
   const offered = Object.fromEntries(holder.widgets.map(widget => [widget.name, widget.value]))
   for (const widget of holder.widgets) if (widget.name in widgets) widget.value = widgets[widget.name]
   return { inputs, outputs, offered }
+}
+
+async function promptOf(page) {
+  return page.evaluate(async () => (await window.app.graphToPrompt()).output)
+}
+
+// How many maps are on the screen, what those say that are drawn, how many steps undo has, and the blueprint's values.
+async function look(page) {
+  await page.evaluate(() => window.app.extensionManager.command.execute('Comfy.Canvas.FitView'))
+  await page.waitForTimeout(1200)
+  return page.evaluate(() => {
+    const tracker = window.app.extensionManager.workflow.activeWorkflow.changeTracker
+    tracker.checkState()
+    const shown = [...document.querySelectorAll('.cb-map')].filter(each => each.checkVisibility())
+    const maps = shown.filter(each => !('empty' in each.dataset))
+    const holder = window.app.graph._nodes.find(node => node.subgraph)
+    return {
+      shown: shown.length,
+      maps: maps.map(each => each.querySelector('.cb-map-line').textContent),
+      steps: tracker.undoQueue.length,
+      values: Object.fromEntries((holder?.widgets ?? []).filter(each => each.serialize !== false).map(({ name, value }) => [name, value])),
+    }
+  })
+}
+
+// Turns a dial of the blueprint, pins a layer on its map, and takes that back.
+async function use(page, seen) {
+  await page.evaluate(values => {
+    const holder = window.app.graph._nodes.find(node => node.subgraph)
+    for (const widget of holder.widgets) if (widget.name in values) widget.value = values[widget.name]
+  }, orders.changed)
+  seen.turned = await look(page)
+  seen.layer = await pin(page)
+  seen.pinned = { ...await look(page), prompt: await promptOf(page) }
+  await page.evaluate(() => window.app.extensionManager.workflow.activeWorkflow.changeTracker.undo())
+  await page.waitForTimeout(1000)
+  seen.undone = { ...await look(page), prompt: await promptOf(page) }
+  await pin(page)
+}
+
+// Points at a cell of the map, clicks, and waits until the click has been written; the name of the layer.
+async function pin(page) {
+  const canvas = page.locator('.cb-map canvas:visible').first()
+  const box = await canvas.boundingBox()
+  let layer = ''
+  for (let down = 0.2; !layer && down < 0.9; down += 0.05) {
+    await page.mouse.move(box.x + box.width * 0.4, box.y + box.height * down)
+    await page.waitForTimeout(100)
+    const words = await page.locator('.cb-map-detail:visible').first().textContent()
+    layer = words.includes(' · ') ? words.split(' · ')[0] : ''
+  }
+  await page.mouse.down()
+  await page.mouse.up()
+  await page.waitForTimeout(1000)
+  return layer
+}
+
+// Into the blueprint's subgraph or back out of it.
+async function goTo(page, inside) {
+  await page.evaluate(inside => {
+    const { app } = window, root = app.rootGraph ?? app.graph
+    const holder = root._nodes.find(node => node.subgraph)
+    if (inside) app.canvas.openSubgraph(holder.subgraph, holder)
+    else app.canvas.setGraph(root)
+  }, inside)
+  await page.waitForTimeout(300)
+  return look(page)
+}
+
+async function reload(page) {
+  await page.evaluate(async () => {
+    await window.app.loadGraphData(JSON.parse(JSON.stringify(window.app.graph.serialize())))
+  })
+  return { ...await look(page), prompt: await promptOf(page) }
+}
+
+// A copy of the blueprint, and what is on the screen once the first one is gone too.
+async function paste(page) {
+  await page.evaluate(() => {
+    const { canvas, graph } = window.app
+    const holder = graph._nodes.find(node => node.subgraph)
+    canvas.selectItems([holder])
+    canvas.copyToClipboard([holder])
+    canvas.pasteFromClipboard({ position: [holder.pos[0] + 500, holder.pos[1]] })
+  })
+  const both = await look(page)
+  await page.evaluate(() => window.app.graph.remove(window.app.graph._nodes.find(node => node.subgraph)))
+  return { both: both.shown, copy: (await look(page)).shown }
 }

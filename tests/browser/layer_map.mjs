@@ -179,6 +179,8 @@ async function inSubgraph(page) {
   await settled(page)
   const seen = await changed(page, 'lambda', 0.1)
   await page.screenshot({ path: `${orders.pictures}/subgraph.png` })
-  await page.evaluate(() => window.app.canvas.setGraph(window.app.graph))
-  return seen
+  await page.evaluate(() => window.app.canvas.setGraph(window.app.rootGraph ?? window.app.graph))
+  await page.waitForTimeout(500)
+  const unasked = await page.evaluate(() => window.app.graph._nodes.find(n => n.subgraph).widgets.filter(w => w.name.endsWith('cb_layer_map')).length)
+  return { ...seen, unasked }
 }
