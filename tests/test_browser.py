@@ -145,6 +145,16 @@ def test_the_map_of_a_blueprint_follows_its_dials_and_pins_by_a_click(renderer: 
     assert _pins(seen["reloaded"]["prompt"]) == [seen["layer"]]
 
 
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_the_map_of_a_blueprint_says_what_is_wrong_before_a_run_and_after_it(renderer: str, placed: dict) -> None:
+    if placed["name"] not in WITH_MAP:
+        assert "wrong" not in placed[renderer]
+        return
+    wrong, failed = placed[renderer]["wrong"], placed[renderer]["failed"]
+    assert wrong["end"] in ("refused", "execution_error")
+    assert "nonsense" in wrong["maps"][0] and "nonsense" in failed["maps"][0]
+
+
 def _pins(prompt: dict) -> list[str]:
     return [node["inputs"]["pin"] for node in prompt.values() if "pin" in node["inputs"]]
 

@@ -25,6 +25,7 @@ await inEachRenderer(orders, async (page, renderer, seen) => {
   seen.outside = await goTo(page, false)
   seen.reloaded = await reload(page)
   await page.screenshot({ path: `${orders.pictures}/${orders.blueprint}_${renderer}_reloaded.png` })
+  if (orders.map) await fail(page, seen)
   seen.pasted = await paste(page)
 })
 
@@ -129,6 +130,17 @@ async function reload(page) {
     await window.app.loadGraphData(JSON.parse(JSON.stringify(window.app.graph.serialize())))
   })
   return { ...await look(page), prompt: await promptOf(page) }
+}
+
+// Runs with a layer that does not exist.
+async function fail(page, seen) {
+  await page.evaluate(() => {
+    const { subgraph } = window.app.graph._nodes.find(node => node.subgraph)
+    subgraph._nodes.flatMap(node => node.widgets ?? []).find(widget => widget.name === 'pin').value = 'nonsense'
+  })
+  seen.wrong = { ...await look(page), end: (await runLoaded(page)).event }
+  await page.keyboard.press('Escape') // out of the dialog of older front ends
+  seen.failed = await look(page)
 }
 
 // A copy of the blueprint, and what is on the screen once the first one is gone too.
