@@ -20,7 +20,7 @@ export async function open(page, prompt, name) {
 
 // How high an element is in the page, not on the screen: a run may not change it, or nodes beneath would be covered.
 export async function heightOf(page, selector) {
-  return page.evaluate(selector => document.querySelector(selector).offsetHeight, selector)
+  return page.locator(selector).first().evaluate(element => element.offsetHeight) // once it is in the page
 }
 
 export async function afterUndo(page) {
