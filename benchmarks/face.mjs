@@ -38,7 +38,7 @@ async function loaded(page) {
 async function drawings(page) {
   return page.evaluate(async profile => {
     const { draw, layout } = await import('/extensions/conditional_balance/layer_map/draw.js')
-    const { ask } = await import('/extensions/conditional_balance/layer_map/server.js')
+    const { ask } = await import('/extensions/conditional_balance/server.js')
     const map = await ask('profile', { file: profile })
     const selection = await ask('selection', { profile: { file: profile }, values: {} })
     const canvas = Object.assign(document.createElement('canvas'), { width: 960, height: 600 })

@@ -162,3 +162,15 @@ def test_words_that_are_missing_are_named() -> None:
     wanted = {"A": {"display_name": "a", "inputs": {"x": {"name": "x"}}}}
     assert list(face.missing({"A": {"display_name": " "}}, wanted)) == ["A.display_name", "A.inputs.x.name"]
     assert list(face.missing(wanted, wanted)) == []
+
+
+def test_scripts_that_visits_and_benchmarks_import_are_there() -> None:
+    """Our JavaScript moves; a browser would tell the benchmarks, which no test runs, only when they are run."""
+    asked = {
+        name
+        for folder in ("benchmarks", "devtools", "tests/browser")
+        for script in (face.ROOT / folder).glob("*.mjs")
+        for name in re.findall(r"/extensions/conditional_balance/([\w/]+\.js)", script.read_text(encoding="utf-8"))
+    }
+    assert {"server.js", "layer_map/draw.js"} <= asked
+    assert [name for name in sorted(asked) if not (face.ROOT / "js" / name).exists()] == []
