@@ -31,16 +31,29 @@ await inEachRenderer(orders, async (page, renderer, seen) => {
 
 // Opens the search, types the blueprint's name and clicks it among what is found. In newer front ends it then hangs from
 // the pointer by its title until a click; after Enter it would hang from where the canvas last saw the pointer, and that
-// click could fall on one of its text fields, which takes it.
+// click could fall on one of its text fields, which takes it. A busy machine misses a click or a move: then again.
 async function place(page) {
+  const isThere = () => page.evaluate(() => window.app.graph._nodes.some(node => node.subgraph))
+  for (let tries = 0; tries < 3 && !(await isThere()); tries++) await search(page)
+  await page.waitForFunction(() => window.app.graph._nodes.some(node => node.subgraph), null, WAIT)
+  const hangs = () => page.evaluate(() => window.app.graph._nodes.some(node => node.flags.ghost))
+  for (let tries = 0; tries < 5 && (tries === 0 || (await hangs())); tries++) {
+    await page.mouse.move(860, 460)
+    await page.mouse.move(900, 500, { steps: 4 })
+    await page.waitForTimeout(300) // until the node is where the pointer is
+    await page.mouse.click(900, 500)
+    await page.waitForTimeout(300)
+  }
+  await page.waitForFunction(() => window.app.graph._nodes.every(node => !node.flags.ghost), null, WAIT)
+}
+
+async function search(page) {
   await page.evaluate(() => window.app.extensionManager.command.execute('Workspace.SearchBox.Toggle'))
   const field = page.locator('.comfy-vue-node-search-container input, [role="dialog"] input').first()
   await field.fill(orders.blueprint)
   await page.getByRole('option').filter({ hasText: orders.blueprint }).first().click()
-  await page.waitForFunction(() => window.app.graph._nodes.some(node => node.subgraph), null, WAIT)
   await field.waitFor({ state: 'hidden' }) // while it fades it takes the next click
-  await page.mouse.click(900, 500)
-  await page.waitForFunction(() => window.app.graph._nodes.every(node => !node.flags.ghost), null, WAIT)
+  await page.waitForTimeout(2000)
 }
 
 // Connects the blueprint's slots by name and sets its widgets; what it offers of both.
