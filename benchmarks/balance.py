@@ -23,7 +23,6 @@ from benchmarks.harness import Demo, Painted, Paintings, Truth
 from conditional_balance.engine.gates import LayerGate, RankedGate, WrittenGate, policy_of
 from conditional_balance.engine.grammar import parse
 from conditional_balance.engine.profile import SensitivityProfile
-from conditional_balance.engine.profile_file import load
 from conditional_balance.runtime.inject.style import StyleInjection, StyleSettings, inject_style
 from demo import judge, models
 from demo.judge import style_distance
@@ -85,7 +84,7 @@ def main() -> None:
     jobs = [job for job in planned(chosen) if chosen.setting in job.setting]
     truth = Truth(chosen.prepared) if any("unseen" in job.setting for job in jobs) else None
     demo = Demo(cfg=chosen.cfg, weights=chosen.weights, paints=chosen.model)
-    shared = demo, truth, load(harness.network(chosen.model).profile), chosen, *kept(chosen)
+    shared = demo, truth, harness.profile_of(chosen.model), chosen, *kept(chosen)
     with multiprocessing.get_context("fork").Pool(chosen.workers, share_objects, shared) as pool:
         rows: dict[str, dict[str, list[Tensor]]] = {}
         for number, (job, found) in enumerate(zip(jobs, pool.imap(run, jobs), strict=True), 1):

@@ -18,6 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks._command import command_line, keep
+from conditional_balance.engine.profile import SensitivityProfile
+from conditional_balance.engine.profile_file import load
 from conditional_balance.runtime.inject.prompts import encode_rows
 from conditional_balance.runtime.inject.reference import StyleReference
 from demo import judge, models, nets
@@ -58,6 +60,18 @@ def network(name: str) -> Network:
     return NETWORKS[name]
 
 
+def needed(path: Path, part: str) -> Path:
+    """A file that training makes; it ends the benchmark where it is not there."""
+    if not path.exists():
+        raise SystemExit(f"There is no {path.name} in {path.parent.name}: run `python dev.py train {part}` first.")
+    return path
+
+
+def profile_of(name: str) -> SensitivityProfile:
+    """The shipped profile of a network's layers."""
+    return load(needed(network(name).profile, "profile"))
+
+
 def weights_of(chosen: argparse.Namespace) -> tuple[Path, Path]:
     """The files of the network that paints and of its text encoder, on which pictures depend."""
     return chosen.weights / network(chosen.model).file, chosen.weights / "text_encoder.safetensors"
@@ -89,8 +103,11 @@ class Demo:
         torch.set_grad_enabled(False)
         if dtype is None and comfy.model_management.cpu_mode():
             dtype = nets.fast_dtype("cpu")
-        load, file, _ = network(paints)
-        self.model = load(weights / file, dtype)
+        read, file, _ = network(paints)
+        needed(weights / file, paints)
+        needed(weights / "text_encoder.safetensors", "unet")
+        needed(weights / "autoencoder.safetensors", "autoencoder")
+        self.model = read(weights / file, dtype)
         self.clip = models.load_clip(weights / "text_encoder.safetensors")
         self.vae = models.load_vae(weights / "autoencoder.safetensors")
         self.judge = judge.load_judge()

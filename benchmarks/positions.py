@@ -20,7 +20,6 @@ from torch.nn import functional
 from benchmarks import balance, harness
 from benchmarks.balance import ALL, MEASURES, NONE, Job
 from benchmarks.harness import Demo
-from conditional_balance.engine.profile_file import load
 from conditional_balance.engine.style import BOTH, EITHER, KEEP, SHIFT, UNTWIST
 from conditional_balance.runtime.inject.style import StyleInjection, StyleSettings, inject_style
 from demo import models
@@ -41,12 +40,12 @@ COLUMNS = (*MEASURES, "layout copied")
 
 def main() -> None:
     chosen = harness.options(
-        __doc__, references=16, prompts=1, steps=12, cfg=harness.CFG, workers=2, weights=models.WEIGHTS,
-        model="transformer",
-    )  # fmt: skip
+        __doc__, references=16, prompts=1, steps=12, cfg=harness.CFG, workers=2, weights=models.WEIGHTS
+    )
+    chosen.model = "transformer"  # the UNet has no rotary positions
     torch.set_num_threads(1)
     demo = Demo(cfg=chosen.cfg, weights=chosen.weights, paints=chosen.model)
-    shared = demo, None, load(harness.network(chosen.model).profile), chosen, *balance.kept(chosen)
+    shared = demo, None, harness.profile_of(chosen.model), chosen, *balance.kept(chosen)
     ways = [(NONE, (NONE, 0.0)), *itertools.product(SETTINGS, GATES)]
     jobs = [(setting, gate, index) for index in range(chosen.references) for setting, gate in ways]
     with multiprocessing.get_context("fork").Pool(chosen.workers, balance.share_objects, shared) as pool:

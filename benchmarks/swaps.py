@@ -20,7 +20,6 @@ from benchmarks.balance import MEASURES, Job
 from benchmarks.harness import Demo
 from conditional_balance.engine.gates import CombinedGate, LayerGate, WrittenGate
 from conditional_balance.engine.grammar import parse
-from conditional_balance.engine.profile_file import load
 from conditional_balance.runtime.inject.style import StyleInjection, StyleSettings, inject_style
 from demo import models
 from demo.world import scenes
@@ -79,7 +78,7 @@ def main() -> None:
     )
     chosen.model = "unet"  # whose layers are swapped
     torch.set_num_threads(1)
-    profile = load(harness.network(chosen.model).profile)
+    profile = harness.profile_of(chosen.model)
     shared = Demo(cfg=chosen.cfg, weights=chosen.weights), None, profile, chosen, *balance.kept(chosen)
     jobs = [(*swap, index) for index in range(chosen.references) for swap in SWAPS]
     with multiprocessing.get_context("fork").Pool(chosen.workers, balance.share_objects, shared) as pool:

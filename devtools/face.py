@@ -114,7 +114,7 @@ def _span(each: Any, words: PageWords) -> str:
     options = getattr(each, "options", None)
     if options is not None:
         files = each.default is None or all(str(option).endswith(".safetensors") for option in options)
-        return words.files if files else words.comma.join(_cell(option) for option in options)
+        return words.files if files else ", ".join(_cell(option) for option in options)
     low, high = getattr(each, "min", None), getattr(each, "max", None)
     if low is None or high is None:
         return ""

@@ -31,7 +31,6 @@ class PageWords:
     optional: str
     empty: str
     files: str
-    comma: str
     span: str
     least: str
 
@@ -47,7 +46,6 @@ PAGE_WORDS = {
         optional=" (optional)",
         empty="empty",
         files="files found",
-        comma=", ",
         span="{low:g} to {high:g}",
         least="{low:g} or more",
     ),
@@ -61,7 +59,6 @@ PAGE_WORDS = {
         optional="（可选）",
         empty="空",
         files="找到的文件",
-        comma=", ",
         span="{low:g} 到 {high:g}",
         least="不小于 {low:g}",
     ),
@@ -75,7 +72,6 @@ PAGE_WORDS = {
         optional="（省略可）",
         empty="空",
         files="見つかったファイル",
-        comma=", ",
         span="{low:g}〜{high:g}",
         least="{low:g} 以上",
     ),

@@ -266,3 +266,18 @@ def test_a_copied_layout_is_seen() -> None:
 def test_a_model_that_no_benchmark_knows_is_named() -> None:
     with pytest.raises(SystemExit, match="--model is one of unet, transformer; it is 'flux'"):
         harness.network("flux")
+
+
+@pytest.mark.parametrize("paints", ["unet", "transformer"])
+def test_weights_that_are_not_there_are_one_sentence(paints: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        SystemExit, match=rf"^There is no {paints}\.safetensors in .*`python dev.py train {paints}` first"
+    ):
+        harness.Demo(weights=tmp_path, paints=paints)
+
+
+def test_a_profile_that_is_not_there_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lacking = harness.NETWORKS["transformer"]._replace(profile=tmp_path / "demo.transformer.style.safetensors")
+    monkeypatch.setitem(harness.NETWORKS, "transformer", lacking)
+    with pytest.raises(SystemExit, match=r"`python dev\.py train profile` first"):
+        harness.profile_of("transformer")
