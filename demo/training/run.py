@@ -12,6 +12,8 @@ import torch
 
 from demo.training.loop import Trainer, agreed
 
+COUNTING = ("batch", "processes", "subjects")  # with others, steps would stand for other pictures
+
 
 class Run:
     """Steps of a part. All chance of a step follows from its number, so that a stop changes nothing."""
@@ -58,13 +60,20 @@ class Run:
             return
         used = self.before + time.monotonic() - self.start
         part = self.path.with_suffix(".part")
-        torch.save({"trainer": self.trainer.state(), "seconds": used, "done": done}, part)
+        counting = {name: getattr(self.options, name) for name in COUNTING}
+        torch.save({"trainer": self.trainer.state(), "seconds": used, "done": done, "counting": counting}, part)
         os.replace(part, self.path)
 
     def _resume(self) -> None:
         if self.options.fresh or not self.path.exists():
             return
         state = torch.load(self.path, map_location="cpu", weights_only=True)
+        for name, value in state.get("counting", {}).items():
+            if getattr(self.options, name) != value:
+                raise SystemExit(
+                    f"{self.path.name} was begun with --{name} {value}, not {getattr(self.options, name)}: give that, "
+                    "another --out, or --fresh to start anew."
+                )
         self.trainer.restore(state["trainer"])
         self.before = state["seconds"]
         print(f"{self.part}: going on after {self.step:,} steps", flush=True)

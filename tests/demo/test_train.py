@@ -54,6 +54,28 @@ def test_what_is_finished_is_left_alone(trained: Path, prepared: Path, capsys: p
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
+def test_a_training_does_not_go_on_with_other_pictures(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = ["autoencoder", *TINY, "--samples", "20", "--prepared", str(prepared), "--out", str(tmp_path)]
+    apply = Trainer.apply
+
+    def dies(self: Trainer, gradients: list[torch.Tensor], progress: float) -> None:
+        if self.count == 2:
+            raise KeyboardInterrupt
+        apply(self, gradients, progress)
+
+    with torch.enable_grad(), monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Trainer, "apply", dies)
+        train.main(order)
+    for name, value in (("subjects", "5"), ("batch", "6")):
+        with pytest.raises(SystemExit, match=rf"autoencoder\.checkpoint was begun with --{name} .*, not {value}:"):
+            train.main([*order, f"--{name}", value])
+    with torch.enable_grad():
+        train.main(order)
+    assert (tmp_path / "autoencoder.safetensors").exists()
+
+
 @pytest.mark.parametrize("part", ["autoencoder", "unet"])
 def test_a_training_that_was_killed_ends_where_it_would_have(
     part: str, trained: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
