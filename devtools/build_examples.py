@@ -258,7 +258,7 @@ def _recorded(sheet: Sheet, painter: Painter, styles: Sequence[str], work: str, 
 
 
 def style_demo(sheet: Sheet) -> None:
-    """No style, the layers that one lambda keeps, all layers: what a first-time user drags and sees."""
+    """No style, the layers that one style amount keeps, all layers: what a first-time user drags and sees."""
     sheet.next_column("1  Press Run")
     sheet.note(
         "## Style, balanced\n\nPress **Run**: the first row paints four prompts without the reference picture, the last"
@@ -292,7 +292,7 @@ def style_sweep_demo(sheet: Sheet) -> None:
     sheet.note(
         "## More and more style\n\nEvery row paints the same four prompts with the same noise. The reference's style"
         " enters through no layer, through the 20, 43 and 70 % that the profile ranks most style-sensitive, and through"
-        " all.\n\nPress **Run**. To try one lambda after another by hand, open *1 Style from a picture, step by step*.",
+        " all.\n\nPress **Run**. To try one style amount after another by hand, open *1 Style from a picture, step by step*.",
     )
     shared = _demo_painting(sheet)
     _saved(sheet, _folded(sheet, shared, "Five amounts of style", _five_amounts), "demo_style_balanced")
@@ -301,7 +301,7 @@ def style_sweep_demo(sheet: Sheet) -> None:
 def _five_amounts(sheet: Sheet, shared: Painting, given: dict[str, Source]) -> Source:
     rows = {"plain": _row(sheet, shared, "plain")}
     for share in (0.2, 0.43, 0.7):
-        rows[f"lambda {share}"] = _row(sheet, shared, f"lambda {share}", **{"lambda": share})
+        rows[f"style {share}"] = _row(sheet, shared, f"style {share}", **{"lambda": share})
     rows["all layers"] = _every_layer(sheet, shared)
     return _contact_sheet(sheet, shared, rows)
 
@@ -667,14 +667,14 @@ def _five_structures(sheet: Sheet, shared: Painting, given: dict[str, Source]) -
     control, edges = given["control"], given["edges"]
     rows = {"edge maps": edges, "whole control": _controlled(sheet, shared, control, edges, None)}
     for kept in (0.5, 0.15, 0.0):
-        rows[f"kept {kept:g}"] = _controlled(sheet, shared, control, edges, kept)
+        rows[f"structure {kept:g}"] = _controlled(sheet, shared, control, edges, kept)
     rows["no control"] = _row(sheet, shared, "no control")
     return _contact_sheet(sheet, shared, rows)
 
 
 def _controlled(sheet: Sheet, shared: Painting, control: Source, edges: Source, kept: float | None) -> Source:
     """A column that paints under a ControlNet, gated unless `kept` is None."""
-    name = "whole control" if kept is None else f"kept {kept:g}"
+    name = "whole control" if kept is None else f"structure {kept:g}"
     sheet.next_column(name)
     if kept is not None:
         control = (sheet.add("CBGateControlNet", control_net=control, kept=kept), 0)

@@ -322,7 +322,7 @@ def acting(studio: Studio, graph: Graph) -> Image.Image:
 @figure("CBSelectLayers")
 def selected(studio: Studio, graph: Graph) -> Image.Image:
     profile = _published()
-    return _maps({f"lambda {amount:g}": RankedGate(profile, amount) for amount in (0.2, 0.43, 0.7)}, profile)
+    return _maps({f"style amount {amount:g}": RankedGate(profile, amount) for amount in (0.2, 0.43, 0.7)}, profile)
 
 
 @figure("CBLayerGate")
@@ -413,9 +413,9 @@ def prompted(studio: Studio, graph: Graph) -> Image.Image:
 def gated(studio: Studio, graph: Graph) -> Image.Image:
     geometry = load(studio.profiles / _geometry(studio))
     gates = {
-        "kept 1": PaperSchedule(1.0),
-        "paper, kept 0.15": PaperSchedule(0.15),
-        "ranked, kept 0.5": RankedSlots(geometry, 0.5),
+        "structure 1": PaperSchedule(1.0),
+        "paper, structure 0.15": PaperSchedule(0.15),
+        "ranked, structure 0.5": RankedSlots(geometry, 0.5),
         "1x2 0.5x2 0x2 m1": parse_weights("1x2 0.5x2 0x2 m1"),
     }
     panels = {name: _slots(gate, geometry) for name, gate in gates.items()}
