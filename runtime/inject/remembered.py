@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -70,13 +71,17 @@ def undisturbed(call: ModelCall, model: BaseModel) -> bool:
 class _Kept:
     """One call of a reference: what it was given, what it brought, and the run that has used it last."""
 
+    mark: tuple[float, ...]  # what tells it from most others without a look at whole tensors
     given: tuple[Any, ...]
     under: tuple[Any, ...]
-    brought: dict[LayerId, Brought]
     user: object
+    brought: dict[LayerId, Brought] = field(default_factory=dict)
+    taken: Counter[torch.device] = field(default_factory=Counter)  # bytes, of what it brought
 
-    def on(self, device: torch.device) -> int:
-        return sum(each.bytes for each in self.brought.values() if each.keys.device == device)
+    def keep(self, fresh: Features, device: torch.device) -> None:
+        for layer, each in fresh.items():
+            self.brought[layer] = each.to(device)
+            self.taken[device] += each.bytes
 
 
 @dataclass
@@ -91,10 +96,10 @@ class Store:
     ) -> Features:
         """What the reference's `call` brings to `layers`: as it was kept, or by `run`."""
         network = uncompiled(model.diffusion_model)
-        given, under = _given(call), _under(model, call)
+        mark, given, under = _mark(call), _given(call), _under(model, call)
         with self.lock:
             calls = self.kept.get(network, [])
-            found = next((each for each in calls if _same(each, given, under)), None)
+            found = next((each for each in calls if each.mark == mark and _same(each, given, under)), None)
             if found is not None:
                 found.user = user
                 calls.sort(key=lambda each: each is found)  # to the end
@@ -102,7 +107,7 @@ class Store:
             return {layer: found.brought[layer].to(call.x.device) for layer in layers}
         fresh = run()
         with self.lock:
-            self._keep(network, found or _Kept(given, under, {}, user), fresh)
+            self._keep(network, found or _Kept(mark, given, under, user), fresh)
         return fresh
 
     def forget(self, model: BaseModel) -> None:
@@ -117,7 +122,7 @@ class Store:
         device = next((each.keys.device for each in missing.values()), torch.device("cpu"))
         for place in dict.fromkeys((device, torch.device("cpu"))):
             if self._make_room(size, place, call):
-                call.brought.update((layer, each.to(place)) for layer, each in missing.items())
+                call.keep(missing, place)
                 calls = self.kept.setdefault(network, [])
                 if not any(each is call for each in calls):
                     calls.append(call)
@@ -126,15 +131,15 @@ class Store:
     def _make_room(self, size: int, device: torch.device, wanted: _Kept) -> bool:
         """Let go of other runs' oldest until `size` more bytes fit; a run that let go of its own would find none."""
         free = cast(float, model_management.get_free_memory(device))  # two numbers only where two are asked for
-        most = min(MOST, (free + self._taken(device)) / 3)
+        taken = sum(each.taken[device] for calls in self.kept.values() for each in calls)
+        most = min(MOST, (free + taken) / 3)
         for calls in list(self.kept.values()):
-            for each in [each for each in calls if each.user is not wanted.user and each.on(device)]:
-                if self._taken(device) + size > most:
-                    calls.remove(each)
-        return self._taken(device) + size <= most
-
-    def _taken(self, device: torch.device) -> int:
-        return sum(each.on(device) for calls in self.kept.values() for each in calls)
+            for each in [each for each in calls if each.user is not wanted.user and each.taken[device]]:
+                if taken + size <= most:
+                    return True
+                calls.remove(each)
+                taken -= each.taken[device]
+        return taken + size <= most
 
 
 STORE = Store()
@@ -149,6 +154,12 @@ def given_back(patched: ModelPatcher) -> ModelPatcher:
 def _forget(patcher: ModelPatcher, unpatch_all: bool = True, *args: Any) -> None:
     if unpatch_all:  # or another clone of the model only takes its place
         STORE.forget(patcher.model)
+
+
+def _mark(call: ModelCall) -> tuple[float, ...]:
+    """A few numbers of a call's latent, so that a long list is gone through with one look at the device."""
+    values = call.x.flatten()
+    return tuple(values[:: max(1, len(values) // 8)].tolist())
 
 
 def _given(call: ModelCall) -> tuple[Any, ...]:

@@ -30,6 +30,7 @@ from test_transformers import EVERY
 from test_transformers import run as run_transformer
 from tiny_transformers import tiny_transformer
 
+from conditional_balance.engine.brought import Brought
 from conditional_balance.engine.style import StyleSettings
 from conditional_balance.nodes.style import CBStyleInjection
 from conditional_balance.nodes.trajectory import CBRecordTrajectory
@@ -101,6 +102,11 @@ def kept_calls() -> int:
 def turned(reference: StyleReference) -> StyleReference:
     assert reference.latent is not None
     return replace(reference, latent=reference.latent.flip(-1))
+
+
+def times(reference: StyleReference, factor: float) -> StyleReference:
+    assert reference.latent is not None
+    return replace(reference, latent=factor * reference.latent)
 
 
 CHANGED: dict[str, Any] = {
@@ -274,7 +280,7 @@ def test_memory_is_bounded_and_this_runs_own_is_kept(monkeypatch: pytest.MonkeyP
     of = model("sd15")
     run(styled(of, hidden(of)), batch=1, steps=4)
     ((one, *_),) = STORE.kept.values()
-    size = one.on(torch.device("cpu"))
+    size = one.taken[torch.device("cpu")]
     STORE.kept.clear()
     monkeypatch.setattr(remembered, "MOST", 2.5 * size)
     _, rows = rows_of(of, styled(of, hidden(of)), steps=4)
@@ -290,6 +296,24 @@ def test_memory_is_bounded_and_this_runs_own_is_kept(monkeypatch: pytest.MonkeyP
     assert not kept_calls()
     monkeypatch.undo()
     assert torch.equal(found, run(styled(of, hidden(of)), batch=1))
+
+
+def test_a_long_list_of_kept_calls_is_not_compared_tensor_by_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor added up layer by layer: what a call costs would grow with all that was painted before."""
+    of, looked = model("sd15"), []
+    for number in range(6):
+        run(styled(of, times(hidden(of), 1 + number / 8)), batch=1, steps=3)
+    assert kept_calls() == 18
+    monkeypatch.setattr(torch, "equal", lambda one, other, equal=torch.equal: looked.append(1) or equal(one, other))
+    monkeypatch.setattr(
+        Brought, "bytes", property(lambda self, whole=Brought.bytes: looked.append(2) or whole.fget(self))
+    )
+    layers = len(STORE.kept[of.model.diffusion_model][0].brought)
+    run(styled(of, times(hidden(of), 2)), batch=1, steps=3)
+    assert kept_calls() == 21 and looked == [2] * 2 * layers * 3  # to make room, and to keep
+    looked.clear()
+    run(styled(of, times(hidden(of), 2)), batch=1, steps=3)
+    assert kept_calls() == 21 and 0 < len(looked) <= 12 * 3  # of the three that are the same
 
 
 def test_it_is_given_back_with_the_model() -> None:
