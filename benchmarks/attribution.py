@@ -65,13 +65,18 @@ class Read(NamedTuple):
     auto: str  # what the nodes take unless others are named
     first: str  # of a UNet, those half as fine as the latents
     second: str  # and those as fine
+    beside: tuple[str, ...]  # tried with the default method too
+    outputs: bool  # whether the paper's own map can be made: not where every place reaches every output
 
     @property
     def default(self) -> str:
         return f"value_norm, layers {self.auto}"
 
 
-READ = {"unet": Read("o2-5", "o2-3", "o4-5"), "transformer": Read("j0-1", "s0-3", "s4-7")}
+READ = {
+    "unet": Read("o2-5", "o2-3", "o4-5", ("o2-3",), True),
+    "transformer": Read("s0-3", "s0-3", "s4-7", ("j0-1", "s4-7", "j0-1, s0-3", "all"), False),
+}
 
 
 class Way(NamedTuple):
@@ -84,20 +89,25 @@ class Way(NamedTuple):
 
 def ways(read: Read, job: Job | None = None) -> Iterator[Way]:
     """All, or those that are tried on one picture: the slower ones on drawn pictures only, the slowest on few."""
+    return iter({way.name: way for way in _planned(read, job)}.values())
+
+
+def _planned(read: Read, job: Job | None) -> Iterator[Way]:
     yield Way(DAAM, AttributionSettings("attention", "all"))
     for method, layers in (
         ("attention", read.auto), ("value_norm", read.auto), ("grad_sam", read.first), ("grad_sam", read.auto),
     ):  # fmt: skip
         yield Way(f"{method}, layers {layers}", AttributionSettings(method, layers))
     if job is None or job.kind == "drawn":
-        for method, layers in (("value_norm", read.first), ("jvp", read.auto), ("grad_sam", read.second)):
+        beside = [("value_norm", layers) for layers in read.beside]
+        for method, layers in (*beside, ("jvp", read.auto), ("grad_sam", read.second)):
             yield Way(f"{method}, layers {layers}", AttributionSettings(method, layers))
         for probes in (8, 16):
             settings = AttributionSettings("grad_sam", read.first, probes=probes)
             yield Way(f"grad_sam, {probes} probes, layers {read.first}", settings)
         early = AttributionSettings("grad_sam", read.first)
         yield Way(f"grad_sam, layers {read.first}, one token early (the official code's offset)", early, -1)
-        if job is None or job.index % 3 == 0:
+        if read.outputs and (job is None or job.index % 3 == 0):
             yield Way(f"grad_sam_output, layers {read.second}", AttributionSettings("grad_sam_output", read.second))
 
 

@@ -29,7 +29,7 @@ from demo.judge import style_distance
 from demo.world import scenes
 from demo.world.scenes import Specs
 from demo.world.sets import HELD_OUT_HANDS, KNOWN_HANDS
-from demo.world.subjects import SUBJECTS, WELL_DRAWN
+from demo.world.subjects import SUBJECTS
 
 POLICIES = {  # what they are called here, and in the pack
     "ranked": "per-step",
@@ -41,6 +41,7 @@ POLICIES = {  # what they are called here, and in the pack
 }
 SWEEP = (0.1, 0.2, 0.43, 0.7)
 NONE, ALL = "none", "all"
+WELL = "well drawn"  # all media
 MEASURES = (
     "style distance", "hand distance", "content", "subjects", "sure of the subjects", "place", "leaked", "place leaked",
 )  # fmt: skip
@@ -78,7 +79,7 @@ class Job(NamedTuple):
 def main() -> None:
     chosen = harness.options(
         __doc__, references=16, unseen=16, prompts=1, steps=12, cfg=harness.CFG, workers=2, chart="", setting="",
-        prepared=harness.PREPARED, weights=models.WEIGHTS, model="unet",
+        prepared=harness.PREPARED, weights=models.WEIGHTS, model="unet", content=WELL,
     )  # fmt: skip
     torch.set_num_threads(1)
     jobs = [job for job in planned(chosen) if chosen.setting in job.setting]
@@ -105,7 +106,9 @@ def kept(chosen: Any) -> tuple[Paintings, Paintings]:
     the subjects that are painted, the second on the judge too."""
     files = (*harness.weights_of(chosen), harness.network(chosen.model).profile)
     settings = f"{chosen.prompts} {chosen.steps} {chosen.cfg} {chosen.seed}"
-    whole = (*files, " ".join(WELL_DRAWN), settings)
+    subjects, media = harness.content(chosen.content)
+    told = " ".join(subjects if chosen.content == WELL else (*subjects, *media))
+    whole = (*files, told, settings)
     return Paintings("balance", *whole), Paintings("balance-judged", *whole, judge.WEIGHTS, " ".join(MEASURES))
 
 
@@ -133,20 +136,21 @@ def pair(setting: str, index: int) -> tuple[Painted, Specs]:
     hands = SETTINGS[setting].hands
     dice = torch.Generator().manual_seed(1000 * (CHOSEN.seed + 1) + index)
     hand = hands[index % len(hands)]
-    specs = scenes.random_specs(1, dice, (hand,), subjects_of(hand), alone=1.0)
+    subjects, media = harness.content(CHOSEN.content)
+    specs = scenes.random_specs(1, dice, (hand,), drawn_by(hand, subjects), media, alone=1.0)
     if setting == "unseen hands":
         reference = harness.drawn_reference(DEMO, TRUTH, specs)
     else:
         reference = harness.painted_reference(DEMO, specs, index, CHOSEN.steps)
-    return reference, harness.scenes_beside(specs, CHOSEN.prompts, dice)
+    return reference, harness.scenes_beside(specs, CHOSEN.prompts, dice, subjects=subjects)
 
 
-def subjects_of(hand: str) -> tuple[str, ...]:
-    """What the model draws well; of a hand that it does not know, what that hand draws of it."""
+def drawn_by(hand: str, subjects: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the subjects that a hand draws: all, of a hand that the model knows."""
     if hand in KNOWN_HANDS:
-        return WELL_DRAWN
+        return subjects
     drawn = {SUBJECTS[row] for row in TRUTH.atlas.drawn_by(hand)}
-    return tuple(name for name in WELL_DRAWN if name in drawn)
+    return tuple(name for name in subjects if name in drawn)
 
 
 def painted(job: Job) -> Tensor:
@@ -221,7 +225,8 @@ def summarised(measured: dict[str, dict[str, Tensor]], chosen: Any) -> dict[str,
         "references": {name: len(ways[NONE]) for name, ways in measured.items()},
         "steps": chosen.steps,
         "cfg": chosen.cfg,
-        "subjects painted": list(WELL_DRAWN),
+        "subjects painted": list(harness.content(chosen.content).subjects),
+        "media": list(harness.content(chosen.content).media),
         "settings": {name: {way: row(values) for way, values in ways.items()} for name, ways in measured.items()},
         "at equal style": {name: at_equal_style(ways, SETTINGS[name].policies) for name, ways in measured.items()},
         "minus all layers": {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness
-from benchmarks.harness import Demo, Paintings, Truth, auc, described
+from benchmarks.harness import CONTENTS, Demo, Paintings, Truth, auc, described
 from conditional_balance.engine.gates import WrittenGate
 from conditional_balance.engine.grammar import parse
 from conditional_balance.runtime.inject.reference import StyleReference
@@ -22,17 +22,14 @@ from demo.world import scenes
 from demo.world.media import MEDIA, PLAIN
 from demo.world.scenes import NOTHING, PLACE_NAMES, Specs
 from demo.world.sets import HANDS, HELD_OUT_HANDS, KNOWN_HANDS
-from demo.world.subjects import KNOWN_SUBJECTS, SUBJECTS, WELL_DRAWN
+from demo.world.subjects import SUBJECTS, WELL_DRAWN
 
 Rows = dict[str, Tensor]
 Found = dict[str, Any]
 
 
-SETS = {"all subjects": KNOWN_SUBJECTS, "well drawn": WELL_DRAWN}
-
-
 class Job(NamedTuple):
-    subjects: str  # which of SETS
+    content: str  # which of CONTENTS
     index: int  # which reference; also the seed
 
 
@@ -48,14 +45,16 @@ def main() -> None:
         only="",
         prepared=harness.PREPARED,
         weights=models.WEIGHTS,
+        model="unet",
     )
     torch.set_num_threads(1)
-    jobs = [Job(name, index) for index in range(chosen.references) for name in SETS if chosen.only in name]
-    shared = Demo(cfg=chosen.cfg, weights=chosen.weights), Truth(chosen.prepared), chosen, paintings(chosen)
+    jobs = [Job(name, index) for index in range(chosen.references) for name in CONTENTS if chosen.only in name]
+    demo = Demo(cfg=chosen.cfg, weights=chosen.weights, paints=chosen.model)
+    shared = demo, Truth(chosen.prepared), chosen, paintings(chosen)
     with multiprocessing.get_context("fork").Pool(chosen.workers, share_objects, shared) as pool:
         painted: dict[str, list[Rows]] = {}
         for number, (job, outcome) in enumerate(zip(jobs, pool.imap(paint, jobs), strict=True), 1):
-            painted.setdefault(job.subjects, []).append(outcome)
+            painted.setdefault(job.content, []).append(outcome)
             print(f"{number} of {len(jobs)} references", flush=True)
         judged = dict(zip(KINDS, pool.map(own_rates, KINDS), strict=True))
     found: Found = {
@@ -71,9 +70,11 @@ def main() -> None:
 
 
 def paintings(chosen: Any) -> Paintings:
-    files = (chosen.weights / "unet.safetensors", chosen.weights / "text_encoder.safetensors")
     return Paintings(
-        "bars", *files, " ".join(WELL_DRAWN), f"{chosen.prompts} {chosen.steps} {chosen.cfg} {chosen.seed}"
+        "bars",
+        *harness.weights_of(chosen),
+        " ".join(WELL_DRAWN),
+        f"{chosen.prompts} {chosen.steps} {chosen.cfg} {chosen.seed}",
     )
 
 
@@ -102,7 +103,7 @@ def paint(job: Job) -> Rows:
     rows["floor"] = style_distance(point, DEMO.judge.style(DEMO.autoencoded(TRUTH.draw(wanted))))
     for way, (model, texts) in told.items():
         sampled = partial(DEMO.sample, model, texts, job.index, CHOSEN.steps)
-        pictures = DEMO.decode(KEPT.of(f"{job.subjects} {job.index:03} {way}", sampled))
+        pictures = DEMO.decode(KEPT.of(f"{job.content} {job.index:03} {way}", sampled))
         measured = verdicts(DEMO.judge, pictures, wanted)
         measured["leak"] = (measured.pop("seen") == reference.subject[0, 0]).any(1)
         measured["distance"] = style_distance(point, DEMO.judge.style(pictures))
@@ -112,9 +113,9 @@ def paint(job: Job) -> Rows:
 
 def pair(job: Job) -> tuple[Specs, Specs]:
     """A reference of one subject, and scenes in its style, of one subject and of two, without its subject or place."""
-    subjects = SETS[job.subjects]
+    subjects, media = CONTENTS[job.content]
     dice = torch.Generator().manual_seed(1000 * CHOSEN.seed + job.index)
-    reference, parts = scenes.random_specs(1, dice, subjects=subjects, alone=1.0), []
+    reference, parts = scenes.random_specs(1, dice, subjects=subjects, media=media, alone=1.0), []
     for alone in (1.0, 0.0):
         many = scenes.random_specs(16 * CHOSEN.prompts, dice, subjects=subjects, alone=alone)
         other = (many.subject != reference.subject[0, 0]).all(1) & (many.place != reference.place)

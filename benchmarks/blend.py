@@ -119,7 +119,9 @@ def main() -> None:
 def paintings(chosen: Any) -> Paintings:
     """They depend on the weights and on the pairs."""
     return Paintings(
-        "blend", *harness.weights_of(chosen), f"{WELL_DRAWN} {WINDOWS} {KEPT_NOISE} {MASK} {chosen.steps} {chosen.seed}"
+        "blend",
+        *harness.weights_of(chosen),
+        f"{WELL_DRAWN} {WINDOWS} {KEPT_NOISE} {MASK} {READ[chosen.model].auto} {chosen.steps} {chosen.seed}",
     )
 
 

@@ -26,9 +26,9 @@ from demo import judge, models, nets
 from demo.autoencoder import CHANNELS
 from demo.training.pool import joined
 from demo.world import atlas, scenes
-from demo.world.media import PLAIN
+from demo.world.media import KNOWN_MEDIA, PLAIN
 from demo.world.scenes import NOTHING, PLACE_NAMES, Named, Specs
-from demo.world.subjects import SUBJECTS, WELL_DRAWN
+from demo.world.subjects import BEST_DRAWN, KNOWN_SUBJECTS, SUBJECTS, WELL_DRAWN
 from devtools.bootstrap import ROOT
 
 CFG = 3.0
@@ -36,6 +36,27 @@ BATCH = 16
 PREPARED = ROOT / ".cache" / "drawn"  # where `python dev.py train prepare` puts the drawings
 PAINTINGS = ROOT / ".cache" / "paintings"
 PROFILES = ROOT / "sensitivity_profiles"
+
+
+class Content(NamedTuple):
+    """What scenes are of: subjects, and media that may be laid over a hand."""
+
+    subjects: tuple[str, ...]
+    media: tuple[str, ...]
+
+
+CONTENTS = {
+    "all subjects": Content(KNOWN_SUBJECTS, KNOWN_MEDIA),
+    "well drawn": Content(WELL_DRAWN, KNOWN_MEDIA),
+    "best drawn": Content(BEST_DRAWN, KNOWN_MEDIA),
+    "best drawn, no medium": Content(BEST_DRAWN, (PLAIN,)),
+}
+
+
+def content(name: str) -> Content:
+    if name not in CONTENTS:
+        raise SystemExit(f"--content is one of {', '.join(map(repr, CONTENTS))}; it is {name!r}.")
+    return CONTENTS[name]
 
 
 class Network(NamedTuple):
@@ -226,12 +247,18 @@ def without_style(specs: Specs) -> Named:
     return Named(said, said, ~said)
 
 
-def scenes_beside(reference: Specs, count: int, dice: torch.Generator, alone: Sequence[float] = (1.0, 0.0)) -> Specs:
+def scenes_beside(
+    reference: Specs,
+    count: int,
+    dice: torch.Generator,
+    alone: Sequence[float] = (1.0, 0.0),
+    subjects: tuple[str, ...] = WELL_DRAWN,
+) -> Specs:
     """`count` scenes in a reference's style for each share `alone` of scenes of one subject: none of them shows its
     subject or its place."""
     parts = []
     for share in alone:
-        many = scenes.random_specs(32 * count, dice, subjects=WELL_DRAWN, alone=share)
+        many = scenes.random_specs(32 * count, dice, subjects=subjects, alone=share)
         other = (many.subject != reference.subject[0, 0]).all(1) & (many.place != reference.place)
         parts.append(many[other.nonzero()[:count, 0]])
     specs = joined(*parts)

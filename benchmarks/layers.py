@@ -19,12 +19,11 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness
-from benchmarks.harness import PROFILES, Demo, Painted, Paintings, described
+from benchmarks.harness import Demo, Painted, Paintings, described
 from conditional_balance.engine.agreement import spearman
 from conditional_balance.engine.gates import WrittenGate
 from conditional_balance.engine.grammar import parse
 from conditional_balance.engine.profile import SensitivityProfile
-from conditional_balance.engine.profile_file import load
 from conditional_balance.runtime.inject.style import StyleInjection, inject_style
 from conditional_balance.runtime.profile.effect import measure_layers
 from demo import models
@@ -34,7 +33,6 @@ from demo.world.scenes import Specs
 from demo.world.sets import KNOWN_HANDS
 from demo.world.subjects import WELL_DRAWN
 
-PROFILE = PROFILES / "demo.style.safetensors"
 NONE, ALL = "none", "all"
 SHARES = (0.2, 0.43)  # of the layers, opened together
 RANKINGS = ("JSD ranking", "measured gain", "measured gain minus loss", "true gain", "at random")
@@ -57,11 +55,11 @@ class Seen(NamedTuple):
 
 def main() -> None:
     chosen = harness.options(
-        __doc__, references=6, prompts=2, steps=8, levels=4, rounds=2, workers=2, weights=models.WEIGHTS
+        __doc__, references=6, prompts=2, steps=8, levels=4, rounds=2, workers=2, weights=models.WEIGHTS, model="unet"
     )
     torch.set_num_threads(1)
-    profile = load(PROFILE)
-    shared = Demo(cfg=1.0, weights=chosen.weights), profile, chosen, paintings(chosen)
+    profile = harness.profile_of(chosen.model)
+    shared = Demo(cfg=1.0, weights=chosen.weights, paints=chosen.model), profile, chosen, paintings(chosen)
     everyone = range(chosen.references)
     with multiprocessing.get_context("fork").Pool(chosen.workers, share_objects, shared) as pool:
         rounds = []
@@ -80,8 +78,7 @@ def main() -> None:
 
 
 def paintings(chosen: Any) -> Paintings:
-    files = (chosen.weights / "unet.safetensors", chosen.weights / "text_encoder.safetensors")
-    return Paintings("layers", *files, f"{WELL_DRAWN} {chosen.prompts} {chosen.steps}")
+    return Paintings("layers", *harness.weights_of(chosen), f"{WELL_DRAWN} {chosen.prompts} {chosen.steps}")
 
 
 def share_objects(demo: Demo, profile: SensitivityProfile, chosen: Any, kept: Paintings) -> None:

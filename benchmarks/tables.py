@@ -59,9 +59,9 @@ def measures(settings: dict[str, Any], columns: dict[str, Callable[[Any], str]],
     return table([first, *columns], rows)
 
 
-def bars() -> str:
+def bars(file: str = "bars") -> str:
     """What has a bar, for all subjects and for those that the model draws well."""
-    painted = results("bars")["painted"]
+    painted = results(file)["painted"]
     wanted = {
         "subject as prompted": "90 %", "both subjects as prompted": "70 %", "hand as prompted": "90 %",
         "style moved by full sharing, of the way": "50 %",
@@ -101,6 +101,14 @@ def balance_at_equal_style(setting: str, file: str = "balance") -> str:
     return measures(results(file)["at equal style"][setting], columns, "")
 
 
+def positions() -> str:
+    columns: dict[str, Callable[[Any], str]] = {
+        "style distance": plain(3), "layout copied": signed(2), "content": percent, "one subject": percent,
+        "place": percent, "place leaked": percent, "leaked": percent,
+    }  # fmt: skip
+    return measures(results("positions")["ways"], columns, "position, sharing; layers")
+
+
 def swaps() -> str:
     columns = {"style distance": plain(3)} | dict.fromkeys(("content", "one subject", "both of two"), percent)
     return measures(results("swaps")["ways"], columns, "lambda, layers")
@@ -131,10 +139,10 @@ def structure_gained(at_equal: str) -> str:
 SITUATIONS = ("one subject", "two subjects", "look-alikes")
 
 
-def attribution(pictures: str) -> str:
+def attribution(pictures: str, file: str = "attribution") -> str:
     columns = dict.fromkeys((*SITUATIONS, "IoU own"), plain(2))
     columns |= {"IoU best": plain(2), "pointing": percent, "on the other": percent}
-    return measures(results("attribution")[pictures], columns, "method, layers")
+    return measures(results(file)[pictures], columns, "method, layers")
 
 
 def attribution_settings() -> str:
@@ -152,14 +160,18 @@ def _signed(found: dict[str, float] | None) -> str:
     return "" if found is None else f"{found['mean']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
 
 
-def layers_agreement() -> str:
-    found = results("layers")["agreement"]
+def layers_agreement(file: str = "layers") -> str:
+    found, count = results(file)["agreement"], len(results(file)["layers"])
     rows = ([name, plain(2)(told), ", ".join(f"{each:.2f}" for each in told["each"])] for name, told in found.items())
-    return table(["Spearman over 21 layers", "mean of references", "each reference"], rows)
+    return table([f"Spearman over {count} layers", "mean of references", "each reference"], rows)
 
 
-def layers_chosen() -> str:
-    return measures(results("layers")["chosen"], {"gain": plain(3), "loss": plain(1)}, "ranking, share")
+def layers_alone(file: str) -> str:
+    return measures(results(file)["by layer"], {"gain": plain(3), "loss": plain(1)}, "layer, alone")
+
+
+def layers_chosen(file: str = "layers") -> str:
+    return measures(results(file)["chosen"], {"gain": plain(3), "loss": plain(1)}, "ranking, share")
 
 
 def attribution_cost() -> str:
@@ -170,11 +182,11 @@ def attribution_cost() -> str:
     return table(heads, rows)
 
 
-def blend() -> str:
+def blend(file: str = "blend") -> str:
     columns: dict[str, Callable[[Any], str]] = {
         "subject": percent, "place": percent, "both": percent, "PSNR outside": plain(1), "seam": plain(2),
     }  # fmt: skip
-    return measures(results("blend")["ways"]["all"], columns, "way")
+    return measures(results(file)["ways"]["all"], columns, "way")
 
 
 def references() -> str:
@@ -249,16 +261,25 @@ def microcond() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "bars": bars,
+    "bars, transformer": lambda: bars("bars_transformer"),
     "judges": judges,
     "sampling": settings_of_sampling,
     "balance, known hands": lambda: balance("known hands"),
     "balance, at equal style": lambda: balance_at_equal_style("known hands"),
+    "balance, best drawn": lambda: balance("known hands", "balance_best"),
+    "balance, best drawn at equal style": lambda: balance_at_equal_style("known hands", "balance_best"),
     "balance, unseen hands": lambda: balance("unseen hands", "balance_unseen"),
     "balance, unseen hands at equal style": lambda: balance_at_equal_style("unseen hands", "balance_unseen"),
+    "balance, transformer": lambda: balance("known hands", "balance_transformer"),
+    "balance, transformer at equal style": lambda: balance_at_equal_style("known hands", "balance_transformer"),
+    "positions": positions,
     "swaps": swaps,
     "swaps, moved": swaps_moved,
     "layers, agreement": layers_agreement,
     "layers, chosen": layers_chosen,
+    "layers, transformer, alone": lambda: layers_alone("layers_transformer"),
+    "layers, transformer, agreement": lambda: layers_agreement("layers_transformer"),
+    "layers, transformer, chosen": lambda: layers_chosen("layers_transformer"),
     "structure": structure,
     "structure, at equal subjects": lambda: structure_gained("at equal subject recognition"),
     "structure, at equal edges": lambda: structure_gained("at equal edge agreement"),
@@ -267,7 +288,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "attribution, settings": attribution_settings,
     "attribution, beside the default": attribution_beside,
     "attribution, cost": attribution_cost,
+    "attribution, transformer, drawn": lambda: attribution("drawn", "attribution_transformer"),
+    "attribution, transformer, generated": lambda: attribution("generated", "attribution_transformer"),
     "blend": blend,
+    "blend, transformer": lambda: blend("blend_transformer"),
     "references": references,
     "references, damped": references_damped,
     "references, cost": references_cost,

@@ -5,14 +5,18 @@ from __future__ import annotations
 SIDE = 192  # pixels
 SAMPLING = {"steps": 12, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
 SEED = 5
-STYLE = "glossy drawing, comic style"
-REFERENCE = {"hand": "glossy", "medium": "comic", "seed": 4, "scenes": "a house in the mountains"}
+REFERENCE = {"hand": "ink", "medium": "plain", "seed": 4, "scenes": "a house in the mountains"}
 """Whose style the workflows take, as inputs of Paint Demo Pictures."""
-SHOWS = f"a house in the mountains, {STYLE}"
-OTHER = REFERENCE | {"seed": 8, "scenes": "a mushroom in the forest"}
-SCENES = ("a fox in the forest", "a sailboat by the sea", "an owl in the city", "a panda in the hills")
-PROMPTS = tuple(f"{scene}, {STYLE}" for scene in SCENES)
-PROMPT = PROMPTS[1]
+SHOWS = "a house in the mountains, ink drawing"
+OTHER = REFERENCE | {"hand": "round", "medium": "watercolor"}
+OTHER_SHOWS = "a house in the mountains, round drawing, watercolor style"
+PROMPTS = ("a bear in the forest", "a bus in the city", "an octopus by the sea", "a rose in the hills")
+"""Of subjects that the model draws best. They name no style, so all of it comes from the reference."""
+PROMPT = PROMPTS[0]
+TEXTURE = {"hand": "flat", "medium": "engraving", "seed": 4, "scenes": "a house in the mountains"}
+TEXTURE_SHOWS = "a house in the mountains, flat drawing, engraving style"
+TRANSFORMED = "a rose in the hills"
+"""What the demo transformer paints, and after which picture."""
 
 CLUSTERS = (  # name, hand, medium
     ("flat", "flat", "plain"),
@@ -34,14 +38,14 @@ SUBJECT = {"prompt": "a bear in the hills, flat drawing", "phrase": "bear", "sur
 SURROUNDINGS = {"hand": "flat", "medium": "plain", "seed": 4, "scenes": "a house in the hills"}
 """The picture that Keep My Subject's and Grad-SAM Blend's demos put their subject into."""
 
-EDGES = {"hand": "flat", "medium": "plain", "seed": 11, "scenes": "\n".join(SCENES)}
+EDGES = {"hand": "flat", "medium": "plain", "seed": 11, "scenes": "\n".join(PROMPTS)}
 """Pictures whose edge maps give the structure."""
 
 REPAINTED = {"hand": "flat", "medium": "plain", "seed": 4, "scenes": "a house in the hills"}
 """The picture that is walked back to its noise, and held to in layout and colours."""
 INSTEAD = "a house in the mountains, ink drawing"
 """What it is painted as again."""
-TWO_PROMPTS = "a fox in the forest, flat drawing", "a sailboat by the sea, flat drawing"
+TWO_PROMPTS = "a bear in the forest, flat drawing", "a bus by the sea, flat drawing"
 
 RECORDED_STYLES = ("flat", "glossy", "ink")
 RECORDED_SUBJECTS = ("fox", "house", "mushroom")

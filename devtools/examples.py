@@ -28,6 +28,7 @@ TITLES = {
     "noise_blend_sdxl": "8 Two prompts by region (SDXL)",
     "style_picture_demo": "1 Style from a picture (demo)",
     "style_balanced_demo": "1 Style from a picture, step by step (demo)",
+    "style_transformer_demo": "1 Style from a picture, with a transformer (demo)",
     "subject_picture_demo": "2 Keep the subject, new background (demo)",
     "subject_kept_demo": "2 Keep the subject, step by step (demo)",
     "structure_picture_demo": "3 Style and structure with ControlNet (demo)",

@@ -112,13 +112,13 @@ def overview(name: str, of: str) -> Callable:
 def style_of_picture(studio: Studio, graph: Graph) -> Image.Image:
     model = graph.add("CBLoadDemoModel")
     picture = graph.add("CBDemoPictures", **demo_scenes.REFERENCE)
-    prompts = "\n".join(demo_scenes.PROMPTS[:2])
     taken = {**_checkpoint(model), "image": [picture, 0], "shows": demo_scenes.SHOWS}
-    styled = [graph.add("CBStyleFromPicture", **taken, **{"lambda": amount}) for amount in (0.2, 0.43)]
-    painted = [_painted(graph, model, source, prompts) for source in (model, *styled)]
-    (shown, *results) = studio.shoot(graph, [picture, 0], *painted)
-    rows = [("", [first, *row]) for first, *row in zip([shown[0], None], *results, strict=True)]
-    return sheet(rows, ["picture", "without", "amount 0.2", "amount 0.43"], tile=150)
+    styled = graph.add("CBStyleFromPicture", **taken)
+    prompts = "\n".join(demo_scenes.PROMPTS)
+    painted = [_painted(graph, model, source, prompts) for source in (model, styled)]
+    (shown, without, taken) = studio.shoot(graph, [picture, 0], *painted)
+    rows = [("without", [*shown, *without]), ("with", [None, *taken])]
+    return sheet(rows, ["the picture", *demo_scenes.PROMPTS], tile=170)
 
 
 @figure("CBKeepSubject")
@@ -136,7 +136,7 @@ def subject_in_surroundings(studio: Studio, graph: Graph) -> Image.Image:
 def style_over_structure(studio: Studio, graph: Graph) -> Image.Image:
     model, control = graph.add("CBLoadDemoModel"), graph.add("CBLoadDemoControlNet")
     picture = graph.add("CBDemoPictures", **demo_scenes.REFERENCE)
-    scene = graph.add("CBDemoPictures", **demo_scenes.EDGES | {"scenes": demo_scenes.SCENES[0]})
+    scene = graph.add("CBDemoPictures", **demo_scenes.EDGES | {"scenes": demo_scenes.PROMPTS[0]})
     common = {**_checkpoint(model), "control_net": [control, 0], "style_image": [picture, 0]}
     common |= {"structure_image": [scene, 2], "prompt": demo_scenes.PROMPTS[0], "shows": demo_scenes.SHOWS}
     amounts = {"ControlNet alone": {"lambda": 0.0, "kept": 1.0}, "with style": {"lambda": 0.57, "kept": 0.15}}
@@ -151,7 +151,7 @@ def tried_amounts(studio: Studio, graph: Graph) -> Image.Image:
     model = graph.add("CBLoadDemoModel")
     picture = graph.add("CBDemoPictures", **demo_scenes.REFERENCE)
     styled = graph.add("CBStyleFromPicture", **_checkpoint(model), image=[picture, 0], shows=demo_scenes.SHOWS)
-    tried = graph.add("CBSuggestAmount", image=_painted(graph, model, styled, demo_scenes.SCENES[0]))
+    tried = graph.add("CBSuggestAmount", image=_painted(graph, model, styled, demo_scenes.PROMPTS[0]))
     ((strip,),) = studio.shoot(graph, [tried, 1])
     return stacked([strip], strip.width)
 
@@ -260,17 +260,18 @@ def recorded(studio: Studio, graph: Graph) -> Image.Image:
     _, decoded = _recorded(graph)
     batches = studio.shoot(graph, *([decode, 0] for decode in decoded.values()))
     rows = [(f"    {style}", batch) for style, batch in zip(decoded, batches, strict=True)]
-    return sheet(rows, [*RECORDED_SUBJECTS], title="output/sensitivity_recordings/my series", tile=110)
+    return sheet(rows, [*RECORDED_SUBJECTS], title=f"output/sensitivity_recordings/{SERIES}", tile=110)
 
 
 @figure("CBProfileFromRecording")
 def profiled(studio: Studio, graph: Graph) -> Image.Image:
     sampled, _ = _recorded(graph)
-    profile = graph.add("CBProfileFromRecording", series="my series", after=sampled)
+    profile = graph.add("CBProfileFromRecording", series=SERIES, after=sampled)
     ((heat_map,),) = studio.shoot(graph, [profile, 1])
     return stacked([heat_map], MAP_WIDTH)
 
 
+SERIES = "my styles"  # not the workflow's, whose runs have other noise levels
 RECORDED_STYLES = (*demo_scenes.RECORDED_STYLES, "blob")
 RECORDED_SUBJECTS = demo_scenes.RECORDED_SUBJECTS
 
@@ -285,7 +286,9 @@ def _recorded(graph: Graph) -> tuple[Link, dict[str, str]]:
         prompts = "\n".join(f"a {subject} by the sea, {style} drawing" for subject in RECORDED_SUBJECTS)
         positive = graph.add("CBPromptBatch", clip=[model, 1], prompts=prompts)
         subjects = ", ".join(RECORDED_SUBJECTS)
-        recording = graph.add("CBRecordSensitivity", model=[model, 0], label=style, subject=subjects, noise_levels=6)
+        recording = graph.add(
+            "CBRecordSensitivity", model=[model, 0], series=SERIES, label=style, subject=subjects, noise_levels=6
+        )
         latent = [
             graph.add(
                 "KSampler", model=[recording, 0], positive=[positive, 0], negative=[empty, 0], latent_image=latent,
@@ -385,7 +388,9 @@ def set_side_by_side(studio: Studio, graph: Graph) -> Image.Image:
 def referred(studio: Studio, graph: Graph) -> Image.Image:
     styled = graph.first("VAEDecode", upstream="CBSelectLayers")
     first, other = _reference(graph), [graph.changed(_reference(graph)[0], **demo_scenes.OTHER), 0]
+    told = graph.input(graph.first("CBStyleReference"), "prompt")[0]
     swapped = graph.rebuilt(styled, _reference(graph)[0], other[0])
+    swapped = graph.rebuilt(swapped, told, graph.changed(told, text=demo_scenes.OTHER_SHOWS))
     references = studio.shoot(graph, first, other)
     results = studio.shoot(graph, [styled, 0], [swapped, 0])
     rows = [("", [shown[0], *taken[:3]]) for shown, taken in zip(references, results, strict=True)]
@@ -403,7 +408,7 @@ def prompted(studio: Studio, graph: Graph) -> Image.Image:
     lines = graph.input(graph.first("CBPromptBatch"), "prompts").splitlines()
     (pictures,) = studio.shoot(graph, [graph.first("VAEDecode", without="CBStyleInjection"), 0])
     labels = [f"{number}   {line}" for number, line in enumerate(filter(str.strip, lines), 1)]
-    return sheet([(label, [picture]) for label, picture in zip(labels, pictures, strict=True)], tile=90)
+    return sheet([(label, [picture]) for label, picture in zip(labels, pictures, strict=True)], tile=130)
 
 
 # Structure
@@ -635,13 +640,15 @@ def shifted(studio: Studio, graph: Graph) -> Image.Image:
 @figure("CBProject", of="style_balanced_demo")
 def projected(studio: Studio, graph: Graph) -> Image.Image:
     decode = graph.first("VAEDecode", without="CBStyleInjection")
-    sampler, latent = graph.input(decode, "samples")[0], graph.input(graph.first("CBStyleReference"), "latent")
+    sampler, vae = graph.input(decode, "samples")[0], graph.input(decode, "vae")
+    picture = [graph.add("CBDemoPictures", **demo_scenes.REPAINTED), 0]
+    latent = [graph.add("VAEEncode", pixels=picture, vae=vae), 0]
     results = [[decode, 0]]
     for known in ("low resolution", "colour"):
         held = graph.add("CBProject", model=graph.input(sampler, "model"), latent=latent, known=known, cell=32)
         results.append([graph.changed(decode, samples=[graph.changed(sampler, model=[held, 0]), 0]), 0])
-    (reference, *_), *shown = studio.shoot(graph, _reference(graph), *results)
-    rows = [("", [part, *three]) for part, *three in zip([reference, None], *shown, strict=False)]
+    (held_to,), *shown = studio.shoot(graph, picture, *results)
+    rows = [("", [part, *three]) for part, *three in zip([held_to, None], *shown, strict=False)]
     return sheet(rows, ["picture", "without", "low resolution", "colour"], tile=130)
 
 

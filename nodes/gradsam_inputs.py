@@ -88,8 +88,8 @@ def _layers() -> io.Input:
         "layers",
         default=DEFAULT,
         tooltip="Layers to read, where the picture attends to words. auto takes a UNet's finest ones; of a transformer "
-        "early to middle joint ones, which is a guess. By hand: o9-11 for SD1.5, o3-5 for SDXL, j4-9 for Flux; -m0 "
-        "takes layers away, o9:0.5 counts a layer half.",
+        "those from a fifth to three fifths of its depth. By hand: o9-11 for SD1.5, o3-5 for SDXL, j11-18 for Flux; "
+        "-m0 takes layers away, o9:0.5 counts a layer half.",
     )
 
 

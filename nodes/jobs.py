@@ -38,7 +38,12 @@ from .widgets import advanced, out_of_range
 
 CATEGORY = "conditional balance"
 SHIPPED = Path(__file__).resolve().parent.parent / FOLDER
-RANKINGS = ("demo.style.safetensors", PUBLISHED, "sd3.5-large.style.published.safetensors")
+RANKINGS = (
+    "demo.style.safetensors",
+    "demo.transformer.style.safetensors",
+    PUBLISHED,
+    "sd3.5-large.style.published.safetensors",
+)
 """What comes with the pack, in the order in which it is tried."""
 BY_AMOUNT = "as style amount says"
 PRESETS = {BY_AMOUNT: None, "hint 0.2": 0.2, "balanced 0.43": 0.43, "with ControlNet 0.57": 0.57, "strong 0.75": 0.75}

@@ -18,7 +18,7 @@ PROMPT = {
     "1": {"class_type": "CBLoadDemoModel", "inputs": {}},
     "2": {"class_type": "CBDemoPictures", "inputs": demo_scenes.REFERENCE},
     "3": {"class_type": "CBStyleFromPicture", "inputs": {**LOADED, "image": ["2", 0], **STYLE}},
-    "4": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": demo_scenes.SCENES[0]}},
+    "4": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": demo_scenes.PROMPTS[0]}},
     "5": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": ""}},
     "6": {"class_type": "EmptyLatentImage", "inputs": {"width": 96, "height": 96, "batch_size": 1}},
     "7": {

@@ -47,6 +47,15 @@ WELL_DRAWN = tuple(
     "umbrella balloon guitar crown top-hat".split()
 )
 
+# The dozen of which the judge is surest in eight pictures of each, one by each known hand (`bench subjects --scenes
+# 640 --settings 3x8`), chosen by that alone.
+BEST_DRAWN = tuple(
+    name
+    for name in SUBJECTS
+    if name
+    in "lion bear octopus evergreen-tree rose red-apple tangerine hamburger birthday-cake bus crown top-hat".split()
+)
+
 EASIEST_FIRST = (*WELL_DRAWN, *(name for name in KNOWN_SUBJECTS if name not in WELL_DRAWN))
 
 LOOK_ALIKES = (

@@ -190,12 +190,12 @@ class Transformer(Architecture):
         return tuple(layer for layer in self.layers if self._blocks_of(layer).out)
 
     def subject_layers(self, levels: int) -> tuple[LayerId, ...]:
-        """The second quarter of the blocks in which text meets the picture first: a guess, measured on no model yet.
+        """Those from a fifth to three fifths of the depth, which find subjects best on the demo transformer.
 
-        Text and picture mix from block to block, so that a word's tokens mean less of it in late ones.
+        The blocks before them find hardly any there, and those behind fewer. No other transformer was measured yet.
         """
-        first = [layer for layer in self.text_layers if layer.block == self.text_layers[0].block]
-        return tuple(first[len(first) // 4 : len(first) // 2 + 1])
+        depth = len(self.text_layers)
+        return self.text_layers[depth // 5 : max(depth // 5 + 1, 3 * depth // 5)]
 
     def writing(self, layer: LayerId) -> Callable[[torch.Tensor], torch.Tensor]:
         blocks = self._blocks_of(layer)

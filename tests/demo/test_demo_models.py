@@ -11,6 +11,7 @@ from comfy.sd1_clip import SDTokenizer
 from nodes import ControlNetApplyAdvanced
 from safetensors.torch import load_file, save_file
 
+from conditional_balance.nodes import jobs
 from conditional_balance.runtime.arch.unet import attention_layers
 from conditional_balance.runtime.inject.metadata import Change, Metadata, schedule_metadata
 from demo import models, nets, painting
@@ -104,6 +105,13 @@ def test_core_samples_the_very_transformer_that_was_trained(tmp_path) -> None:
         velocity = trained(noisy, level[None], context, pooled)
     assert context.shape == (1, 77, nets.TEXT_WIDTH) and float(velocity.std()) > 0.01
     assert torch.allclose(seen, noisy - level * velocity, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("load", "profile"), [("load_unet", "demo.style"), ("load_transformer", "demo.transformer.style")]
+)
+def test_a_shipped_model_finds_the_ranking_that_was_measured_on_it(load: str, profile: str) -> None:
+    assert jobs._chosen(getattr(models, load)()).words == f"Layers by {profile}, measured on this checkpoint."
 
 
 @pytest.mark.parametrize(("load", "part"), [("load_transformer", "transformer"), ("load_control_net", "controlnet")])

@@ -13,13 +13,13 @@ from safetensors.torch import save_file
 
 from benchmarks import attribution, balance, blend, harness, layers, positions, structure
 from conditional_balance.engine.attribution import normalised
-from conditional_balance.engine.profile_file import load
 from conditional_balance.runtime.attribution.find import ProbeSettings, find_subject
 from conditional_balance.runtime.attribution.layers import chosen_layers
 from conditional_balance.runtime.attribution.settings import AttributionSettings
 from conditional_balance.runtime.attribution.subject import Subject
 from demo import models, nets
 from demo.world import atlas, sets, subjects
+from demo.world.media import MEDIA
 
 READ = attribution.READ["unet"]
 
@@ -56,7 +56,10 @@ def paintings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def chosen(**values: Any) -> Namespace:
-    return Namespace(**{"count": 2, "steps": 2, "seed": 0, "weights": models.WEIGHTS, "model": "unet"} | values)
+    return Namespace(
+        **{"count": 2, "steps": 2, "seed": 0, "weights": models.WEIGHTS, "model": "unet", "content": "well drawn"}
+        | values
+    )
 
 
 @pytest.fixture
@@ -168,7 +171,7 @@ def planted(references: int = 4) -> list[dict[str, Any]]:
 
 
 def test_rankings_of_layers_are_compared_with_the_truth() -> None:
-    profile, rounds = load(layers.PROFILE), planted()
+    profile, rounds = harness.profile_of("unet"), planted()
     found = layers.summarised(rounds, profile, chosen(prompts=2))
     assert found["agreement"]["measured gain against true gain"]["mean"] > 0.98
     assert found["agreement"]["measured loss against true loss"]["mean"] == pytest.approx(1)
@@ -177,7 +180,7 @@ def test_rankings_of_layers_are_compared_with_the_truth() -> None:
 
 
 def test_each_ranking_picks_its_share_of_layers() -> None:
-    profile, rounds = load(layers.PROFILE), planted()
+    profile, rounds = harness.profile_of("unet"), planted()
     found = layers.picks(profile, rounds, 1)
     assert {name: len(text.split(",")) for name, text in found.items() if name.endswith("0.43")} == {
         f"{name} 0.43": 9 for name in layers.RANKINGS
@@ -222,9 +225,18 @@ def test_attribution_reads_the_transformer(transformer: tuple[harness.Demo, Name
     }
     assert attribution.READ["transformer"].default in found
     auto = chosen_layers(demo.model, AttributionSettings())
-    assert {str(layer) for layer in auto.targets} == {"j0", "j1"}
+    assert {str(layer) for layer in auto.targets} == {"s0", "s1", "s2", "s3"}
     assert all(maps.isfinite().all() and maps.std() > 0 for maps in found.values())
     assert not torch.equal(*(found[name] for name in list(found)[:2]))
+
+
+@pytest.mark.parametrize("network", ["unet", "transformer"])
+def test_every_way_to_look_is_one_that_the_network_allows(network: str, flowing: Path, paintings: None) -> None:
+    of = harness.Demo(torch.float32, weights=flowing, paints=network).model
+    torch.set_grad_enabled(True)
+    ways = list(attribution.ways(attribution.READ[network]))
+    assert all(chosen_layers(of, way.settings).targets for way in ways)
+    assert any(way.settings.method == "grad_sam_output" for way in ways) == (network == "unet")
 
 
 def test_blend_and_balance_paint_with_the_transformer(
@@ -236,7 +248,7 @@ def test_blend_and_balance_paint_with_the_transformer(
     picture, mask = blend.made(blend.Job("blend x0, grad_sam", 0))
     blend.pair.cache_clear()
     assert picture.shape == (1, 3, 192, 192) and mask.shape == (24, 24)
-    balance.share_objects(demo, None, load(layers.PROFILE), asked, *[harness.Paintings("balance", "test")] * 2)
+    balance.share_objects(demo, None, harness.profile_of("unet"), asked, *[harness.Paintings("balance", "test")] * 2)
     balance.pair.cache_clear()
     plain, shared = (
         balance.painted(balance.Job("known hands", policy, 1.0, 0)) for policy in (balance.NONE, balance.ALL)
@@ -245,9 +257,35 @@ def test_blend_and_balance_paint_with_the_transformer(
     assert plain.shape == shared.shape and not torch.allclose(plain, shared, atol=1e-3)
 
 
+@pytest.mark.parametrize("content", list(harness.CONTENTS))
+def test_balance_paints_the_content_that_is_asked_for(
+    content: str, demo: harness.Demo, paintings: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In references and in what is painted in their style."""
+    asked = chosen(content=content, prompts=2, cfg=3.0)
+    balance.share_objects(demo, None, harness.profile_of("unet"), asked, *balance.kept(asked))
+    monkeypatch.setattr(harness, "painted_reference", lambda demo, specs, *_: harness.Painted(specs, None, None))
+    balance.pair.cache_clear()
+    pairs = [balance.pair("known hands", index) for index in range(4)]
+    balance.pair.cache_clear()
+    torch.set_grad_enabled(True)
+    known, media = harness.content(content)
+    rows = {-1, *subjects.rows_of(known)}
+    for specs in (each for reference, wanted in pairs for each in (reference.specs, wanted)):
+        assert set(specs.subject.flatten().tolist()) <= rows
+        assert {list(MEDIA)[row] for row in specs.medium.tolist()} <= set(media)
+
+
+def test_what_was_painted_of_other_content_is_not_taken(paintings: None) -> None:
+    folders = {balance.kept(chosen(content=name, prompts=1, cfg=3.0))[0].folder for name in harness.CONTENTS}
+    assert len(folders) == len(harness.CONTENTS)
+
+
 def test_positions_are_compared_on_the_same_scenes(transformer: tuple[harness.Demo, Namespace]) -> None:
     demo, asked = transformer
-    balance.share_objects(demo, None, load(layers.PROFILE), asked, *[harness.Paintings("balance", "positions")] * 2)
+    balance.share_objects(
+        demo, None, harness.profile_of("unet"), asked, *[harness.Paintings("balance", "positions")] * 2
+    )
     balance.pair.cache_clear()
     way = "keep, q or k", (balance.ALL, 1.0), 0
     found = dict(zip(positions.COLUMNS, positions.measured(way)[0].tolist(), strict=True))
@@ -261,6 +299,11 @@ def test_a_copied_layout_is_seen() -> None:
     reference = torch.rand(1, 3, 192, 192, generator=torch.Generator().manual_seed(0))
     found = positions.alike(torch.cat([0.5 + 0.3 * reference, 1 - reference]), reference)
     torch.testing.assert_close(found, torch.tensor([1.0, -1.0]))
+
+
+def test_content_that_no_benchmark_knows_is_named() -> None:
+    with pytest.raises(SystemExit, match=r"--content is one of 'all subjects', .*; it is 'dragons'"):
+        harness.content("dragons")
 
 
 def test_a_model_that_no_benchmark_knows_is_named() -> None:
