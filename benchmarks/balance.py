@@ -41,7 +41,6 @@ POLICIES = {  # what they are called here, and in the pack
 }
 SWEEP = (0.1, 0.2, 0.43, 0.7)
 NONE, ALL = "none", "all"
-WELL = "well drawn"  # all media
 MEASURES = (
     "style distance", "hand distance", "content", "subjects", "sure of the subjects", "place", "leaked", "place leaked",
 )  # fmt: skip
@@ -79,7 +78,7 @@ class Job(NamedTuple):
 def main() -> None:
     chosen = harness.options(
         __doc__, references=16, unseen=16, prompts=1, steps=12, cfg=harness.CFG, workers=2, chart="", setting="",
-        prepared=harness.PREPARED, weights=models.WEIGHTS, model="unet", content=WELL,
+        prepared=harness.PREPARED, weights=models.WEIGHTS, model="unet", content=harness.WELL,
     )  # fmt: skip
     torch.set_num_threads(1)
     jobs = [job for job in planned(chosen) if chosen.setting in job.setting]
@@ -107,7 +106,7 @@ def kept(chosen: Any) -> tuple[Paintings, Paintings]:
     files = (*harness.weights_of(chosen), harness.network(chosen.model).profile)
     settings = f"{chosen.prompts} {chosen.steps} {chosen.cfg} {chosen.seed}"
     subjects, media = harness.content(chosen.content)
-    told = " ".join(subjects if chosen.content == WELL else (*subjects, *media))
+    told = " ".join(subjects if chosen.content == harness.WELL else (*subjects, *media))
     whole = (*files, told, settings)
     return Paintings("balance", *whole), Paintings("balance-judged", *whole, judge.WEIGHTS, " ".join(MEASURES))
 

@@ -45,9 +45,10 @@ class Content(NamedTuple):
     media: tuple[str, ...]
 
 
+WELL = "well drawn"
 CONTENTS = {
     "all subjects": Content(KNOWN_SUBJECTS, KNOWN_MEDIA),
-    "well drawn": Content(WELL_DRAWN, KNOWN_MEDIA),
+    WELL: Content(WELL_DRAWN, KNOWN_MEDIA),
     "best drawn": Content(BEST_DRAWN, KNOWN_MEDIA),
     "best drawn, no medium": Content(BEST_DRAWN, (PLAIN,)),
 }

@@ -41,7 +41,7 @@ COLUMNS = (*MEASURES, "layout copied")
 def main() -> None:
     chosen = harness.options(
         __doc__, references=16, prompts=1, steps=12, cfg=harness.CFG, workers=2, weights=models.WEIGHTS,
-        content=balance.WELL,
+        content=harness.WELL,
     )  # fmt: skip
     chosen.model = "transformer"  # the UNet has no rotary positions
     torch.set_num_threads(1)

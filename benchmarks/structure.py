@@ -50,7 +50,6 @@ from demo.world import scenes
 from demo.world.media import PLAIN
 from demo.world.scenes import NOTHING, Specs
 from demo.world.sets import KNOWN_HANDS
-from demo.world.subjects import WELL_DRAWN
 
 STYLE, GEOMETRY = PROFILES / "demo.style.safetensors", PROFILES / "demo.geometry.safetensors"
 NONE, PLAIN_CONTROL = "no control", "plain"
@@ -93,7 +92,7 @@ class Triple(NamedTuple):
 def main() -> None:
     chosen = harness.options(
         __doc__, references=12, steps=10, amount=0.43, workers=2, rounds=5, chart="", prepared=harness.PREPARED,
-        weights=models.WEIGHTS,
+        weights=models.WEIGHTS, content=harness.WELL,
     )  # fmt: skip
     torch.set_num_threads(1)
     studio = Studio(chosen)
@@ -109,7 +108,8 @@ def main() -> None:
             show(pool, chosen)
     measured = {name: torch.stack(parts) for name, parts in rows.items()}
     results = {
-        "triples": chosen.references, "steps": chosen.steps, "lambda": chosen.amount,
+        "triples": chosen.references, "subjects painted": studio.subjects,
+        "steps": chosen.steps, "lambda": chosen.amount,
         "anchors": {name: row(anchors[:, place]) for place, name in enumerate(ANCHORS)},
         "settings": {name: row(values) for name, values in measured.items()},
         "geometry gained over a weaker ControlNet": {
@@ -131,15 +131,16 @@ class Studio:
         self.control = models.load_control_net(chosen.weights / "controlnet.safetensors", dtype)
         self.style, self.geometry = load(STYLE), load(GEOMETRY)
         files = (chosen.weights / f"{name}.safetensors" for name in ("unet", "text_encoder", "controlnet"))
-        told = f"{WELL_DRAWN} {chosen.amount} {chosen.steps} {chosen.seed}"
+        self.subjects = harness.content(chosen.content).subjects
+        told = f"{self.subjects} {chosen.amount} {chosen.steps} {chosen.seed}"
         self.kept = Paintings("structure", *files, STYLE, GEOMETRY, told)
 
     def triple(self, index: int) -> Triple:
         """Two plain scenes of one subject each that share neither subject nor place, by two hands."""
         dice = torch.Generator().manual_seed(3000 + 1000 * self.chosen.seed + index)
         a, b = (KNOWN_HANDS[place] for place in torch.randperm(len(KNOWN_HANDS), generator=dice)[:2])
-        reference = scenes.random_specs(1, dice, (b,), WELL_DRAWN, (PLAIN,), alone=1.0)
-        drawn = scenes.random_specs(64, dice, (a,), WELL_DRAWN, (PLAIN,), alone=1.0)
+        reference = scenes.random_specs(1, dice, (b,), self.subjects, (PLAIN,), alone=1.0)
+        drawn = scenes.random_specs(64, dice, (a,), self.subjects, (PLAIN,), alone=1.0)
         apart = (drawn.subject != reference.subject)[:, 0] & (drawn.place != reference.place) & (drawn.place != NOTHING)
         specs = drawn[apart.nonzero()[:1, 0]]
         both = specs, replace(specs, hand=reference.hand, colour=reference.colour)

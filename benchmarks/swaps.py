@@ -75,7 +75,7 @@ SWAPS: Mapping[tuple[float, str], Callable[[Ways], LayerGate]] = MappingProxyTyp
 def main() -> None:
     chosen = harness.options(
         __doc__, references=16, prompts=1, steps=8, cfg=harness.CFG, workers=2, weights=models.WEIGHTS,
-        content=balance.WELL,
+        content=harness.WELL,
     )  # fmt: skip
     chosen.model = "unet"  # whose layers are swapped
     torch.set_num_threads(1)

@@ -125,14 +125,14 @@ def _moved(found: dict[str, float]) -> str:
     return f"{found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
 
 
-def structure() -> str:
-    found = results("structure")
+def structure(file: str = "structure") -> str:
+    found = results(file)
     columns = {"edge F1": plain(2), "subject": percent, "to B": plain(3), "B rather than A": percent}
     return measures(found["anchors"] | found["settings"], columns | {"style distance": plain(3)}, "setting")
 
 
-def structure_gained(at_equal: str) -> str:
-    found = results("structure")["geometry gained over a weaker ControlNet"][at_equal]
+def structure_gained(at_equal: str, file: str = "structure") -> str:
+    found = results(file)["geometry gained over a weaker ControlNet"][at_equal]
     return measures(found, {"nearer to B's geometry": plain(3), "B rather than A": points}, "gate")
 
 
@@ -283,6 +283,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "structure": structure,
     "structure, at equal subjects": lambda: structure_gained("at equal subject recognition"),
     "structure, at equal edges": lambda: structure_gained("at equal edge agreement"),
+    "structure, best drawn": lambda: structure("structure_best"),
+    "structure, best drawn at equal edges": lambda: structure_gained("at equal edge agreement", "structure_best"),
     "attribution, drawn": lambda: attribution("drawn"),
     "attribution, generated": lambda: attribution("generated"),
     "attribution, settings": attribution_settings,
