@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..engine.agreement import spearman
+from ..engine.layers import UNET_BLOCKS
 from ..engine.profile import CROSSED, LOOKS_CROSSED, NAMES_UNUSED, PLAIN, SensitivityProfile, by_content
 
 LISTED = 8
@@ -22,8 +23,21 @@ def report(profile: SensitivityProfile) -> str:
     for index, feature in enumerate(profile.features):
         lines += [f"{feature}, mean score over noise levels (lower = more sensitive)", *_layers(profile, index)]
         lines += [_stability(profile, index), ""]
-    lines += [_agreement(profile), _separation(profile), *content_lines(profile), _sample(profile), _cost(profile)]
+    lines += [_agreement(profile), _separation(profile), _on_transformers(profile), *content_lines(profile)]
+    lines += [_sample(profile), _cost(profile)]
     return "\n".join(line for line in lines if line is not None)
+
+
+def _on_transformers(profile: SensitivityProfile) -> str | None:
+    """What is known of rankings of style by pictures there: benchmarks/README.md, "A transformer"."""
+    facts = profile.provenance
+    by_pictures = facts.get("clusters") and "style" in str(facts.get("what", "")).lower()
+    if not by_pictures or profile.layers[0].block in UNET_BLOCKS:
+        return None
+    return (
+        "On the one trained transformer that was tried, such a ranking did not name the layers that bring the style: "
+        "before you rely on this one, compare it with Measure Layers."
+    )
 
 
 def _sample(profile: SensitivityProfile) -> str | None:

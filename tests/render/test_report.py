@@ -41,6 +41,16 @@ def test_one_ranking_at_all_levels_is_perfectly_stable_and_a_reversed_one_is_fou
     assert "least at sigma 0.10 (-1.00)" in report(profile(scores=scores))
 
 
+def test_a_ranking_of_style_on_a_transformer_says_what_is_known_of_such():
+    warned = "compare it with Measure Layers"
+    joint = tuple(LayerId("joint", number, 0) for number in range(6))
+    of_style = FACTS | {"what": "style"}
+    assert warned in report(profile(layers=joint, provenance=of_style))
+    assert warned not in report(profile(provenance=of_style))
+    assert warned not in report(profile(layers=joint, provenance=FACTS | {"what": "geometry"}))
+    assert warned not in report(profile(layers=joint, provenance={"what": "style", "source": "published"}))
+
+
 def test_clusters_that_do_not_separate_are_called_out():
     assert "The clusters separate: p = 0.002" in report(profile())
     facts = FACTS | {"separation": {"p": 0.4, "share": 0.05}}
