@@ -82,6 +82,8 @@ def main() -> None:
     )  # fmt: skip
     torch.set_num_threads(1)
     jobs = [job for job in planned(chosen) if chosen.setting in job.setting]
+    if not jobs:
+        raise SystemExit(f"--setting is part of {', '.join(map(repr, SETTINGS))}; it is {chosen.setting!r}.")
     truth = Truth(chosen.prepared) if any("unseen" in job.setting for job in jobs) else None
     demo = Demo(cfg=chosen.cfg, weights=chosen.weights, paints=chosen.model)
     shared = demo, truth, harness.profile_of(chosen.model), chosen, *kept(chosen)

@@ -22,7 +22,7 @@ from demo.world import scenes
 from demo.world.media import MEDIA, PLAIN
 from demo.world.scenes import NOTHING, PLACE_NAMES, Specs
 from demo.world.sets import HANDS, HELD_OUT_HANDS, KNOWN_HANDS
-from demo.world.subjects import SUBJECTS, WELL_DRAWN
+from demo.world.subjects import SUBJECTS
 
 Rows = dict[str, Tensor]
 Found = dict[str, Any]
@@ -50,6 +50,8 @@ def main() -> None:
     torch.set_num_threads(1)
     jobs = [Job(name, index) for index in range(chosen.references) for name in CONTENTS if chosen.only in name]
     demo = Demo(cfg=chosen.cfg, weights=chosen.weights, paints=chosen.model)
+    if not jobs:
+        raise SystemExit(f"--only is part of {', '.join(map(repr, CONTENTS))}; it is {chosen.only!r}.")
     shared = demo, Truth(chosen.prepared), chosen, paintings(chosen)
     with multiprocessing.get_context("fork").Pool(chosen.workers, share_objects, shared) as pool:
         painted: dict[str, list[Rows]] = {}
@@ -73,7 +75,7 @@ def paintings(chosen: Any) -> Paintings:
     return Paintings(
         "bars",
         *harness.weights_of(chosen),
-        " ".join(WELL_DRAWN),
+        f"{CONTENTS}",
         f"{chosen.prompts} {chosen.steps} {chosen.cfg} {chosen.seed}",
     )
 
