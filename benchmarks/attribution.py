@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks import attribution_cost, harness
-from benchmarks.harness import CFG, Demo, Paintings, Truth, described
+from benchmarks.harness import CFG, Content, Demo, Paintings, Truth, described
 from conditional_balance.engine.attribution import contrasted, normalised
 from conditional_balance.engine.masks import MaskSettings, mask_of
 from conditional_balance.engine.subject import Phrase
@@ -40,13 +40,12 @@ from demo.nets import CELLS
 from demo.world import scenes
 from demo.world.places import PHRASES
 from demo.world.scenes import NOTHING, PLACE_NAMES, SIZE, Specs
-from demo.world.subjects import KNOWN_SUBJECTS, LOOK_ALIKES, SUBJECTS, WORDS
+from demo.world.subjects import LOOK_ALIKES, SUBJECTS, WORDS
 
 LEVELS = (0.65,)
 START = 0.5  # where redrawing begins
 KINDS = ("drawn", "generated")
 SITUATIONS = ("one subject", "two subjects", "look-alikes")
-ALIKE = tuple(pair for pair in LOOK_ALIKES if set(pair) <= set(KNOWN_SUBJECTS))
 SPREADS = (0, 1, 2, 3, 4)  # how often a map is spread along self-attention before it is multiplied with that
 ITSELF = len(SPREADS)  # the place of the map that is spread twice and not multiplied
 VARIANTS = ((False, 0), (False, 2), (True, 2))  # against the rest, times spread
@@ -138,8 +137,9 @@ class Case(NamedTuple):
 
 def main() -> None:
     chosen = harness.options(
-        __doc__, count=8, steps=12, workers=2, prepared=harness.PREPARED, weights=models.WEIGHTS, model="unet"
-    )
+        __doc__, count=8, steps=12, workers=2, prepared=harness.PREPARED, weights=models.WEIGHTS, model="unet",
+        content="all subjects",
+    )  # fmt: skip
     torch.set_num_threads(1)
     jobs = [Job(kind, situation, index) for index, situation, kind in planned(chosen.count)]
     demo = Demo(torch.float32, weights=chosen.weights, paints=chosen.model)
@@ -152,7 +152,7 @@ def main() -> None:
                 print(f"{len(found)} of {len(jobs)} pictures", flush=True)
         if chosen.pictures:
             show(pool, jobs, chosen.pictures)
-    about = {"pictures": len(jobs), "steps": chosen.steps, "levels": LEVELS, "goals": GOALS}
+    about = {"pictures": len(jobs), "content": chosen.content, "steps": chosen.steps, "levels": LEVELS, "goals": GOALS}
     results = about | summarised(READ[chosen.model], jobs, found)
     if chosen.model == "unet":
         results["cost"] = attribution_cost.costs(demo, read_subject(demo.clip, "a fox in the hills", "fox", "hills"))
@@ -166,8 +166,11 @@ def planned(count: int) -> Iterator[tuple[int, str, str]]:
 
 def paintings(chosen: Any) -> Paintings:
     """They depend on the weights and on the scenes."""
+    told = harness.content(chosen.content)
     return Paintings(
-        "attribution", *harness.weights_of(chosen), f"{ALIKE} {LEVELS} {START} {SPREADS} {chosen.steps} {chosen.seed}"
+        "attribution",
+        *harness.weights_of(chosen),
+        f"{told} {alike(told)} {LEVELS} {START} {SPREADS} {chosen.steps} {chosen.seed}",
     )
 
 
@@ -181,14 +184,21 @@ def share_objects(demo: Demo, truth: Truth, chosen: Any, kept: Paintings) -> Non
 # pictures and what is true of them -----------------------------------------------------------------------------------
 
 
+def alike(told: Content) -> list[tuple[str, str]]:
+    """Pairs of look-alikes that scenes can be of."""
+    return [pair for pair in LOOK_ALIKES if set(pair) <= set(told.subjects)]
+
+
 def scene(situation: str, index: int) -> Specs:
     """One scene [1] before a place that its caption names."""
+    told = harness.content(CHOSEN.content)
     dice = torch.Generator().manual_seed(1000 * CHOSEN.seed + 100 * SITUATIONS.index(situation) + 7919 * index)
-    many = scenes.random_specs(32, dice, subjects=KNOWN_SUBJECTS, alone=float(situation == "one subject"))
+    alone = float(situation == "one subject")
+    many = scenes.random_specs(32, dice, subjects=told.subjects, media=told.media, alone=alone)
     specs = many[(many.place != NOTHING).nonzero()[0]]
     if situation == "look-alikes":
-        pair = [SUBJECTS.index(name) for name in ALIKE[index // 2 % len(ALIKE)]]
-        specs.subject[0] = torch.tensor(pair)
+        pairs = alike(told)
+        specs.subject[0] = torch.tensor([SUBJECTS.index(name) for name in pairs[index // 2 % len(pairs)]])
     return specs
 
 

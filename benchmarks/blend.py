@@ -36,7 +36,7 @@ from demo.world import scenes
 from demo.world.media import laid
 from demo.world.places import PHRASES
 from demo.world.scenes import NOTHING, PLACE_NAMES, SIZE, Specs
-from demo.world.subjects import WELL_DRAWN, WORDS
+from demo.world.subjects import WORDS
 
 WINDOWS = "0.22-0.48, 0.48-0.68, 0.68-0.9"
 STRENGTHS = (0.55, 0.7, 0.85)  # of img2img
@@ -100,8 +100,9 @@ class Pair(NamedTuple):
 
 def main() -> None:
     chosen = harness.options(
-        __doc__, count=16, steps=12, workers=2, prepared=harness.PREPARED, weights=models.WEIGHTS, model="unet"
-    )
+        __doc__, count=16, steps=12, workers=2, prepared=harness.PREPARED, weights=models.WEIGHTS, model="unet",
+        content=harness.WELL,
+    )  # fmt: skip
     torch.set_num_threads(1)
     jobs = [Job(way, index) for index, way in itertools.product(range(chosen.count), WAYS)]
     shared = Demo(weights=chosen.weights, paints=chosen.model), Truth(chosen.prepared), chosen, paintings(chosen)
@@ -121,7 +122,8 @@ def paintings(chosen: Any) -> Paintings:
     return Paintings(
         "blend",
         *harness.weights_of(chosen),
-        f"{WELL_DRAWN} {WINDOWS} {KEPT_NOISE} {MASK} {READ[chosen.model].auto} {chosen.steps} {chosen.seed}",
+        f"{harness.content(chosen.content)} {WINDOWS} {KEPT_NOISE} {MASK}",
+        f"{READ[chosen.model].auto} {chosen.steps} {chosen.seed}",
     )
 
 
@@ -136,7 +138,8 @@ def share_objects(demo: Demo, truth: Truth, chosen: Any, kept: Paintings) -> Non
 def pair(index: int) -> Pair:
     """Two scenes of one style that share neither subject nor place; every other reference is a place alone."""
     dice = torch.Generator().manual_seed(2000 + 1000 * CHOSEN.seed + index)
-    many = scenes.random_specs(128, dice, subjects=WELL_DRAWN, alone=1.0)
+    subjects, media = harness.content(CHOSEN.content)
+    many = scenes.random_specs(128, dice, subjects=subjects, media=media, alone=1.0)
     many = many[(many.place != NOTHING).nonzero()[:, 0]]
     first, second = many[:1], many[1:].in_style_of(many[torch.zeros(len(many) - 1, dtype=torch.long)])
     apart = (second.subject != first.subject)[:, 0] & (second.place != first.place)
@@ -239,7 +242,8 @@ def summarised(measured: dict[str, Tensor], chosen: Any) -> dict[str, Any]:
     parts = {kind: {way: row(values[rows]) for way, values in measured.items()} for kind, rows in kinds.items()}
     tried = {way: found for way, found in parts["all"].items() if "img2img" in way}
     best = max(tried, key=lambda way: tried[way]["both"]["mean"])
-    return {"pairs": chosen.count, "steps": chosen.steps, "best img2img": best, "ways": parts}
+    about = {"pairs": chosen.count, "content": chosen.content, "steps": chosen.steps}
+    return about | {"best img2img": best, "ways": parts}
 
 
 def row(values: Tensor) -> dict[str, Any]:

@@ -145,6 +145,14 @@ def attribution(pictures: str, file: str = "attribution") -> str:
     return measures(results(file)[pictures], columns, "method, layers")
 
 
+def attribution_by_word(pictures: str, file: str) -> str:
+    """DAAM's rule as it is, and what each way finds from the subject's word alone, propagated."""
+    found = results(file)[pictures]
+    shown = {way: told for way, told in found.items() if way == "DAAM's rule" or way.endswith(", propagated")}
+    columns = dict.fromkeys((*SITUATIONS, "IoU own"), plain(2)) | {"on the other": percent}
+    return measures(shown, columns, "method, layers")
+
+
 def attribution_settings() -> str:
     return measures(results("attribution")["settings"]["drawn"], dict.fromkeys(SITUATIONS, plain(2)), "setting")
 
@@ -292,7 +300,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "attribution, cost": attribution_cost,
     "attribution, transformer, drawn": lambda: attribution("drawn", "attribution_transformer"),
     "attribution, transformer, generated": lambda: attribution("generated", "attribution_transformer"),
+    "attribution, best drawn": lambda: attribution_by_word("drawn", "attribution_best"),
+    "attribution, best generated": lambda: attribution_by_word("generated", "attribution_best"),
     "blend": blend,
+    "blend, best drawn": lambda: blend("blend_best"),
     "blend, transformer": lambda: blend("blend_transformer"),
     "references": references,
     "references, damped": references_damped,
