@@ -127,7 +127,8 @@ class CBGradSAMBlend(io.ComfyNode):
                 io.Latent.Input(
                     "reference",
                     tooltip="The picture that gives the surroundings, encoded with the model's VAE. One for all "
-                    "pictures, or a batch with one for each.",
+                    "pictures, or a batch with one for each. Set Latent Noise Mask says what of it is not taken, such "
+                    "as a subject of its own.",
                 ),
                 subject_input("What is kept, from Subject of the Prompt."),
                 *_mode_inputs(),
@@ -166,13 +167,20 @@ class CBGradSAMBlend(io.ComfyNode):
         **settings: Any,
     ) -> io.NodeOutput:
         samples = reference["samples"]
-        found_by = attribution_settings(settings), mask_settings(settings)
-        blend = Blend(samples, subject, parse_windows(windows), mode, *found_by, smoothing, size == "resize")
+        found_by, left_out = (attribution_settings(settings), mask_settings(settings)), _masked_in(reference)
+        blend = Blend(samples, subject, parse_windows(windows), mode, *found_by, smoothing, size == "resize", left_out)
         patched, attribution = blend_reference(model, blend)
         count = len(blend.windows)
         does = "Only looks for the subject" if mode == MEASURE else "Keeps the subject on the reference"
         words = f"{does}, in {count} window{'' if count == 1 else 's'} of the schedule ({mode}, {settings['method']})."
+        words += "" if left_out is None else " What the reference's mask covers is not taken."
         return io.NodeOutput(patched, {"samples": torch.zeros_like(samples)}, attribution, ui=summary(words))
+
+
+def _masked_in(latent: dict[str, torch.Tensor]) -> torch.Tensor | None:
+    """A latent's noise mask [R, H, W], if it covers anything."""
+    mask = latent.get("noise_mask")
+    return None if mask is None or not bool(mask.any()) else mask.reshape(-1, *mask.shape[-2:])
 
 
 def _probe_inputs() -> list[io.Input]:

@@ -246,6 +246,13 @@ class CBKeepSubject(io.ComfyNode):
                     advanced(deeper[name])
                     for name in ("mode", "windows", "method", "amount", "dilate", "feather", "threshold")
                 ),
+                io.Mask.Input(
+                    "leave_out",
+                    display_name="leave out",
+                    optional=True,
+                    tooltip="What of the picture is not taken, such as a subject of its own: the mask that you paint "
+                    "over it in Load Image, or the one of Grad-SAM Mask.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="Connect to the sampler."),
@@ -275,17 +282,22 @@ class CBKeepSubject(io.ComfyNode):
         prompt: str,
         phrase: str,
         surroundings: str = "",
+        leave_out: torch.Tensor | None = None,
         **values: Any,
     ) -> io.NodeOutput:
         check_clip(clip, "prompt")
         kept = phrase.strip() or subject_in(bounded(prompt, "prompt", LONGEST_PROMPTS))
         subject = read_subject(clip, prompt, kept, surroundings)
         reference = {"samples": latent_of(vae, image, model)}
+        if leave_out is not None:
+            reference["noise_mask"] = leave_out
         settings = _settled(CBGradSAMBlend, {"threshold": "mean + c std"} | values)  # as it was before one could choose
         blended = CBGradSAMBlend.execute(model=model, reference=reference, subject=subject, **settings)
         patched, latent, attribution = blended.args
         height, width = (PIXELS * side for side in latent["samples"].shape[-2:])
-        words = f"Keeps '{shortened(kept)}' in {width} x {height} pixels; all else comes from the picture."
+        masked = leave_out is not None and bool(leave_out.any())
+        rest = "what 'leave out' does not cover" if masked else "all else"
+        words = f"Keeps '{shortened(kept)}' in {width} x {height} pixels; {rest} comes from the picture."
         return io.NodeOutput(patched, latent, subject.conditioning, attribution, ui=summary(words))
 
 

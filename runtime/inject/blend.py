@@ -10,6 +10,7 @@ import torch
 from comfy import utils
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
+from torch.nn import functional
 
 from ...engine.attribution import normalised
 from ...engine.masks import MaskSettings, mask_of, smoothed
@@ -41,7 +42,8 @@ class Blend:
 
     `x0`: inside a window every predicted picture is blended. `paper` (arXiv 2408.16232): after a window's first step
     the noisy latent itself is replaced outside the subject by the reference under the run's own noise. `smoothing` is
-    the share of the earlier windows' map kept in the next.
+    the share of the earlier windows' map kept in the next. Nothing is taken of what a mask `left_out` [R, H, W] of
+    the reference, of any size, covers.
     """
 
     reference: torch.Tensor
@@ -52,6 +54,7 @@ class Blend:
     mask: MaskSettings = field(default_factory=MaskSettings)
     smoothing: float = 0.3
     resize: bool = True
+    left_out: torch.Tensor | None = None
 
 
 def blend_reference(model: ModelPatcher, blend: Blend) -> tuple[ModelPatcher, Attribution]:
@@ -142,6 +145,17 @@ def _fitted(blend: Blend, model: BaseModel, noise: torch.Tensor) -> torch.Tensor
     return utils.repeat_to_batch_size(model.process_latent_in(reference), len(noise))
 
 
+def _left_out(blend: Blend, noise: torch.Tensor) -> torch.Tensor | None:
+    """Where nothing of the reference is taken, [B, h, w] on the run's latent: a cell of which any part is masked."""
+    if blend.left_out is None:
+        return None
+    cells = functional.adaptive_max_pool2d(blend.left_out[:, None].to(noise), blend.reference.shape[-2:])
+    height, width = noise.shape[-2:]
+    return utils.repeat_to_batch_size(utils.common_upscale(cells, width, height, "bilinear", "center"), len(noise))[
+        :, 0
+    ]
+
+
 class _Run(injector.Run):
     """A run that is remembered by its result. By itself, one that no window covers."""
 
@@ -182,6 +196,7 @@ class _Covered(_Run):
         super().__init__(blending, sampling)
         self.spans, self.prompts = found, prompts
         self.reference = _fitted(self.blend, sampling.model, sampling.noise)
+        self.left_out = _left_out(self.blend, sampling.noise)
         self.maps: torch.Tensor | None = None
         self.masks: dict[Span, torch.Tensor] = {}
 
@@ -241,7 +256,8 @@ class _Covered(_Run):
             found = attribute(prediction, self.blend.subject, self.layers, self.blend.attribution)
         self.maps = smoothed(normalised(found.maps), self.maps, self.blend.smoothing)
         mask = mask_of(self.maps, self.blend.mask)
-        self.masks[span] = mask.reshape(-1, *[1] * (self.reference.ndim - 3), *mask.shape[-2:]).to(self.reference)
+        kept = mask if self.left_out is None else torch.maximum(mask, self.left_out.to(mask))
+        self.masks[span] = kept.reshape(-1, *[1] * (self.reference.ndim - 3), *kept.shape[-2:]).to(self.reference)
         sigma = float(prediction.sigma[0])
         self.measured.append(Measured(span.window, sigma, self.maps.cpu(), mask.cpu(), found.method, found.note))
         for warning in filter(None, (found.note, caveat(mask))):
@@ -290,7 +306,12 @@ class _Covered(_Run):
             yield f"Nothing was done in {', '.join(missed)}: the sampler made no call there that runs the prompt."
         pictures = len(self.reference)
         prompts = max(prompt["cross_attn"].shape[0] for prompt in self.prompts.prompts)
-        for what, count in (("'reference' holds", len(self.blend.reference)), ("The prompt has", prompts)):
+        counts = {"'reference' holds": len(self.blend.reference), "The prompt has": prompts}
+        if self.blend.left_out is not None:
+            counts["The reference's mask has"] = len(self.blend.left_out)
+            if bool((self.blend.left_out >= 1).all()):
+                yield "The reference's mask covers all of it, so nothing of it is taken: mask less."
+        for what, count in counts.items():
             yield from misfit(what, count, pictures)
 
 

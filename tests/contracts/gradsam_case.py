@@ -49,6 +49,11 @@ def latest(attribution: Attribution) -> list[Measured]:
     return list(next(reversed(attribution._runs.values())).windows) if attribution._runs else []
 
 
+def told_of(attribution: Attribution) -> tuple[str, ...]:
+    """What the latest run said."""
+    return next(reversed(attribution._runs.values())).warnings
+
+
 def run(of: Any, batch: int = 1, **options: Any) -> torch.Tensor:
     """A short run with the subject's text, the same noise each time."""
     options = {"positive": cond(of, 1), "negative": cond(of, 2), "latent": empty(batch), "steps": 4, **options}

@@ -8,7 +8,7 @@ import comfy.model_management
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from gradsam_case import ALL_ONES, ALL_ZEROS, HALF, blended, latest, run, subject_of
+from gradsam_case import ALL_ONES, ALL_ZEROS, HALF, blended, latest, run, subject_of, told_of
 from style_case import (
     HEIGHT,
     KINDS,
@@ -280,6 +280,45 @@ def test_a_reference_of_another_size_is_resized_or_refused() -> None:
     assert out.shape == REFERENCE.shape and differ(out, REFERENCE)
     with pytest.raises(ValueError, match="'reference' is a latent of 16 x 32, but the sampler works on 8 x 16"):
         run(blended(of, reference=large, resize=False)[0])
+
+
+# what of the reference is not taken -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [X0, PAPER])
+def test_nothing_is_taken_of_what_is_left_out(mode: str) -> None:
+    """Left out as a whole, it is off; in part, the rest alone comes from the reference."""
+    of, windows = model("sd15"), "0-1" if mode == X0 else "0.7"
+    whole, half = torch.ones(1, 8 * HEIGHT, 8 * WIDTH), torch.zeros(1, 8 * HEIGHT, 8 * WIDTH)
+    half[..., : 4 * WIDTH - 3] = 1  # a cell of which a part is left out is left out
+    off, measured = blended(of, windows, mask=ALL_ZEROS, mode=mode, left_out=whole)
+    assert_close(run(off, scheduler="simple"), run(of, scheduler="simple"), 1e-6)
+    assert "covers all of it, so nothing of it is taken" in " ".join(told_of(measured))
+    out = run(blended(of, windows, mask=ALL_ZEROS, mode=mode, left_out=half)[0], scheduler="simple")
+    away = (out - REFERENCE).abs().amax(1)[0]
+    assert float(away[:, WIDTH // 2 :].max()) < 1e-3
+    assert float(away[:, : WIDTH // 2].min()) > 1e-3
+
+
+def test_a_mask_is_cropped_as_its_reference_is() -> None:
+    wide = latent(5, height=HEIGHT, width=2 * WIDTH)["samples"]  # whose middle is taken
+    masks = torch.zeros(1, 8 * HEIGHT, 16 * WIDTH)
+    masks[..., : 8 * WIDTH] = 1
+    out = run(blended(model("sd15"), "0-1", mask=ALL_ZEROS, reference=wide, left_out=masks)[0])
+    away = (out - wide[..., WIDTH // 2 : 3 * WIDTH // 2]).abs().amax(1)[0]
+    assert float(away[:, WIDTH // 2 :].max()) < 1e-3
+    assert float(away[:, : WIDTH // 2].min()) > 1e-3
+
+
+def test_each_picture_has_the_mask_of_its_reference() -> None:
+    references, masks = latent(5, 2, HEIGHT, WIDTH)["samples"], torch.zeros(2, 8 * HEIGHT, 8 * WIDTH)
+    masks[1] = 1
+    out = run(blended(model("sd15"), "0-1", mask=ALL_ZEROS, reference=references, left_out=masks)[0], batch=2)
+    assert_close(out[:1], references[:1], 1e-3)
+    assert_close(out[1:], run(model("sd15"), batch=2)[1:], 1e-3)
+    of, measured = blended(model("sd15"), "0-1", left_out=masks)
+    run(of)
+    assert any("mask has 2 rows for 1 picture" in each for each in told_of(measured))
 
 
 # nothing stays -------------------------------------------------------------------------------------------------------

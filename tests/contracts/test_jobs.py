@@ -227,6 +227,20 @@ def test_it_keeps_the_subject_as_the_nodes_that_it_stands_for(clip: Any) -> None
     assert differ(kept, run(of, **options))
 
 
+def test_what_is_left_out_is_not_taken_and_is_said(clip: Any) -> None:
+    inputs = {"model": model("sd15"), "clip": clip, "vae": tiny_vae(), "image": picture()}
+    options = {"latent": output("CBKeepSubject", **inputs).args[1], "steps": 4, "batch": 1}
+    whole, empty_mask = torch.ones(1, 64, 128), torch.zeros(1, 64, 64)  # Load Image's of a picture without alpha
+    plain, left, same = (
+        output("CBKeepSubject", **inputs, **more) for more in ({}, {"leave_out": whole}, {"leave_out": empty_mask})
+    )
+    options["positive"] = plain.args[2]
+    assert torch.equal(run(left.args[0], **options), run(inputs["model"], **options))
+    assert torch.equal(run(same.args[0], **options), run(plain.args[0], **options))
+    assert "what 'leave out' does not cover comes from the picture" in left.ui["cb_summary"][0]
+    assert "all else comes from the picture" in same.ui["cb_summary"][0]
+
+
 @pytest.mark.parametrize(
     ("prompt", "subject"),
     [

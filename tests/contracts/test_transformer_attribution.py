@@ -163,8 +163,9 @@ def test_blend_keeps_all_or_nothing_and_measures(kind: str, mode: str) -> None:
     model, reference = tiny_transformer(kind), latent(kind, 5)["samples"]
     windows = parse_windows("0.2-1")
 
-    def run(mask: Any) -> tuple[torch.Tensor, Any]:
-        blend = Blend(reference, subject_of(kind), windows, mode, AttributionSettings("attention"), mask)
+    def run(mask: Any, left_out: torch.Tensor | None = None) -> tuple[torch.Tensor, Any]:
+        attribution = AttributionSettings("attention")
+        blend = Blend(reference, subject_of(kind), windows, mode, attribution, mask, left_out=left_out)
         patched, attribution = blend_reference(model, blend)
         return sample(patched, kind), latest(attribution)
 
@@ -175,6 +176,8 @@ def test_blend_keeps_all_or_nothing_and_measures(kind: str, mode: str) -> None:
         assert torch.equal(kept, plain)
         gone, _ = run(ALL_ZEROS)
         torch.testing.assert_close(gone, reference, rtol=1e-4, atol=1e-4)
+        free, _ = run(ALL_ZEROS, torch.ones(1, 80, 56))
+        assert torch.equal(free, plain)
     else:
         torch.testing.assert_close(kept, plain, rtol=1e-3, atol=1e-3)
     half, _ = run(HALF)
