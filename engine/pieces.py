@@ -5,56 +5,77 @@ CLIP's tokenizer marks where they end and reads a prompt in lower case; `subject
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from itertools import takewhile
 from typing import NamedTuple
 
-from .subject import _BYTES, Chunks
+from .subject import BYTES, UNREADABLE, Chunks, Reading, bare, decoded, places_of
 
 BLANK = "\u2581"
 """How SentencePiece writes the blank before a word; byte-level vocabularies write each byte as one letter instead."""
+UNKNOWN = "<unk>"
 NAMED = 60
 """Words of a prompt that a message repeats."""
 
+_BYTE = re.compile("<0x([0-9A-F]{2})>")  # how SentencePiece spells a byte of a letter that its vocabulary lacks
+
 
 class Piece(NamedTuple):
-    """One token of a text: what it spells, in lower case, and its place among the tokens."""
+    """One token of a text: the bytes that it stands for, perhaps of half a letter, and its place among the tokens."""
 
-    text: str
+    content: bytes
     position: int
 
 
-def pieces_of(chunks: Chunks, empty: Chunks, spelling: Callable[[int], str]) -> list[Piece]:
-    """The tokens of a prompt, without padding and without the template that is put round `empty` as well.
+def is_bytewise(vocabulary: Iterable[str]) -> bool:
+    """Whether a vocabulary writes each byte as one letter."""
+    return not any(BLANK in spelled for spelled in vocabulary)
 
-    Tokens that are no numbers (pictures, embeddings) spell nothing.
+
+def pieces_of(chunks: Chunks, empty: Chunks, spelling: Callable[[int], str], bytewise: bool) -> list[Piece]:
+    """The tokens of a text, without padding and without the template that is put round `empty` as well.
+
+    Tokens that are no numbers (pictures, embeddings) and UNKNOWN ones are UNREADABLE.
     """
     tokens, template = (_words(each) for each in (chunks, empty))
     front = _alike(tokens, template)
     back = _alike(tokens[front:][::-1], template[front:][::-1])
     own = tokens[front : len(tokens) - back]
-    return [Piece(_read(spelling(value)) if isinstance(value, int) else "\0", place) for value, place in own]
+    return [Piece(_content(spelling(value) if isinstance(value, int) else UNKNOWN, bytewise), at) for value, at in own]
 
 
-def positions_in(phrase: str, prompt: Sequence[Piece]) -> tuple[int, ...]:
-    """Places of the tokens that hold a phrase wherever the prompt names it as whole words; empty when nowhere."""
-    wanted = " ".join(phrase.lower().split())
-    letters, places = _letters(prompt)
-    found: set[int] = set()
-    start = letters.find(wanted) if wanted else -1
-    while start >= 0:
-        end = start + len(wanted)
-        if not _inside_word(letters, start) and not _inside_word(letters, end):
-            found.update(places[start:end])
-        start = letters.find(wanted, start + 1)
-    return tuple(sorted(found))
+def positions_in(phrase: Sequence[Piece], prompt: Sequence[Piece]) -> tuple[int, ...]:
+    """Places of the tokens that hold a phrase wherever the prompt names it as whole words; empty when nowhere.
+
+    Letters are compared, not tokens. If the phrase as written is nowhere, punctuation around it is left out.
+    """
+    written, whole = letters_of(phrase).text.strip(), letters_of(prompt)
+    for text in dict.fromkeys((written, bare(written))):
+        found = places_of(text, whole) if text and UNREADABLE not in text else ()
+        if found:
+            return found
+    return ()
 
 
 def words_in(prompt: Sequence[Piece]) -> str:
     """The prompt's words, separated by commas; each named once, and NAMED at most."""
-    words = (word.strip(".,;:!?()\"'") for word in "".join(piece.text for piece in prompt).split())
+    words = (word.strip(".,;:!?()\"'") for word in letters_of(prompt).text.split())
     named = list(dict.fromkeys(word for word in words if any(map(str.isalnum, word))))
     return ", ".join(named[:NAMED]) + (", ..." if len(named) > NAMED else "")
+
+
+def letters_of(pieces: Sequence[Piece]) -> Reading:
+    """A text in lower case with one blank between words, and the tokens of each letter; a blank is of what follows."""
+    owners = [piece.position for piece in pieces for _ in piece.content]
+    text, places, at = "", [], 0
+    for letter, size in decoded(b"".join(piece.content for piece in pieces)):
+        shown = " " if letter.isspace() else letter.lower()
+        if shown != " " or not text.endswith(" "):
+            text += shown
+            places += [tuple(dict.fromkeys(owners[at : at + size]))] * len(shown)
+        at += size
+    return Reading(text, tuple(places))
 
 
 def _words(chunks: Chunks) -> list[tuple[object, int]]:
@@ -77,26 +98,11 @@ def _alike(tokens: Sequence[tuple[object, int]], template: Sequence[tuple[object
     return sum(1 for _ in takewhile(lambda pair: type(pair[0][0]) is int and pair[0][0] == pair[1][0], pairs))
 
 
-def _read(spelled: str) -> str:
+def _content(spelled: str, bytewise: bool) -> bytes:
     """What a piece of a vocabulary stands for."""
-    if BLANK in spelled or not all(letter in _BYTES for letter in spelled):
-        return spelled.replace(BLANK, " ").lower()
-    return bytes(_BYTES[letter] for letter in spelled).decode("utf-8", "replace").lower()
-
-
-def _letters(prompt: Sequence[Piece]) -> tuple[str, list[int]]:
-    """The prompt's letters with one blank between words, and the token of each; a blank belongs to what follows."""
-    letters, places = "", []
-    for piece in prompt:
-        for letter in piece.text:
-            blank = letter.isspace()
-            if not (blank and letters.endswith(" ")):
-                letters += " " if blank else letter
-                places.append(piece.position)
-            elif not blank:
-                places[-1] = piece.position
-    return letters, places
-
-
-def _inside_word(text: str, cut: int) -> bool:
-    return 0 < cut < len(text) and text[cut - 1].isalnum() and text[cut].isalnum()
+    if spelled == UNKNOWN:
+        return UNREADABLE.encode()
+    if bytewise and all(letter in BYTES for letter in spelled):
+        return bytes(BYTES[letter] for letter in spelled)
+    byte = None if bytewise else _BYTE.fullmatch(spelled)
+    return spelled.replace(BLANK, " ").encode("utf-8", "replace") if byte is None else bytes.fromhex(byte[1])

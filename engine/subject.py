@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, NamedTuple
 
 import torch
+
+from .texts import COMMAS
 
 Chunks = Sequence[Sequence[tuple[Any, float, int]]]
 """What a ComfyUI tokenizer returns with word ids: chunks of (token, weight, id); id 0 is start, end or padding."""
@@ -73,9 +76,9 @@ def positions_of(phrase: Sequence[Token], prompt: Sequence[Token]) -> tuple[int,
     tokenizer took for contractions ('sailor' is read as 's and ailor) are read as quotation marks.
     """
     as_written = read(phrase).text
-    wanted = dict.fromkeys((as_written, _bare(as_written), _bare(read(phrase, quotes=True).text)))
+    wanted = dict.fromkeys((as_written, bare(as_written), bare(read(phrase, quotes=True).text)))
     for quotes, text in product((False, True), wanted):
-        found = _places(text, read(prompt, quotes)) if text else ()
+        found = places_of(text, read(prompt, quotes)) if text else ()
         if found:
             return found
     return ()
@@ -112,12 +115,17 @@ def _letters(word: Sequence[Token]) -> Iterator[tuple[str, tuple[int, ...]]]:
     if isinstance(value, torch.Tensor):
         yield from ((letter, (word[0].position,)) for letter in EMBEDDING + _digest(value))
         return
-    spelled_out = [(_BYTES[mark], token.position) for token in word for mark in _spelling(token) if mark in _BYTES]
+    spelled_out = [(BYTES[mark], token.position) for token in word for mark in _spelling(token) if mark in BYTES]
     at = 0
-    for letter in bytes(byte for byte, _ in spelled_out).decode("utf-8", "replace"):
-        size = len(letter.encode())
+    for letter, size in decoded(bytes(byte for byte, _ in spelled_out)):
         yield letter, tuple(dict.fromkeys(place for _, place in spelled_out[at : at + size]))
         at += size
+
+
+def decoded(content: bytes) -> Iterator[tuple[str, int]]:
+    """The letters of UTF-8 and how many bytes each takes; UNREADABLE for every byte that belongs to none."""
+    for letter in content.decode("utf-8", "surrogateescape"):
+        yield (UNREADABLE, 1) if "\udc80" <= letter <= "\udcff" else (letter, len(letter.encode()))
 
 
 def _spelling(token: Token) -> str:
@@ -135,21 +143,23 @@ def _byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in printed} | {chr(256 + place): byte for place, byte in enumerate(others)}
 
 
-_BYTES = _byte_alphabet()
+BYTES = _byte_alphabet()
+UNREADABLE = "\ufffd"
+"""Stands for what spells no letter."""
 CONTRACTIONS = frozenset({"'s", "'t", "'re", "'ve", "'m", "'ll", "'d"})
 """What CLIP's tokenizer cuts off a word, also behind an opening quotation mark."""
 EMBEDDING = "\0"
 """Begins the spelling of an embedding; no prompt holds it."""
 
 
-def _bare(text: str) -> str:
+def bare(text: str) -> str:
     """The text without punctuation around it."""
     inside = [place for place, letter in enumerate(text) if letter.isalnum() or letter == EMBEDDING]
     return text[inside[0] : inside[-1] + 1] if inside else text
 
 
-def _places(wanted: str, prompt: Reading) -> tuple[int, ...]:
-    """The places of every mention of a text that neither begins nor ends inside a word."""
+def places_of(wanted: str, prompt: Reading) -> tuple[int, ...]:
+    """The places of every mention of a text that neither begins nor ends inside a word; none where it is nowhere."""
     found: set[int] = set()
     start, done = prompt.text.find(wanted), 0
     while start >= 0:
@@ -162,7 +172,15 @@ def _places(wanted: str, prompt: Reading) -> tuple[int, ...]:
 
 
 def _inside_word(text: str, cut: int) -> bool:
-    return 0 < cut < len(text) and text[cut - 1].isalnum() and text[cut].isalnum()
+    beside = text[cut - 1 : cut + 1] if 0 < cut < len(text) else " "
+    return all(letter.isalnum() and not _UNSPACED.match(letter) for letter in beside)
+
+
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u312f\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
+)
+"""Letters of scripts that put no blanks between words: Thai, Lao, Burmese, Khmer, Chinese and Japanese."""
 
 
 def spelled(prompt: Sequence[Token]) -> str:
@@ -180,7 +198,7 @@ NAMED = 60
 
 
 def phrases_in(text: str) -> list[str]:
-    """Subjects in a text: one a line, or separated by commas, which separate nothing inside brackets: (a, b:1.2)."""
+    """Subjects in a text: one a line, or separated by COMMAS, which separate nothing inside brackets: (a, b:1.2)."""
     return [part.strip() for line in text.splitlines() for part in _separated(line) if part.strip()]
 
 
@@ -190,11 +208,11 @@ def _separated(line: str) -> list[str]:
     for place, letter in enumerate(line):
         if not escaped:
             depth += (letter == "(") - (letter == ")")
-        if letter == "," and depth == 0:
+        if letter in COMMAS and depth == 0:
             cuts.append(place)
         if depth < 0:
             break
         escaped = letter == "\\" and not escaped
     if depth != 0:
-        return line.split(",")
+        return re.split(f"[{COMMAS}]", line)
     return [line[start + 1 : end] for start, end in zip(cuts, [*cuts[1:], len(line)], strict=True)]

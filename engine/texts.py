@@ -6,6 +6,8 @@ LONGEST = 10_000
 """Characters that a text input may hold: a selection that names every layer of a large model one by one has 3,000."""
 LONGEST_NAME = 200
 """Characters of a name that is kept in profiles and listed in reports."""
+COMMAS = ",\uff0c\u3001"
+"""What separates names in a list: a comma, and those that Chinese and Japanese keyboards write."""
 QUOTED = 60
 """Characters of a foreign text that a message repeats."""
 

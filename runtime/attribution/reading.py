@@ -9,7 +9,7 @@ from typing import Any
 
 from comfy.sd import CLIP
 
-from ...engine.pieces import Piece, pieces_of, positions_in, words_in
+from ...engine.pieces import Piece, is_bytewise, pieces_of, positions_in, words_in
 from ...engine.subject import Chunks, Token, positions_of, spelled, words_of
 
 CLIPS = ("l", "g", "h")
@@ -51,11 +51,12 @@ class _Clip(Encoder):
 class _Language(Encoder):
     """A language model (T5, Qwen, Gemma): its tokens stand `behind` so many others, negative where a front is cut."""
 
+    read: Callable[[str], list[Piece]]
     prompt: list[Piece]
     behind: int
 
     def positions(self, name: str) -> tuple[int, ...]:
-        found = (place + self.behind for place in positions_in(name, self.prompt))
+        found = (place + self.behind for place in positions_in(self.read(name), self.prompt))
         return tuple(place for place in found if place >= 0)
 
     @property
@@ -98,7 +99,13 @@ def read_prompt(clip: CLIP, prompt: str, encoded: int) -> PromptReading:
     if not languages:
         return PromptReading(tuple(_clips(clip, clips)))
     (key,) = languages
-    spelling = _tokenizer(clip, key).inv_vocab.__getitem__
+    vocabulary = _tokenizer(clip, key).inv_vocab
+    bytewise = is_bytewise(vocabulary.values())
+
+    def read(text: str) -> list[Piece]:
+        own = clip.tokenize(text, return_word_ids=True)[key]
+        return pieces_of(own, empty[key], vocabulary.__getitem__, bytewise)
+
     length = sum(map(len, tokens[key]))
     row = max((sum(map(len, chunks)) for chunks in clips.values()), default=0)
     beside = bool(clips) and encoded == row + length
@@ -108,7 +115,7 @@ def read_prompt(clip: CLIP, prompt: str, encoded: int) -> PromptReading:
             "another node or text encoder adds some."
         )
     behind = row if beside else encoded - length
-    language = _Language(pieces_of(tokens[key], empty[key], spelling), behind)
+    language = _Language(read, read(prompt), behind)
     return PromptReading((*(_clips(clip, clips) if beside else ()), language))
 
 

@@ -50,6 +50,49 @@ def test_flux_names_them_in_t5_alone() -> None:
     assert spelling.replace("\u2581", " ").split() == ["red", "fox"]
 
 
+PROMPT = "a (red fox:1.2) beside a \\(cat\\) and eine F\u00fcchsin"
+
+
+@pytest.mark.parametrize(
+    ("phrase", "words"),
+    [
+        ("(red fox:1.2)", ["red", "fox"]),  # as in the prompt, where the weight is no text
+        ("\\(cat\\)", ["(", "cat", ")"]),
+        ("cat!", ["cat"]),
+        ("F\u00fcchsin", ["F\u00fcchsin"]),
+        ("Fu\u0308chsin", ["F\u00fcchsin"]),
+    ],
+)
+def test_t5_reads_a_phrase_as_it_reads_the_prompt(phrase: str, words: list[str]) -> None:
+    from comfy.text_encoders.flux import FluxTokenizer
+
+    tokenizer = FluxTokenizer()
+    found, tokens = reading(tokenizer, PROMPT, lambda tokens: len(tokens["t5xxl"][0]))
+    text = spelled(tokenizer, "t5xxl", tokens, found.positions(phrase)).replace("\u2581", " ")
+    assert "".join(text.split()) == "".join(words)
+
+
+def test_sd3_finds_a_weighted_phrase_in_both_encoders() -> None:
+    from comfy.text_encoders.sd3_clip import SD3Tokenizer
+
+    found, _ = reading(SD3Tokenizer(), PROMPT, lambda tokens: 77 + len(tokens["t5xxl"][0]))
+    assert found.positions("(red fox:1.2)") == found.positions("red fox")
+    assert any(place >= 77 for place in found.positions("red fox"))
+
+
+@pytest.mark.parametrize("phrase", ["\U0001f98a", "\u72d0\u72f8", "\u5f41"])
+def test_qwen_finds_emoji_and_chinese_in_the_middle_of_a_line(phrase: str) -> None:
+    """An emoji and the last letter take several tokens each."""
+    from comfy.text_encoders.qwen_image import QwenImageTokenizer
+
+    tokenizer = QwenImageTokenizer()
+    prompt = "\u4e00\u53ea\u72d0\u72f8\u5728\u5f41\u91cc\U0001f98a\u548c\U0001f43c"
+    found, tokens = reading(tokenizer, prompt, lambda tokens: len(tokens["qwen25_7b"][0]))
+    ids = [token for chunk in tokens["qwen25_7b"] for token, _ in chunk]
+    assert tokenizer.qwen25_7b.tokenizer.decode([ids[place] for place in found.positions(phrase)]) == phrase
+    assert not found.positions("\U0001f43b")
+
+
 @pytest.mark.parametrize("cut", [0, 34])
 def test_qwen_counts_from_where_its_template_is_cut_off(cut: int) -> None:
     from comfy.text_encoders.qwen_image import QwenImageTokenizer

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conditional_balance.engine.subject import phrases_in, positions_of, spelled, words_of
+from conditional_balance.engine.subject import Reading, decoded, phrases_in, places_of, positions_of, spelled, words_of
 
 VOCABULARY = ["<start>", "a</w>", "red</w>", "fox</w>", "foxes</w>", "ax", "olo", "tl</w>", ",</w>", "fo"]
 START, END = 0, 99
@@ -58,6 +58,28 @@ def test_part_of_a_word_is_not_the_word() -> None:
     assert find("ax olo tl</w>", "a</w> ax olo tl</w>") == (2, 3, 4)
 
 
+@pytest.mark.parametrize(
+    ("phrase", "text", "found"),
+    [
+        ("\u72d0\u72f8", "\u4e00\u53ea\u72d0\u72f8\u5728\u96ea\u5730", True),
+        ("\u30ad\u30c4\u30cd", "\u96ea\u306e\u4e2d\u306e\u30ad\u30c4\u30cd\u304c\u8d70\u308b", True),
+        (
+            "\u0e2a\u0e38\u0e19\u0e31\u0e02",
+            "\u0e20\u0e32\u0e1e\u0e2a\u0e38\u0e19\u0e31\u0e02\u0e08\u0e34\u0e49\u0e07",
+            True,
+        ),
+        ("fox", "\u4e00\u53eafox\u5728", True),
+        ("\ud6a8", "\ud6a8\ub294", False),
+        ("\u043b\u0438\u0441", "\u043b\u0438\u0441\u0430", False),
+    ],
+)
+def test_scripts_without_blanks_have_no_ends_of_words(phrase: str, text: str, found: bool) -> None:
+    """Chinese, Japanese and Thai run on; Korean and Russian do not."""
+    reading = Reading(text, tuple((place,) for place in range(len(text))))
+    start = text.index(phrase)
+    assert places_of(phrase, reading) == (tuple(range(start, start + len(phrase))) if found else ())
+
+
 def test_nothing_finds_nothing() -> None:
     assert find("", "fox</w>") == ()
     assert find("fox</w>", "") == ()
@@ -93,9 +115,24 @@ def test_commas_inside_brackets_separate_nothing(text: str, phrases: list[str]) 
     assert phrases_in(text) == phrases
 
 
+@given(st.binary(max_size=24), st.text(max_size=8), st.binary(max_size=4))
+def test_every_byte_belongs_to_one_letter(before: bytes, text: str, behind: bytes) -> None:
+    content = before + text.encode("utf-8", "ignore") + behind
+    letters = list(decoded(content))
+    assert sum(size for _, size in letters) == len(content)
+    assert all(len(letter) == 1 for letter, _ in letters)
+    whole = "".join(letter for letter, _ in decoded(text.encode("utf-8", "ignore")))
+    assert whole == text.encode("utf-8", "ignore").decode()
+
+
 def test_words_are_spelled_for_people() -> None:
     words = words_of(chunks("a</w> red</w> ax olo tl</w> ,</w> red</w>"), spelling)
     assert spelled(words) == "a, red, axolotl"
+
+
+def test_chinese_and_japanese_commas_separate_too() -> None:
+    assert phrases_in("\u72d0\u72f8\uff0c\u718a\u3001(a\uff0cb:1.2)") == ["\u72d0\u72f8", "\u718a", "(a\uff0cb:1.2)"]
+    assert phrases_in("a)\uff0cb") == ["a)", "b"]
 
 
 def test_subjects_stand_on_lines_or_between_commas() -> None:
