@@ -25,7 +25,7 @@ class SlotAblation:
 def relative_change(full: torch.Tensor, without: torch.Tensor, none: torch.Tensor) -> float:
     """|full - without| / |full - none| over all pictures, of predictions [B, C, h, w]; 0 where no control acts."""
     effect = float((full - none).double().norm())
-    return float((full - without).double().norm()) / effect if effect > 0 else 0.0
+    return 0.0 if effect == 0 else float((full - without).double().norm()) / effect
 
 
 def agreement(ablation: SlotAblation, profile: SensitivityProfile, layout: SlotLayout) -> torch.Tensor:

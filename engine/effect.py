@@ -29,7 +29,7 @@ class Effect(NamedTuple):
 def effect_of(plain: torch.Tensor, styled: torch.Tensor, reference: torch.Tensor) -> Effect:
     """The effect [B] on predictions [B, C, h, w] of a reference's latent [1, C, h', w'], all free of noise."""
     before, after = style_gap(plain, reference), style_gap(styled, reference)
-    gain = torch.where(before > 0, (before - after) / before.clamp(min=1e-30), 0.0)
+    gain = torch.where(before == 0, 0.0, (before - after) / before.clamp(min=1e-30))
     return Effect(gain, 1 - _layout(plain, styled))
 
 

@@ -203,6 +203,8 @@ def _by_model(
     profile = given.get(OF.format(TAKEN[-1]))
     reference = latent_of(vae, picture, model)
     tries = [vae.encode(tile[:MOST_LOOKED_AT]) for tile in tiles]
+    if not all(bool(torch.isfinite(each).all()) for each in tries):
+        raise ValueError("'image' or its VAE gives NaN: look at the picture, or start ComfyUI with --fp32-vae.")
     content = contents(tries)
     try:
         layers = style_layers(ranking(model, profile))

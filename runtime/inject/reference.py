@@ -193,11 +193,15 @@ def framed(model: ModelPatcher, latent: torch.Tensor, what: str = "reference") -
 
     Raises ValueError, naming the input `what`, for one of several frames: a subject is looked for in pictures.
     """
-    if latent.ndim == 4 and latent_format_of(model).latent_dimensions == 3:
-        return latent.unsqueeze(2)
+    latent = with_frames(model, latent)
     if latent.ndim == 5 and latent.shape[2] != 1:
         raise ValueError(f"'{what}' holds {latent.shape[2]} frames: set the length of the latent to 1, for a picture.")
     return latent
+
+
+def with_frames(model: ModelPatcher, latent: torch.Tensor) -> torch.Tensor:
+    """The same for a latent of any number of frames."""
+    return latent.unsqueeze(2) if latent.ndim == 4 and latent_format_of(model).latent_dimensions == 3 else latent
 
 
 def _conds(reference: StyleReference, guider: CFGGuider, latent: torch.Tensor) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from comfy.patcher_extension import WrappersMP
 from ...engine.ablation import SlotAblation, relative_change
 from ...engine.structure import SlotLayout, SlotWeights
 from ..inject.control import gated_by, layout_of
+from ..inject.reference import with_frames
 from ..runs.model_call import ModelCall, with_wrapper
-from ..runs.probe import Conditioning, look_at, noise_for
+from ..runs.probe import Conditioning, finite, look_at, noise_for
 
 OnPass = Callable[[], None]
 
@@ -30,7 +31,7 @@ def ablate_slots(
     seed: int,
     on_pass: OnPass = lambda: None,
 ) -> SlotAblation:
-    """Ablation of every residual slot at noise levels `sigmas` [T], on pictures `latents` [B, C, h, w] from the VAE.
+    """Ablation of every residual slot at noise levels `sigmas` [T], on `latents` [B, C, (1,) h, w] from the VAE.
 
     `positive` carries the ControlNets; all of a chain count together. Slots + 3 calls of the model a level, `on_pass`
     after each. Raises ValueError when the model takes no residuals or no ControlNet is applied.
@@ -38,6 +39,7 @@ def ablate_slots(
     layout = layout_of(model.model.diffusion_model)
     if not any("control" in options for _, options in positive):
         raise ValueError("'positive' carries no ControlNet: connect the output of Apply ControlNet.")
+    latents = with_frames(model, latents)
     ablating = _Ablating(latents, layout, on_pass)
     look_at(model, {"positive": positive}, noise_for(latents, seed), sigmas, seed, ablating)
     return SlotAblation(sigmas.double(), torch.tensor(ablating.change, dtype=torch.float64))
@@ -81,7 +83,7 @@ class _Ablating:
         conds, sigmas = [guider.conds["positive"]], sigma.expand(len(noisy))
         (found,) = comfy.samplers.calc_cond_batch(guider.inner_model, conds, noisy, sigmas, options)
         self.on_pass()
-        return found
+        return finite(found, float(sigma))
 
 
 def _with_residuals(

@@ -19,6 +19,7 @@ from ...engine.moments import Moments, join_channels, moments_of
 from ...engine.sampling import tiles
 from ..arch.base import removed_afterwards
 from ..arch.registry import architecture_of
+from ..inject.reference import with_frames
 from ..runs.keys import prompts_of
 from ..runs.probe import Conditioning, look_at, noise_for
 
@@ -131,6 +132,7 @@ def capture(
     drawn from `seed`. `on_images(count)` is called after every batch, `on_level(level, moments)` after every level.
     LoRA, ControlNet, hooks and areas of the conditioning act as in a sampler.
     """
+    latents = with_frames(model, latents)
     conds = {"positive": positive} | ({"negative": negative} if negative is not None else {})
     noise = noise_for(latents[:1], seed).expand(min(IMAGES_A_PASS, len(latents)), *latents.shape[1:])
     with recording(model, features) as recorder:

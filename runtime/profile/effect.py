@@ -21,10 +21,10 @@ from ...engine.profile import SensitivityProfile
 from ...engine.scoring import Scores
 from ..arch.fingerprint import fingerprint_of
 from ..arch.registry import architecture_of
-from ..inject.reference import StyleReference, check_latent
+from ..inject.reference import StyleReference, check_latent, with_frames
 from ..inject.style import StyleInjection, inject_style
 from ..runs.loaded import sampling_of
-from ..runs.probe import Conditioning, look_at, noise_for
+from ..runs.probe import Conditioning, finite, look_at, noise_for
 from .profiling import noise_of, percent_of
 
 ESTIMATOR = "measured effect of one layer at a time"
@@ -52,6 +52,7 @@ def measure_layers(
         raise ValueError("'reference' has no picture: connect 'latent' of Style Reference, in the mode with a picture.")
     check_latent(model, latents, "latent")
     check_latent(model, picture)
+    latents, picture = (with_frames(model, each) for each in (latents, picture))
     to_sigma = sampling_of(model).percent_to_sigma
     sigmas = torch.tensor([float(to_sigma((level + 0.5) / levels)) for level in range(levels)], dtype=torch.float64)
     layers = architecture_of(model).layers
@@ -121,12 +122,11 @@ class _Looks:
         ) -> None:
             base, conds = guider.inner_model, [guider.conds["positive"]]
             images = base.process_latent_in(self._latents.to(noise))
-            images = images.unsqueeze(2) if images.ndim < noise.ndim else images
             for sigma in sigmas:
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 noisy = base.model_sampling.noise_scaling(sigma[None], noise, images)
                 (out,) = comfy.samplers.calc_cond_batch(base, conds, noisy, sigma.expand(len(noisy)), options)
-                found.append(_flat(out).cpu())
+                found.append(_flat(finite(out, float(sigma))).cpu())
                 self._on_call()
 
         look_at(model, {"positive": self._positive}, self._noise, self._sigmas, self._seed, look)

@@ -38,6 +38,16 @@ def noise_for(latents: torch.Tensor, seed: int) -> torch.Tensor:
     return cast(torch.Tensor, comfy.sample.prepare_noise(latents, seed))  # nested for nested latents only
 
 
+def finite(predicted: torch.Tensor, sigma: float) -> torch.Tensor:
+    """A prediction at a noise level as it is. Raises ValueError where it holds NaN or infinity."""
+    if not bool(torch.isfinite(predicted).all()):
+        raise ValueError(
+            f"'model' predicts NaN or infinite values at sigma {sigma:.2f}: look for NaN in the latent, 'positive' or "
+            "a LoRA, or start ComfyUI in a higher precision."
+        )
+    return predicted
+
+
 class _Probe:
     def __init__(self, look: Look) -> None:
         self.look = look

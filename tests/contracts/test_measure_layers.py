@@ -15,6 +15,7 @@ from conditional_balance.nodes.measured import CBMeasureLayers
 from conditional_balance.runtime.arch.registry import architecture_of
 from conditional_balance.runtime.inject.reference import FIRST_ROW, StyleReference
 from conditional_balance.runtime.profile.effect import measure_layers
+from conditional_balance.runtime.profile.likeness import style_distances
 
 
 def measured(model, levels: int = 2, batch: int = 2, **changes):
@@ -71,6 +72,32 @@ def test_a_transformer_is_measured_too():
     reference = StyleReference(2 * torch.randn(1, 16, 8, 8, generator=generator) + 1)
     profile = measured(model, latents=latents, reference=reference, positive=cond("sd3", 1))
     assert profile.layers == architecture_of(model).layers and bool(profile.scores.isfinite().all())
+
+
+def test_latents_with_and_without_the_axis_of_frames_are_the_same_pictures():
+    model, positive = tiny_transformer("wan"), cond("wan", 1)
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(2, 16, 1, 8, 8, generator=generator)
+    reference = 2 * torch.randn(1, 16, 1, 8, 8, generator=generator) + 1
+    with torch.inference_mode():
+        found = [
+            (
+                measured(model, 1, latents=pictures, reference=StyleReference(one), positive=positive).scores,
+                style_distances(model, positive, one, pictures, architecture_of(model).layers),
+            )
+            for pictures in (latents, latents.squeeze(2))
+            for one in (reference, reference.squeeze(2))
+        ]
+    assert all(torch.equal(one, other) for each in found[1:] for one, other in zip(each, found[0], strict=True))
+
+
+def test_a_model_that_predicts_nan_has_no_effect_of_one(sd15_model):
+    model = sd15_model.clone()
+    name = next(name for name, _ in model.model.diffusion_model.named_parameters() if name.endswith("to_out.0.bias"))
+    width = dict(model.model.diffusion_model.named_parameters())[name].shape
+    model.add_patches({f"diffusion_model.{name}": ("diff", (torch.full(width, torch.nan),))}, 1.0)
+    with pytest.raises(ValueError, match="'model' predicts NaN or infinite values at sigma"):
+        measured(model)
 
 
 def test_the_report_says_how_far_it_agrees_with_a_profile(sd15_model):

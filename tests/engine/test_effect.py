@@ -26,6 +26,12 @@ def test_nothing_changed_is_no_gain_and_no_loss():
     torch.testing.assert_close(effect.loss, torch.zeros(2, dtype=torch.float64), atol=1e-4, rtol=0)
 
 
+def test_what_is_not_finite_is_no_effect_of_zero():
+    plain, reference = picture(0), 2 * picture(1, 1) + 1
+    effect = effect_of(plain, plain * torch.nan, reference)
+    assert bool(effect.gain.isnan().all()) and bool(effect.loss.isnan().all())
+
+
 @given(st.floats(0.1, 3.0), st.floats(-2.0, 2.0))
 def test_moments_alone_are_style_and_no_content(scale: float, shift: float):
     """A picture with the reference's contrast and colour gains; its layout is as it was."""

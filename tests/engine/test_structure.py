@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import pytest
@@ -242,6 +243,7 @@ def test_the_change_of_a_slot_is_a_share_of_the_whole_control() -> None:
     assert relative_change(full, torch.tensor([3.0, 0.0]), none) == pytest.approx(0.8)
     assert relative_change(full, none, none) == 1.0
     assert relative_change(none, none, none) == 0.0
+    assert math.isnan(relative_change(full, full, none * torch.nan))
 
 
 def test_agreement_is_one_when_sensitive_slots_matter_most_and_minus_one_the_other_way() -> None:
