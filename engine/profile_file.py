@@ -8,8 +8,6 @@ and facts by other names are kept out of the check, so that the format can grow.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -23,6 +21,7 @@ import torch
 from safetensors import SafetensorError, deserialize
 from safetensors.torch import save as serialised
 
+from .files import write
 from .layers import LayerId
 from .noise import LOG, LOGIT, NOISES
 from .profile import FEATURES, SensitivityProfile
@@ -44,16 +43,6 @@ SIGMAS = (1e-9, 1e9)
 NEAREST = 1 - 1e-6  # a noise level over the one above it; nearer ones cannot be told apart in log sigma
 
 _FLOATS = MappingProxyType({"F64": "<f8", "F32": "<f4", "F16": "<f2"})
-_CURES = MappingProxyType(
-    {
-        errno.ENOSPC: "free some space on the disk",
-        errno.EDQUOT: "free some of your quota on the disk",
-        errno.EACCES: "allow ComfyUI to write into that folder",
-        errno.EPERM: "allow ComfyUI to write into that folder",
-        errno.EROFS: "the disk is read-only, so make it writable or move the folder",
-        errno.ENAMETOOLONG: "choose a shorter name",
-    }
-)
 
 
 def save(profile: SensitivityProfile, path: str | os.PathLike[str]) -> None:
@@ -63,24 +52,7 @@ def save(profile: SensitivityProfile, path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     _check(profile, quoted(path.name))
-    data = serialised(_tensors(profile), metadata=_header(profile))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "there is a folder of that name")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise type(error)(_not_saved(path, error)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _not_saved(path: Path, error: OSError) -> str:
-    cure = _CURES.get(error.errno or 0, "choose another name, or look after the folder")
-    return f"{quoted(path.name)} was not saved in {path.parent} ({error.strerror or error}): {cure}, and run it again."
+    write(path, serialised(_tensors(profile), metadata=_header(profile)))
 
 
 def load(path: str | os.PathLike[str]) -> SensitivityProfile:

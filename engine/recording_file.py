@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialised
 
+from .files import write
 from .layers import LayerId
 from .moments import Moments
 from .noise import NOISES
@@ -47,7 +47,7 @@ class RecordedPicture:
 
 
 def append(picture: RecordedPicture, folder: Path) -> Path:
-    """Add a picture to a recording, whole or not at all. Raises OSError when the disk refuses."""
+    """Add a picture to a recording, whole or not at all. Raises OSError with file and cure where the disk refuses."""
     tensors = {f"{feature}.{layer}": torch.stack(moments, 1) for (layer, feature), moments in picture.moments.items()}
     tensors = {name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}
     layers, features = (list(dict.fromkeys(key[part] for key in picture.moments)) for part in (0, 1))
@@ -61,15 +61,8 @@ def append(picture: RecordedPicture, folder: Path) -> Path:
     }
     header = {"format": FORMAT, "version": VERSION, "picture": json.dumps(described, ensure_ascii=False)}
     tensors["sigmas"] = picture.sigmas.double().cpu()
-    data = serialised(tensors, metadata=header)
     path = folder / f"{_digest(tensors)}{SUFFIX}"
-    temporary = folder / f".{path.stem}.{os.getpid()}.part"
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write(path, serialised(tensors, metadata=header))
     return path
 
 
@@ -218,7 +211,3 @@ def _check_alike(first: Mapping[str, Any], other: Mapping[str, Any], folder: Pat
             f"The recording {quoted(folder.name)} mixes pictures: {quoted(file.name)} was made with {differs}. Record "
             "each series under a name of its own, or delete the files that do not belong to it."
         )
-
-
-def _same_levels(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.shape == other.shape and torch.allclose(one, other, rtol=1e-4)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as serialised
 
+from ...engine.files import write
 from ...engine.layers import LayerId
 from ...engine.moments import Moments
 from ...engine.profile import SensitivityProfile
@@ -54,12 +54,12 @@ class Parts:
         mine = _identity(measurement, prompts)
         folder.mkdir(parents=True, exist_ok=True)
         job = folder / "job"
-        if job.exists() and job.read_text() != mine:
+        if job.exists() and job.read_text(encoding="utf-8") != mine:
             raise ValueError(
                 f"The work folder {folder} holds another run (other pictures, checkpoint or settings): name another "
                 "one, or delete it."
             )
-        _write(job, mine.encode())
+        write(job, mine.encode())
 
     @property
     def groups(self) -> range:
@@ -79,7 +79,7 @@ class Parts:
     def do(self, task: Task) -> None:
         """Do a task and write what it finds."""
         tensors = self._look(task) if task.kind == MOMENTS else self._sum(task)
-        _write(self._file(task), serialised(tensors))
+        write(self._file(task), serialised(tensors))
 
     def forget_moments(self, group: int) -> None:
         """Delete a group's moments, which its sums have made needless."""
@@ -176,13 +176,3 @@ def _identity(run: Measurement, prompts: Mapping[str, Any]) -> str:
 def _about(image: Any) -> Any:
     file = getattr(image, "file", None)
     return [str(file), file.stat().st_size, file.stat().st_mtime_ns] if file else image.aspect
-
-
-def _write(path: Path, data: bytes) -> None:
-    """A file that is whole or not there, whoever else writes the same."""
-    temporary = path.with_name(f".{path.name}.{os.uname().nodename if hasattr(os, 'uname') else ''}.{os.getpid()}.part")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

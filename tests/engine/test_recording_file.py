@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import pathlib
 
 import pytest
 import torch
@@ -90,6 +92,20 @@ def test_any_noise_levels_are_read_or_refused(tmp_path, sigmas) -> None:
     header = {"format": FORMAT, "version": "1", "picture": json.dumps(described)}
     save_file(tensors, folder / "one.safetensors", metadata=header)
     read(folder)
+
+
+def test_a_disk_that_refuses_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch) -> None:
+    append(picture(0), tmp_path / "series")
+    before = sorted((tmp_path / "series").iterdir())
+
+    def full(path, data) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pathlib.Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"was not saved in .*series \(No space left on device\): free some space"):
+        append(picture(1), tmp_path / "series")
+    assert sorted((tmp_path / "series").iterdir()) == before
 
 
 def test_a_whole_recording_comes_back(tmp_path) -> None:
