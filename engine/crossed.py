@@ -22,7 +22,7 @@ from scipy.stats import t as student
 
 from .plain import separation as plain_separation
 from .sampling import PartSums, group_numbers, widened
-from .scoring import INTERVAL, MASK_ELEMENTS, PERMUTATIONS, Scores, Separation, shuffled_inside
+from .scoring import INTERVAL, MASK_ELEMENTS, PERMUTATIONS, Scores, Separation, log_of, shuffled_inside
 from .series import BASE, CONTENT, STYLE, Series
 
 
@@ -250,9 +250,7 @@ def _mean(sums: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
 
 def _log_ratio(inner: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
     """ln(inner / outer); 0 where nothing differs, NaN where there is no pair."""
-    tiny = torch.finfo(torch.float64).tiny
-    ratio = torch.where(outer > 0, inner / outer, torch.where(outer.isnan(), outer, 1.0))
-    return ratio.clamp(min=tiny).log()
+    return log_of(torch.where(outer > 0, inner / outer, torch.where(outer.isnan(), outer, 1.0)))
 
 
 def _jackknife(left_out: torch.Tensor) -> torch.Tensor:

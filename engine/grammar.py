@@ -203,7 +203,7 @@ def _weight(scanner: _Scanner, removes: bool) -> float:
     at = scanner.at
     if scanner.take(":") is None:
         return 1.0
-    match = scanner.take(r"\d*\.?\d+|\d+\.")
+    match = scanner.take(r"\d*\.\d+|\d+\.?")
     if match is None:
         scanner.fail("Expected a weight from 0 to 1")
     if removes or float(match[0]) > 1:

@@ -56,7 +56,7 @@ class LayerId(NamedTuple):
         """
         match = _NAME.fullmatch(text.strip())
         if match is None:
-            raise ValueError(f"'{text}' is no layer name; write i4.0, m0.3, o1.8 or j3.")
+            raise ValueError(f"'{text}' is not a layer name; write i4.0, m0.3, o1.8 or j3.")
         letter, number, transformer, middle, kind, place = match.groups()
         if middle is not None:
             return cls("middle", 0, int(middle))

@@ -106,6 +106,8 @@ def otsu(maps: torch.Tensor, amount: float = 0.0) -> torch.Tensor:
     """The threshold with most variance between its two sides (Otsu 1979, eq. 18), over all values, no histogram."""
     values = maps.flatten(-2).double().sort(-1).values
     count = values.shape[-1]
+    if count == 1:
+        return maps
     below = torch.arange(1, count, dtype=torch.float64, device=maps.device)
     left = values.cumsum(-1)[..., :-1] / below
     right = (values.sum(-1, keepdim=True) - left * below) / (count - below)
@@ -118,7 +120,7 @@ def top_share(maps: torch.Tensor, amount: float) -> torch.Tensor:
     """The value that `amount` of each map exceeds."""
     values = maps.flatten(-2).sort(-1).values
     count = round(amount * values.shape[-1])
-    lowest = values[..., :1] - 1  # below everything, for a share of 1
+    lowest = torch.full_like(values[..., :1], -torch.inf)  # for a share of 1
     return torch.cat((lowest, values), -1)[..., values.shape[-1] - count, None, None]
 
 

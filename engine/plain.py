@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from .sampling import PartSums, group_numbers, widened
-from .scoring import BOOTSTRAPS, INTERVAL, MASK_ELEMENTS, PERMUTATIONS, Scores, Separation, shuffled_inside
+from .scoring import BOOTSTRAPS, INTERVAL, MASK_ELEMENTS, PERMUTATIONS, Scores, Separation, log_of, shuffled_inside
 
 INNER, OUTER = range(2)
 
@@ -103,8 +103,7 @@ class PlainSums:
         """ln of the score for the true labels, which come first, and for shuffled ones: [..., 1 + shuffles]."""
         inner, inner_pairs = self._found["inner"], self._found["inner_pairs"]
         total, pairs = self._found["sums"].sum((-1, -2))[..., None] / 2, self._found["pairs"].sum() / 2
-        ratio = _ratio(inner / inner_pairs, (total - inner) / (pairs - inner_pairs))
-        return ratio.clamp(min=torch.finfo(torch.float64).tiny).log()
+        return log_of(_ratio(inner / inner_pairs, (total - inner) / (pairs - inner_pairs)))
 
 
 def scores_of(distances: torch.Tensor, labels: Sequence[int], seed: int) -> Scores:
@@ -124,7 +123,7 @@ def separation(log_scores: torch.Tensor) -> Separation:
     number.
     """
     as_low = (log_scores <= log_scores[..., :1] + 1e-12).double()
-    mean = log_scores.flatten(0, -2).mean(0)
+    mean = log_scores.reshape(-1, log_scores.shape[-1]).mean(0)
     return Separation(float((mean <= mean[0] + 1e-12).double().mean()), as_low.mean(-1))
 
 

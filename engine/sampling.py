@@ -14,7 +14,7 @@ from itertools import combinations_with_replacement
 
 import torch
 
-from .scoring import INTERVAL, Scores
+from .scoring import INTERVAL, Scores, log_of
 from .series import Series
 
 MOST_PAIRS = 250_000  # all pairs of 707 pictures
@@ -100,16 +100,15 @@ class PartSums:
             return self.sums.new_zeros(self.sums.shape[1:-1])
         sums, pairs = seen.sum(0) - seen, counted.sum(0) - counted
         means = sums / pairs.clamp(min=1).view(parts, *[1] * (sums.ndim - 2), -1)
-        tiny = torch.finfo(torch.float64).tiny
-        logs = means[..., inner].clamp(min=tiny).log() - means[..., outer].clamp(min=tiny).log()
+        logs = log_of(means[..., inner]) - log_of(means[..., outer])
         return (parts - 1) ** 2 / parts * logs.var(0)
 
 
 def widened(scores: Scores, variance: torch.Tensor) -> Scores:
     """The interval with the spread of the sample beside its own, both in ln score; unchanged where that is 0."""
-    score = scores.score.log()
+    score = log_of(scores.score)
     low, high = (
-        (score + sign * ((bound.log() - score).square() + REACH**2 * variance).sqrt()).exp()
+        (score + sign * ((log_of(bound) - score).square() + REACH**2 * variance).sqrt()).exp()
         for sign, bound in ((-1, scores.low), (1, scores.high))
     )
     return Scores(

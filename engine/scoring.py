@@ -68,12 +68,17 @@ def shuffled_inside(labels: torch.Tensor, groups: torch.Tensor, keys: torch.Tens
     return torch.cat([labels[None], shuffled])
 
 
+def log_of(scores: torch.Tensor) -> torch.Tensor:
+    """ln of scores, finite where a score is 0, as that of pictures that are all alike inside their clusters is."""
+    return scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
+
+
 def sureness(scores: Scores) -> float:
     """How far a ranking by scores [..., L] may be believed: its expected correlation with the true one, 0 to 1.
 
     The root of the share of the spread over layers, in ln score, that is not the scores' own uncertainty.
     """
-    score, low, high = (part.log() for part in scores)
+    score, low, high = (log_of(part) for part in scores)
     noise = ((high - low) / (2 * 1.6449)).square().mean(-1)
     total = score.var(-1)
     return float((1 - noise / total.clamp(min=1e-30)).clamp(0, 1).sqrt().mean())

@@ -57,6 +57,11 @@ def test_every_printed_layer_selects_itself() -> None:
     assert all(chosen(str(layer)) == {str(layer)} for layer in SDXL)
 
 
+@pytest.mark.parametrize(("text", "weight"), [("0.", 0.0), ("1.", 1.0), (".5", 0.5), ("0.50", 0.5), ("1", 1.0)])
+def test_a_weight_is_any_decimal_number(text: str, weight: float) -> None:
+    assert [term.weight for term in parse(f"o1:{text}, o2 : {text}").terms] == [weight, weight]
+
+
 def test_features_and_weights() -> None:
     weights = parse("q:o1.8, kv:o1.9:0.5, o2.0 : .25").weights(SDXL)
     column = {str(layer): weights[:, index].tolist() for index, layer in enumerate(SDXL)}

@@ -56,6 +56,18 @@ def test_top_share_keeps_that_share(numbers: list[int], share: float) -> None:
     assert int((maps > top_share(maps, share)).sum()) == round(share * len(numbers))
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_takes_a_map_of_one_cell(rule: str) -> None:
+    maps = torch.full((2, 1, 1, 1), 3.0)
+    assert mask_of(maps, MaskSettings(blur=0.7, rule=rule, amount=0.0)).tolist() == [[[0.0]]]
+
+
+@given(st.floats(0, 1), st.floats(1e-30, 1e30))
+def test_a_share_does_not_depend_on_the_unit_of_a_map(share: float, unit: float) -> None:
+    maps = unit * (1 + torch.arange(12.0).view(1, 3, 4))
+    assert int((maps > top_share(maps, share)).sum()) == round(share * 12)
+
+
 def test_the_papers_rule_is_mean_plus_half_a_deviation() -> None:
     maps = torch.rand(2, 5, 7, generator=torch.Generator().manual_seed(0))
     expected = [float(part.mean() + 0.5 * part.std(correction=0)) for part in maps]

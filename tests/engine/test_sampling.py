@@ -14,7 +14,7 @@ from conditional_balance.engine.crossed import separation as crossed_separation
 from conditional_balance.engine.divergence import between, pairwise
 from conditional_balance.engine.moments import Moments
 from conditional_balance.engine.plain import PlainSums, scores_of, separation, separation_of
-from conditional_balance.engine.sampling import PartSums, groups_of, pairs_in, portions_of, tiles
+from conditional_balance.engine.sampling import PartSums, groups_of, pairs_in, portions_of, tiles, widened
 from conditional_balance.engine.scoring import Scores, sureness
 from conditional_balance.engine.series import BASE, STYLE, Series
 
@@ -191,6 +191,15 @@ def test_portions_that_never_came_leave_no_trace(seen):
     alone = PartSums((LAYERS,), 3, seen)
     alone.sums, alone.pairs = early._parts.sums[:seen], early._parts.pairs[:seen]
     assert bool((variance > 0).all()) and torch.equal(variance, alone.variance(STYLE, BASE))
+
+
+def test_a_score_of_zero_has_a_sureness_and_an_interval():
+    """Pictures that are all alike inside their clusters, as copies are."""
+    scores = Scores(*(torch.tensor([0.0, 0.5, 0.6], dtype=torch.float64) * part for part in (1, 0.9, 1.1)))
+    assert 0 <= sureness(scores) <= 1
+    wider = widened(scores, torch.full((3,), 0.1, dtype=torch.float64))
+    assert bool((wider.low <= wider.high).all()) and float(wider.low[0]) < 1e-300
+    assert bool((wider.low[1:] < scores.low[1:]).all()) and bool((wider.high[1:] > scores.high[1:]).all())
 
 
 def test_sureness_is_the_correlation_with_the_truth():

@@ -69,6 +69,11 @@ def test_planted_clusters_separate_and_shuffled_ones_do_not():
     assert separation_of(matrix, mixed, 0).overall > 0.1
 
 
+def test_one_layer_alone_is_tested_as_among_others():
+    matrix, labels = planted(3, 4, 0.7)
+    assert separation_of(matrix, labels, 0).overall == separation_of(matrix[None], labels, 0).overall
+
+
 def test_p_is_uniform_when_labels_mean_nothing():
     found = torch.cat([distances(8, seed) for seed in range(40)])
     each = separation_of(found, [0] * 4 + [1] * 4, 0).each
@@ -154,5 +159,3 @@ def test_draws_with_one_cluster_have_no_pairs_between_clusters_and_are_left_out(
     found = scores_of(matrix, labels, 0)
     assert float(found.low) == pytest.approx(float(found.score)) == float(found.high)
     assert bool((plain._resampled_clusters(3, 0) > 0).sum(1).gt(1).all())
-
-
