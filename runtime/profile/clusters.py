@@ -72,7 +72,7 @@ def load_clusters(folder: Path, limit: int, reading: str = AUTO) -> Clusters:
     """
     found: Clusters = ()
     clusters = cluster_files(folder, limit)
-    subjects = subjects_in(clusters, reading)
+    subjects = subjects_in(folder, clusters, reading)
     for name, files in clusters.items():
         found = (*found, Cluster(name, tuple(_stored(file) for file in files), subjects[name]))
     if not found:

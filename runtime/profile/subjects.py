@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ...engine.texts import bounded, storable
+from ...engine.texts import COMMAS, bounded, storable
 
 AUTO, BY_NAME, NO_SUBJECTS = "auto", "file names", "none"
 READINGS = (AUTO, BY_NAME, NO_SUBJECTS)
@@ -15,8 +15,8 @@ READINGS = (AUTO, BY_NAME, NO_SUBJECTS)
 LONGEST_SUBJECT = 200  # characters, as of a cluster's name
 
 
-def subjects_in(clusters: Mapping[str, Sequence[Path]], reading: str) -> dict[str, tuple[str, ...]]:
-    """For the files of every cluster what each shows, "" where unknown.
+def subjects_in(folder: Path, clusters: Mapping[str, Sequence[Path]], reading: str) -> dict[str, tuple[str, ...]]:
+    """For the files of every cluster in a folder what each shows, "" where unknown.
 
     In folder/cluster/subject/file it is the folder that a file lies in. In folder/cluster/file it is the file's name
     without its ending, with `reading` "auto" only where names are more than a count (3.png, ComfyUI_00003_.png).
@@ -24,12 +24,13 @@ def subjects_in(clusters: Mapping[str, Sequence[Path]], reading: str) -> dict[st
     if reading == NO_SUBJECTS:
         return {name: ("",) * len(files) for name, files in clusters.items()}
     named = reading == BY_NAME or not _count(clusters.values())
-    return {name: tuple(_subject(file, name, named) for file in files) for name, files in clusters.items()}
+    return {name: tuple(_subject(folder, file, named) for file in files) for name, files in clusters.items()}
 
 
-def _subject(file: Path, cluster: str, named: bool) -> str:
-    if file.parent.name != cluster:
-        return _plain(file.parent.name)
+def _subject(folder: Path, file: Path, named: bool) -> str:
+    _, *subject, _ = file.relative_to(folder).parts
+    if subject:
+        return _plain(subject[0])
     return _plain(file.stem) if named else ""
 
 
@@ -59,5 +60,6 @@ def subjects_written(text: str, images: int) -> tuple[str, ...]:
 
 def names_written(text: str, what: str) -> tuple[str, ...]:
     """Names separated by commas or lines; `what` is the input they were given in, for the error."""
-    names = tuple(name.strip() for name in bounded(text, what).replace("\n", ",").strip(" ,").split(","))
+    alike = re.sub(f"[{COMMAS}\n]", ",", bounded(text, what))
+    names = tuple(name.strip() for name in alike.strip(" ,").split(","))
     return () if names == ("",) else tuple(storable(name, what) for name in names)

@@ -24,6 +24,7 @@ from conditional_balance.nodes.profile import (
     CBSaveSensitivityProfile,
 )
 from conditional_balance.nodes.shown import recall
+from conditional_balance.runtime.profile.subjects import names_written
 
 PUBLISHED = "sdxl-base-1.0.style.published.safetensors"
 
@@ -226,6 +227,23 @@ def test_files_of_one_name_are_one_subject_and_so_are_folders_of_subjects(tmp_pa
     assert "3 subjects, 2 of them in two clusters or more" in out.ui["cb_summary"][0]
     assert subjects(CBLoadImageClusters.execute("styles", 2)[0])["wash"] == ("cat", "dog")
     assert not any(map(any, subjects(CBLoadImageClusters.execute("styles", 12, "none")[0]).values()))
+
+
+def test_a_folder_of_a_subject_may_be_called_like_its_style_or_the_series(tmp_path):
+    write_named(
+        tmp_path / "input" / "ink",
+        *(f"{style}/{subject}/1.png" for style in ("ink", "oil") for subject in ("ink", "cat")),
+    )
+    assert subjects(CBLoadImageClusters.execute("ink", 12)[0]) == {"ink": ("cat", "ink"), "oil": ("cat", "ink")}
+
+
+def test_chinese_and_japanese_commas_separate_names():
+    assert names_written("\u72d0\u72f8\uff0c\u718a\u3001cat, dog\n", "subjects") == (
+        "\u72d0\u72f8",
+        "\u718a",
+        "cat",
+        "dog",
+    )
 
 
 def test_names_that_only_count_are_no_subjects_unless_told(tmp_path):
