@@ -74,12 +74,11 @@ def test(arguments: list[str]) -> int:
     if os.environ.get("CONDITIONAL_BALANCE_RAY"):
         env = environment.with_ray(env)
     browser.prepare()
-    lint = _run([env.python, "-m", "ruff", "check", ROOT], comfy)
-    types = _run(
-        [env.python, "-m", "pyright", "--project", ROOT, "--pythonpath", env.python], comfy, PYTHONPATH=str(comfy.path)
-    )
+    lint = _run([env.python, "-m", "ruff", "check", ROOT], comfy, ROOT)
+    pyright = [env.python, "-m", "pyright", "--project", ROOT, "--pythonpath", env.python]
+    types = _run(pyright, comfy, ROOT, PYTHONPATH=str(comfy.path))
     workers = ["-n", min(os.cpu_count() or 1, MOST_WORKERS), "--dist", "worksteal"]
-    return _run([env.python, "-m", "pytest", "-q", *workers, *arguments], comfy) or lint or types
+    return _run([env.python, "-m", "pytest", "-q", *workers, *arguments], comfy, ROOT) or lint or types
 
 
 def bench(arguments: list[str]) -> int:
@@ -129,9 +128,10 @@ def pictures(arguments: list[str]) -> int:
     return _run([env.python, *script, *(["--cpu"] if env.cpu else []), *arguments], comfy)
 
 
-def _run(command: list[str | Path | int], comfy: comfyui.ComfyUI, **variables: str) -> int:
+def _run(command: list[str | Path | int], comfy: comfyui.ComfyUI, folder: Path | None = None, **variables: str) -> int:
+    """Run in the folder where this script was called, so that paths given there mean what they say, or in another."""
     env = os.environ | {"COMFYUI_PATH": str(comfy.path)} | variables
-    return subprocess.run([str(part) for part in command], cwd=ROOT, env=env).returncode
+    return subprocess.run([str(part) for part in command], cwd=folder, env=env).returncode
 
 
 def serve(arguments: list[str]) -> int:

@@ -70,7 +70,8 @@ def prepare() -> None:
 def visited(script: Path, **orders: Any) -> str:
     """What a script that drives the browser prints. It gets its orders, and where to find the browser, as JSON."""
     orders |= {"playwright": str(PLAYWRIGHT_MODULE), "browser": find_browser()}
-    done = subprocess.run(["node", script, json.dumps(orders)], capture_output=True, text=True, timeout=1800)
+    command = ["node", script, json.dumps(orders)]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=1800)
     if done.returncode:
         raise Failed(f"{script.name} failed:\n{done.stderr}")
     return done.stdout

@@ -18,6 +18,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import files
 from .comfyui import CACHE, ROOT, WHEEL_ONLY, ComfyUI
 from .steps import Failed, step
 
@@ -58,13 +59,12 @@ def prepare(comfy: ComfyUI, tools: Sequence[str]) -> Environment:
     locked, free = (ours, needs) if comfy.own else ([*needs, *ours], [])
     needs += ours
     stamp = CACHE / f"ready-{_key(comfy, needs)}.json"
-    if stamp.exists() and Path((ready := json.loads(stamp.read_text()))["python"]).exists():
+    if stamp.exists() and Path((ready := json.loads(stamp.read_text(encoding="utf-8")))["python"]).exists():
         return Environment(Path(ready["python"]), ready["cpu"])
     python = _choose(comfy.python or Path(sys.executable), locked, free)
     _check(python, comfy)
     ready = {"python": str(python), "cpu": _lacks_accelerator(python)}
-    CACHE.mkdir(exist_ok=True)
-    stamp.write_text(json.dumps(ready))
+    files.replace(stamp, json.dumps(ready).encode())
     return Environment(python, ready["cpu"])
 
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-DEMO = "demo"
+DEMO, MIDDLE = "demo", "from images"
 FEATURES = {"q and k": ("q", "k"), "q, k and v": ("q", "k", "v"), "q": ("q",), "k": ("k",), "v": ("v",)}
 
 
@@ -27,32 +28,64 @@ def parser() -> argparse.ArgumentParser:
         prog="dev.py profile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("checkpoint", help="a checkpoint file, or 'demo'")
-    made.add_argument("pictures", type=Path, help="a folder of folders of pictures")
-    made.add_argument("out", type=Path, help="the profile to write, such as my-model.style.safetensors")
+    made.add_argument("pictures", type=_path, help="a folder of folders of pictures")
+    made.add_argument("out", type=_path, help="the profile to write, such as my-model.style.safetensors")
     made.add_argument("--measures", default="style", help="what the folders differ in (default: style)")
     made.add_argument("--prompt", default="a picture", help="one prompt for all pictures (default: a picture)")
     made.add_argument("--negative", help="a negative prompt to measure beside it, such as '' (default: none)")
-    made.add_argument("--noise-levels", type=int, default=12, help="default: 12")
+    made.add_argument("--noise-levels", type=_whole(1, 50), default=12, help="1 to 50 (default: 12)")
     made.add_argument("--features", choices=list(FEATURES), default="q and k", help="default: q and k")
     made.add_argument("--distance", choices=["jensen_shannon", "bhattacharyya"], default="jensen_shannon")
-    made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--aspect", default="from images", help="width:height; default: that of the middle picture")
-    made.add_argument("--size", type=int, default=0, help="side in pixels; default: the model's own")
-    made.add_argument("--limit", type=int, default=1000, help="pictures of each folder at most (default: 1000)")
+    made.add_argument("--seed", type=_whole(0, 2**64 - 1), default=0)
+    made.add_argument(
+        "--aspect", type=_aspect, default=MIDDLE, help=f"width:height (default: {MIDDLE}, the middle one)"
+    )
+    made.add_argument("--size", type=_whole(0, 4096), default=0, help="side in pixels; default: the model's own")
+    made.add_argument("--limit", type=_whole(2), default=1000, help="pictures of each folder at most (default: 1000)")
     made.add_argument("--subjects", choices=["auto", "file names", "none"], default="auto", help="default: auto")
-    made.add_argument("--pairs", type=int, default=250_000, help="pairs at most; of more, a sample (default: 250000)")
-    made.add_argument("--work", type=Path, help="where what is done is kept (default: OUT.work)")
+    made.add_argument(
+        "--pairs", type=_whole(1), default=250_000, help="pairs at most; of more, a sample (default: 250000)"
+    )
+    made.add_argument("--work", type=_path, help="where what is done is kept (default: OUT.work)")
     made.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help="on Ray: here, or on a cluster at ADDRESS")
-    made.add_argument("--actors", type=int, default=0, help="with --ray: loaded models (default: one a GPU or CPU)")
+    made.add_argument(
+        "--actors", type=_whole(0), default=0, help="with --ray: loaded models (default: one a GPU or CPU)"
+    )
     made.add_argument("--gpus", type=float, help="with --ray: GPUs that each takes (default: 1 where there are any)")
     made.add_argument("--cpus", type=float, default=0.5, help="with --ray: CPUs that each takes (default: 0.5)")
     return made
+
+
+def _path(text: str) -> Path:
+    """As every process of a run understands it, whatever folder it works in."""
+    return Path(text).expanduser().resolve()
+
+
+def _whole(low: int, high: int | None = None) -> Callable[[str], int]:
+    span = f"of {low} or more" if high is None else f"from {low} to {high}"
+
+    def whole(text: str) -> int:
+        if not text.isdecimal() or int(text) < low or (high is not None and int(text) > high):
+            raise argparse.ArgumentTypeError(f"'{text}' is not a whole number {span}")
+        return int(text)
+
+    return whole
+
+
+def _aspect(text: str) -> str:
+    if text != MIDDLE and re.fullmatch("0*[1-9][0-9]*:0*[1-9][0-9]*", text) is None:
+        raise argparse.ArgumentTypeError(f"'{text}' is not {MIDDLE} or a width and a height, such as 3:2")
+    return text
 
 
 def main(arguments: list[str]) -> None:
     import torch
 
     options = vars(parser().parse_args(arguments))
+    if options["out"].is_dir():
+        raise ValueError(f"{options['out']} is a folder: name the file to write, such as my-model.style.safetensors.")
+    if options["checkpoint"] != DEMO:
+        options["checkpoint"] = str(_path(options["checkpoint"]))
     from conditional_balance.engine.profile_file import save
     from conditional_balance.render.report import report
 
@@ -87,10 +120,10 @@ def parts_of(options: dict[str, Any]) -> Any:
         options["measures"], options["noise_levels"], FEATURES[options["features"]], options["distance"],
         options["seed"], options["aspect"], options["size"], most_pairs=options["pairs"],
     )  # fmt: skip
-    clusters = load_clusters(options["pictures"].resolve(), options["limit"], options["subjects"])
+    clusters = load_clusters(options["pictures"], options["limit"], options["subjects"])
     run = Measurement(model, clusters, vae, conds["positive"], conds["negative"], settings)
     work = options["work"] or options["out"].with_name(f"{options['out'].name}.work")
-    return Parts(run, work.resolve(), texts)
+    return Parts(run, work, texts)
 
 
 def _loaded(checkpoint: str) -> tuple[Any, Any, Any]:
@@ -148,7 +181,7 @@ if __name__ == "__main__":
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
     try:
         main(sys.argv[1:])
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"\ndev.py stopped. {error}")
     except KeyboardInterrupt:
         sys.exit("\nstopped; the same command goes on where this one was")

@@ -172,13 +172,13 @@ def _lay_out(base: Path) -> None:
         (base / folder).mkdir(parents=True, exist_ok=True)
     for name, pack in PACKS.items():
         link = base / "custom_nodes" / name
-        if (pack / "__init__.py").exists() and not link.exists():
+        if (pack / "__init__.py").exists() and link.resolve() != pack.resolve():
             _link(link, pack)
 
 
 def _link(link: Path, target: Path) -> None:
     windows = os.name == "nt"
-    if os.path.lexists(link):  # it points nowhere: the repository was moved
+    if os.path.lexists(link):  # it points elsewhere: the repository was moved or copied
         os.rmdir(link) if windows else os.unlink(link)
     if windows:
         import _winapi  # a junction, unlike a symbolic link, needs no rights

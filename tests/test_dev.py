@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import dev as dev_script
-from devtools import browser, comfyui, environment, frontend, workflow
+from devtools import browser, comfyui, environment, frontend, server, workflow
 from devtools.graph import Graph
 from devtools.server import ROOT
 from devtools.steps import Failed, step
@@ -72,6 +73,29 @@ def test_a_port_that_is_taken_is_refused_in_a_sentence() -> None:
     assert done.returncode == 1
     assert "is taken" in done.stderr and "--port" in done.stderr
     assert "Open http" not in done.stdout and "Traceback" not in done.stderr
+
+
+def test_a_server_runs_this_copy_of_the_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also where the base directory came along when another copy, which is still there, was copied."""
+    copies = [tmp_path / name for name in ("first", "second")]
+    for copy in copies:
+        copy.mkdir()
+        (copy / "__init__.py").touch()
+        monkeypatch.setattr(server, "PACKS", {"pack": copy})
+        for _ in range(2):
+            server._lay_out(tmp_path / "base")
+            assert (tmp_path / "base" / "custom_nodes" / "pack").resolve() == copy.resolve()
+    assert all((copy / "__init__.py").exists() for copy in copies)
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="There is no Node.js.")
+def test_what_a_browser_says_is_read_in_any_locale(tmp_path: Path) -> None:
+    (tmp_path / "say.mjs").write_text("console.log('\u2026 \u98ce\u683c')", encoding="utf-8")
+    said = f"browser.visited(Path({str(tmp_path / 'say.mjs')!r}))"
+    code = f"from devtools import browser; from pathlib import Path; print(ascii({said}))"
+    plain = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | plain)
+    assert done.stdout == ascii("\u2026 \u98ce\u683c\n") + "\n", done.stderr
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to send.")

@@ -21,6 +21,7 @@ from conditional_balance.runtime.profile.clusters import load_clusters
 from conditional_balance.runtime.profile.parts import Parts
 from conditional_balance.runtime.profile.profiling import Measurement, Settings, profile_model
 from demo import models
+from devtools import profile as profile_command
 from devtools.server import ROOT
 
 STYLES, EACH = 3, 7
@@ -177,11 +178,34 @@ def test_a_folder_cut_into_other_tasks_is_refused(
             parts_of(loaded, pictures, tmp_path / "work")
 
 
-def test_wrong_names_are_one_sentence(tmp_path: Path) -> None:
-    script = [sys.executable, ROOT / "devtools" / "run.py", ROOT / "devtools" / "profile.py"]
-    done = subprocess.run([*script, "none.safetensors", tmp_path, tmp_path / "out"], capture_output=True, text=True)
-    assert done.returncode and "There is no checkpoint none.safetensors" in done.stderr
+def test_wrong_names_are_one_sentence_and_paths_are_those_of_the_folder_one_is_in(tmp_path: Path) -> None:
+    (here := tmp_path / "mes pi\u00e8ces").mkdir()
+    command = [sys.executable, ROOT / "dev.py", "profile", "none.safetensors", "pictures", "out"]
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True)
+    assert done.returncode and f"There is no checkpoint {here / 'none.safetensors'}:" in done.stderr
     assert "Traceback" not in done.stderr
+    with pytest.raises(ValueError, match="is a folder: name the file to write"):
+        profile_command.main(["demo", str(tmp_path), str(here)])
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--aspect=4x3", "'4x3' is not from images or a width and a height"),
+        ("--aspect=3:0", "'3:0' is not from images"),
+        ("--noise-levels=0", "'0' is not a whole number from 1 to 50"),
+        ("--noise-levels=300", "from 1 to 50"),
+        ("--limit=-1", "'-1' is not a whole number of 2 or more"),
+        ("--size=-64", "from 0 to 4096"),
+        ("--pairs=0", "of 1 or more"),
+        ("--seed=x", "'x' is not a whole number from 0"),
+    ],
+)
+def test_a_number_outside_its_range_is_refused_before_anything_is_loaded(option: str, words: str, capsys) -> None:
+    with pytest.raises(SystemExit):
+        profile_command.parser().parse_args(["demo", "pictures", "out", option])
+    assert words in capsys.readouterr().err
+    assert vars(profile_command.parser().parse_args(["demo", "pictures", "out", "--aspect=16:9"]))["aspect"] == "16:9"
 
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed.")

@@ -47,7 +47,10 @@ def _pack(drawings: DrawingSet, archive: Path) -> None:
     with tempfile.TemporaryDirectory(dir=archive.parent) as folder:
         order = [npm, "pack", "--silent", "--pack-destination", folder]
         done = subprocess.run(
-            [*order, f"@iconify-json/{drawings.name}@{drawings.version}"], capture_output=True, text=True
+            [*order, f"@iconify-json/{drawings.name}@{drawings.version}"],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
         )
         packed = list(Path(folder).glob("*.tgz"))
         if done.returncode or len(packed) != 1:
