@@ -8,7 +8,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 CHANNELS = 8
-SHRINK = 8
 
 
 class Residual(nn.Module):

@@ -1,11 +1,9 @@
-"""The training loop: steps that end by count or clock, fp32 master weights, gradients shared over processes."""
+"""Steps of a training: fp32 master weights, running averages, gradients shared over processes."""
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,23 +21,6 @@ def save(weights: dict[str, Tensor], path: Path) -> None:
     part = path.with_suffix(".part")
     save_file(halves, part)
     os.replace(part, path)
-
-
-def steps(options: argparse.Namespace, batch: int, samples: float, what: str) -> Iterator[tuple[float, bool]]:
-    """Yield progress in [0, 1) and whether to speak, once per optimiser step."""
-    start, spoken, seen = time.monotonic(), -10.0, 0
-    while True:
-        elapsed = time.monotonic() - start
-        progress = agreed(max(seen / (options.samples or samples), elapsed / 60 / options.minutes))
-        speak = elapsed - spoken > 10 or progress >= 1
-        if speak and options.rank == 0:
-            spoken = elapsed
-            print(f"{what}: {seen:,} pictures, {elapsed:.0f} s, {100 * progress:.0f} %", end=" ", flush=True)
-        if progress >= 1:
-            print("done" * (options.rank == 0), flush=True)
-            return
-        yield progress, speak and options.rank == 0
-        seen += batch
 
 
 def agreed(progress: float) -> float:

@@ -38,7 +38,9 @@ def prepare(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "atlas.bin").exists():
         print("drawing the atlas: a few minutes", flush=True)
-        atlas.pack(atlas.draw_atlas(), folder / "atlas.bin")
+        part = folder / "atlas.part"  # what is there counts as whole
+        atlas.pack(atlas.draw_atlas(), part)
+        os.replace(part, folder / "atlas.bin")
     new_vocabulary().save(folder / "words.json")
     copy_networks(folder / "comfyui")
     for name in CARRIED:

@@ -125,7 +125,7 @@ class Pupil(nn.Module):
         self.head = SubjectHead(last_upsample.channels).to(options.device, options.dtype)
 
     def keep(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.features = inputs[0]  # [B, C, 16, 16]: the transformers' last word
+        self.features = inputs[0]  # [B, C, 12, 12], of diptychs [B, C, 12, 24]: the transformers' last word
 
     def inputs(self, kind: Kind, pool: Pool, count: int) -> list[Tensor]:
         """Noise levels and a batch; both of a couple are equally noisy."""

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from demo import gpu, nets, train
-from demo.training import couples, transformer
+from demo.training import couples, prepare, transformer
 from demo.training.loop import Trainer
 from demo.training.pool import Pool, in_other_styles
 from demo.world import atlas, scenes, sets, subjects
@@ -45,6 +45,18 @@ def test_every_part_writes_its_weights(trained: Path) -> None:
     for part in parts:
         assert all(bool(torch.isfinite(weight).all()) for weight in load_file(trained / f"{part}.safetensors").values())
     assert sum(path.stat().st_size for path in trained.glob("*.safetensors")) < 60e6
+
+
+def test_an_atlas_that_was_cut_short_does_not_count_as_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut_short(_: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare.atlas, "draw_atlas", lambda: None)
+    monkeypatch.setattr(prepare.atlas, "pack", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        prepare.prepare(tmp_path)
+    assert not (tmp_path / "atlas.bin").exists()
 
 
 def test_what_is_finished_is_left_alone(trained: Path, prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
