@@ -14,15 +14,16 @@ from torch.nn import functional
 
 def cell_means(x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     """A x: means [..., rows, columns] of x [..., h, w] over a grid of cells, which may differ by one in size."""
-    return functional.adaptive_avg_pool2d(x, grid)
+    return functional.adaptive_avg_pool2d(x.flatten(0, -3), grid).unflatten(0, x.shape[:-2])
 
 
 def spread(means: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """A+ y: every cell's value over the whole cell; exact where the grid divides the size."""
-    return functional.interpolate(means, size=list(size), mode="nearest-exact")
+    flat = means.flatten(0, -3)[None]
+    return functional.interpolate(flat, size=list(size), mode="nearest-exact")[0].unflatten(0, means.shape[:-2])
 
 
 def projected(x: torch.Tensor, known: torch.Tensor, grid: tuple[int, int], strength: float = 1.0) -> torch.Tensor:
-    """x [B, C, h, w] moved by `strength` toward the nearest one whose cell means are those of `known` [B, C, h, w]."""
+    """x [..., h, w] moved by `strength` toward the nearest one whose cell means are those of `known`, broadcast."""
     missing = cell_means(known, grid) - cell_means(x, grid)
     return x + strength * spread(missing, x.shape[-2:])

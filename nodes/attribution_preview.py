@@ -58,19 +58,19 @@ class CBAttributionPreview(io.ComfyNode):
         run = attribution.of(after["samples"])
         if not run.windows:
             raise ValueError(f"This run measured nothing. {' '.join(run.warnings)}")
-        windows = run.windows
-        drawn = [_drawn(each, image) for each in windows]
+        windows, cell = run.windows, attribution.cell
+        drawn = [_drawn(each, image, cell) for each in windows]
         text = "\n".join((*(f"{each.window}, {_in_words(each)}" for each in windows), *run.warnings))
         strip = {STRIP: [_tile(*each, cls) for each in zip(windows, drawn, strict=True)]}
         words = " ".join((_in_short(windows), *run.warnings))
         shown = strip | ui.PreviewText(text).as_dict() | summary(words)
         panels = torch.cat([torch.cat(list(views.values()), 2) for views in drawn])
-        return io.NodeOutput(enlarged_mask(windows[-1].mask, image), panels, text, ui=shown)
+        return io.NodeOutput(enlarged_mask(windows[-1].mask, image, cell), panels, text, ui=shown)
 
 
-def _drawn(window: Measured, image: torch.Tensor | None) -> dict[str, torch.Tensor]:
+def _drawn(window: Measured, image: torch.Tensor | None, cell: int) -> dict[str, torch.Tensor]:
     """A window's pictures [B, H, W, 3] by view; the map is the strongest subject's."""
-    maps, mask = enlarged(window.maps, image), enlarged_mask(window.mask, image)
+    maps, mask = enlarged(window.maps, image, cell), enlarged_mask(window.mask, image, cell)
     return {
         "map": heat(maps.amax(0)),
         "mask": mask[..., None].expand(-1, -1, -1, 3),

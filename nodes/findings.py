@@ -6,9 +6,8 @@ import torch
 from comfy import utils
 
 from ..render.coverage import caveat, coverage
-from ..render.overlay import heat, overlay
+from ..render.overlay import heat, in_rgb, overlay
 
-PIXELS = 8  # per cell of the latent, as in every UNet's VAE
 TILE = 512
 """The longer side of pictures on a node, in pixels at most: enough on a node, quickly saved and sent."""
 
@@ -19,26 +18,26 @@ def report(method: str, note: str, mask: torch.Tensor) -> str:
     return " ".join((f"{method}, {coverage(mask)} of the picture.", *caveats))
 
 
-def enlarged(maps: torch.Tensor, image: torch.Tensor | None) -> torch.Tensor:
-    """Maps [S, B, h, w] at the picture's size."""
-    return _resized(maps, image, "bicubic")
+def enlarged(maps: torch.Tensor, image: torch.Tensor | None, cell: int) -> torch.Tensor:
+    """Maps [S, B, h, w] at the picture's size; `cell` pixels of the side to a cell of the latent without one."""
+    return _resized(maps, image, cell, "bicubic")
 
 
-def enlarged_mask(mask: torch.Tensor, image: torch.Tensor | None) -> torch.Tensor:
+def enlarged_mask(mask: torch.Tensor, image: torch.Tensor | None, cell: int) -> torch.Tensor:
     """A mask [B, h, w] at the picture's size, no value of it changed."""
-    return _resized(mask[None], image, "nearest-exact")[0]
+    return _resized(mask[None], image, cell, "nearest-exact")[0]
 
 
 def with_mask(image: torch.Tensor | None, maps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """The mask [B, H, W] laid over the image, or over the strongest subject's map of [S, B, H, W]."""
     if image is None:
         return overlay(heat(maps.amax(0)), mask)
-    return overlay(utils.repeat_to_batch_size(image[..., :3].to(maps), maps.shape[1]), mask)
+    return overlay(utils.repeat_to_batch_size(in_rgb(image).to(maps), maps.shape[1]), mask)
 
 
-def _resized(maps: torch.Tensor, image: torch.Tensor | None, how: str) -> torch.Tensor:
-    """[N, B, h, w] at an image's size, or 8 pixels to a cell."""
-    size = [PIXELS * side for side in maps.shape[-2:]] if image is None else list(image.shape[1:3])
+def _resized(maps: torch.Tensor, image: torch.Tensor | None, cell: int, how: str) -> torch.Tensor:
+    """[N, B, h, w] at an image's size, or `cell` pixels to a cell."""
+    size = [cell * side for side in maps.shape[-2:]] if image is None else list(image.shape[1:3])
     return torch.nn.functional.interpolate(maps.float(), size=size, mode=how)
 
 

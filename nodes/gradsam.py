@@ -14,6 +14,7 @@ from ..runtime.attribution.find import ProbeSettings, find_subject, percents_in
 from ..runtime.attribution.subject import Subject as SubjectTokens
 from ..runtime.inject.blend import MEASURE, MODES, X0, Blend, blend_reference
 from ..runtime.inject.reference import Conditioning
+from ..runtime.runs.loaded import cell_of
 from .findings import enlarged, report, with_mask
 from .gradsam_inputs import (
     attribution_inputs,
@@ -95,7 +96,7 @@ class CBGradSAMMask(io.ComfyNode):
         if not probe.percents:
             raise ValueError("'noise_levels' is empty: write one or more, such as 0.5, 0.7.")
         found = find_subject(model, latent["samples"], subject, probe, attribution_settings(settings), positive)
-        maps = enlarged(found.maps, image)
+        maps = enlarged(found.maps, image, cell_of(model))
         scale = maps.shape[-1] / found.maps.shape[-1]
         mask = mask_of(maps, mask_settings(settings), scale)
         shown = with_mask(image, maps, mask)

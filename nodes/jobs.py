@@ -24,7 +24,7 @@ from ..runtime.inject.picture import check_clip, encoded, latent_of, under_contr
 from ..runtime.inject.reference import StyleReference
 from ..runtime.inject.style import StyleInjection, inject_style
 from ..runtime.profile.choosing import Choice, choose_profile
-from .findings import PIXELS
+from ..runtime.runs.loaded import cell_of
 from .gate import CBSelectLayers, chosen_layers, in_words, problem_with
 from .gradsam import Attributed, CBGradSAMBlend
 from .gradsam_inputs import problem_in
@@ -294,7 +294,7 @@ class CBKeepSubject(io.ComfyNode):
         settings = _settled(CBGradSAMBlend, {"threshold": "mean + c std"} | values)  # as it was before one could choose
         blended = CBGradSAMBlend.execute(model=model, reference=reference, subject=subject, **settings)
         patched, latent, attribution = blended.args
-        height, width = (PIXELS * side for side in latent["samples"].shape[-2:])
+        height, width = (cell_of(model) * side for side in latent["samples"].shape[-2:])
         masked = leave_out is not None and bool(leave_out.any())
         rest = "what 'leave out' does not cover" if masked else "all else"
         words = f"Keeps '{shortened(kept)}' in {width} x {height} pixels; {rest} comes from the picture."

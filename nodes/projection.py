@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..runtime.inject.projection import Projection, project
 from ..runtime.inject.reference import check_latent
-from .findings import PIXELS
+from ..runtime.runs.loaded import cell_of
 from .schema import Schema, found_by, patched_model
 from .shown import summary, timed
 from .widgets import check_window, window_in_words, window_inputs
@@ -73,7 +73,7 @@ class CBProject(io.ComfyNode):
     ) -> io.NodeOutput:
         check_window(start_percent, end_percent)
         check_latent(model, latent["samples"], "latent")
-        cells = max(cell // PIXELS, 1) if known == SMALL else 0
+        cells = max(cell // cell_of(model), 1) if known == SMALL else 0
         patched = project(model, Projection(latent["samples"], cells, strength, start_percent, end_percent))
         return io.NodeOutput(patched, ui=summary(_in_words(known, cell, strength, start_percent, end_percent)))
 

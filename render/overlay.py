@@ -5,6 +5,11 @@ from __future__ import annotations
 import torch
 
 
+def in_rgb(pictures: torch.Tensor) -> torch.Tensor:
+    """Pictures [B, H, W, C] of one to four channels as [B, H, W, 3]: grey is repeated, alpha is left out."""
+    return pictures[..., :3] if pictures.shape[-1] > 2 else pictures[..., :1].expand(-1, -1, -1, 3)
+
+
 def overlay(pictures: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Pictures [B, H, W, 3] with the masked part in colour and the rest dark and grey; mask [B, H, W]."""
     grey = pictures.mean(-1, keepdim=True).expand_as(pictures)

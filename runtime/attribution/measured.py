@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ...engine.windows import Window
+from ..runs.loaded import CELL
 
 KEPT = 32
 """Runs that are remembered: as many as a queue of seeds with a cache of nodes looks back on."""
@@ -39,9 +40,12 @@ class RunMeasured:
 class Attribution:
     """The latest runs of one blend. ComfyUI may show an old run's latent again from its cache, and several samplers may
     share one blend: what was measured is therefore looked up by the latent, never by who came last.
+
+    `cell` is the side in pixels of one cell of the latents.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, cell: int = CELL) -> None:
+        self.cell = cell
         self._runs: OrderedDict[str, RunMeasured] = OrderedDict()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Attribution:

@@ -25,6 +25,7 @@ from ..attribution.settings import AttributionSettings
 from ..attribution.subject import Subject
 from ..runs import injector
 from ..runs.injector import Sampling
+from ..runs.loaded import cell_of
 from ..runs.rows import misfit
 from ..runs.sampler_run import SamplerRun
 from ..runs.samplers import name_of
@@ -64,7 +65,7 @@ def blend_reference(model: ModelPatcher, blend: Blend) -> tuple[ModelPatcher, At
     """
     layers = chosen_layers(model, blend.attribution)
     check_latent(model, blend.reference)
-    blend, attribution = replace(blend, reference=framed(model, blend.reference)), Attribution()
+    blend, attribution = replace(blend, reference=framed(model, blend.reference)), Attribution(cell_of(model))
     return injector.inject(model, _Blending(blend, layers, attribution)), attribution
 
 

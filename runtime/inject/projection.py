@@ -16,9 +16,10 @@ from ...engine.projection import projected
 
 @dataclass(frozen=True)
 class Projection:
-    """A latent [B, C, h, w] as VAE Encode gives it, and what is known of it: means over cells of `cell` latent cells.
+    """A latent [B, C, (F,) h, w] as VAE Encode gives it, and what is known of it.
 
-    `cell` 0 knows the mean of the whole picture only, its colour. Acts from `start` to `end` percent.
+    That are means over cells of `cell` latent cells; `cell` 0 knows the mean of the whole picture only, its colour.
+    Acts from `start` to `end` percent.
     """
 
     latent: torch.Tensor
@@ -43,7 +44,7 @@ def _after_cfg(projection: Projection) -> Callable[[dict[str, Any]], torch.Tenso
         if not inside(sigma, projection.start, projection.end, base.model_sampling.percent_to_sigma):
             return x
         size = x.shape[-2:]
-        known = base.process_latent_in(projection.latent.to(x))
+        known = base.process_latent_in(_framed(projection.latent, x).to(x))
         known = utils.repeat_to_batch_size(known, x.shape[0])
         if known.shape[-2:] != size:
             known = utils.common_upscale(known, size[1], size[0], "area", "center")
@@ -51,3 +52,15 @@ def _after_cfg(projection: Projection) -> Callable[[dict[str, Any]], torch.Tenso
         return projected(x, known, grid, projection.strength)
 
     return after
+
+
+def _framed(latent: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The latent with the axis of frames that x has, if it does. Raises ValueError unless it has one or as many."""
+    if latent.ndim < x.ndim:
+        latent = latent.unsqueeze(2)
+    if latent.ndim == 5 and latent.shape[2] not in (1, x.shape[2]):
+        raise ValueError(
+            f"'latent' holds {latent.shape[2]} frames and the sampler works on {x.shape[2]}: connect one picture, "
+            "which then holds for all, or as many frames."
+        )
+    return latent

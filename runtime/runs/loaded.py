@@ -30,3 +30,15 @@ def sampling_of(model: ModelPatcher) -> ModelSampling:
 def latent_format_of(model: ModelPatcher) -> LatentFormat:
     """Channels and axes of a MODEL's latents."""
     return cast(LatentFormat, model.get_model_object("latent_format"))
+
+
+CELL = 8
+CELLS = {"ChromaRadiance": 1, "Flux2": 16, "HunyuanImage21": 32, "HunyuanVideo15": 16, "LTXV": 32, "Wan22": 16}
+"""Sides of a cell of latents in pixels, by the class of the format: ComfyUI 0.3.75 does not tell them."""
+
+
+def cell_of(model: ModelPatcher) -> int:
+    """The side in pixels of one cell of a MODEL's latents."""
+    kind = latent_format_of(model)
+    known = (CELLS[each.__name__] for each in type(kind).__mro__ if each.__name__ in CELLS)
+    return getattr(kind, "spacial_downscale_ratio", None) or next(known, CELL)
