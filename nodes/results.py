@@ -61,7 +61,7 @@ def _recent() -> list[_Run]:
 
 def _run_of(entry: Mapping[str, Any]) -> _Run:
     _, number, prompt, extra, *_ = entry["prompt"]
-    workflow = (extra.get("extra_pnginfo") or {}).get("workflow") or {}
+    workflow = _part(_part(extra, "extra_pnginfo"), "workflow")
     outputs = dict(entry["outputs"]) | _failure(entry.get("status") or {})
     shown = {}
     for node, output in outputs.items():
@@ -69,6 +69,12 @@ def _run_of(entry: Mapping[str, Any]) -> _Run:
         if (kind := prompt.get(at, {}).get("class_type", "")).startswith(OURS):
             shown[at] = {"type": kind, "output": output}
     return _Run(workflow.get("id"), shown, told_in(number))
+
+
+def _part(of: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A part of what a client sent with a prompt; nothing where that is no object: clients may send what they like."""
+    part = of.get(name)
+    return part if isinstance(part, Mapping) else {}
 
 
 def _seat(node: str, meta: Mapping[str, Any]) -> str:

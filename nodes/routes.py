@@ -23,6 +23,7 @@ from ..engine.profile_file import LONGEST_NAME, load
 from ..engine.texts import bounded, quoted
 from ..render.layer_map import profile_map, selection_map
 from .gate import CBSelectLayers, chosen_layers, in_facts, in_words, problem_with
+from .jobs import PRESETS
 from .profile import profile_path
 from .results import show_results
 from .saved import renewed
@@ -52,7 +53,7 @@ def show_selection(asked: Asked) -> dict[str, Any]:
     `asked` holds {"profile": {"file" or "shown"}, "values": {widget: value}}; missing values are the defaults.
     """
     profile = _profile(_part(asked, "profile"))
-    values = _values(_part(asked, "values"))
+    values = _values(_dialled(_part(asked, "values")))
     if problem := problem_with(values):
         raise ValueError(problem)
     gate, everywhere = chosen_layers(profile, values)
@@ -153,6 +154,12 @@ def _object(part: Any, what: str) -> Asked:
     if not isinstance(part, dict):
         raise ValueError(f"{what} must be a JSON object.")
     return part
+
+
+def _dialled(sent: Asked) -> Asked:
+    """A preset wins over the slider, which stays where it was when no hand has chosen the preset."""
+    amount = PRESETS.get(str(sent.get("preset")))
+    return sent if amount is None else {**sent, "lambda": amount}
 
 
 def _values(sent: Asked) -> dict[str, Any]:
