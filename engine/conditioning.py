@@ -71,8 +71,10 @@ def shifted_sigmas(sigmas: torch.Tensor, ratio: float, flow: bool) -> torch.Tens
     eq. 23). A model knows no sigma above its highest, so t is stretched to [0, 1] over the schedule before the shift
     and back after it. A last sigma of 0 stays 0. Ratio 1 returns the schedule itself.
     """
+    if ratio == 1 or len(sigmas) < 2:
+        return sigmas
     levels = sigmas[:-1] if float(sigmas[-1]) == 0 else sigmas
-    if ratio == 1 or len(levels) < 2:
+    if len(levels) < 2:
         return sigmas
     times = levels.double() if flow else levels.double() / (1 + levels.double())
     high, low = times[0], times[-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io, ui
 
+from ..render.overlay import in_rgb
 from ..render.side_by_side import side_by_side
 from .findings import small
 from .schema import Schema, found_by
@@ -49,7 +50,7 @@ class CBBeforeAfter(io.ComfyNode):
     @timed
     def execute(cls, before: torch.Tensor, after: torch.Tensor, reference: torch.Tensor | None = None) -> io.NodeOutput:
         given = {"reference": reference, "before": before, "after": after}
-        pictures = {name: batch for name, batch in given.items() if batch is not None}
+        pictures = {name: in_rgb(batch) for name, batch in given.items() if batch is not None}
         count = max(len(before), len(after))
         for name, batch in pictures.items():
             if len(batch) not in (1, count):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -164,7 +165,7 @@ class CBSelectLayers(io.ComfyNode):
         return True if problem is None else f"'pin': {problem}"
 
     @classmethod
-    @timed
+    @partial(timed, check=lambda node, values: problem_with(values))
     def execute(cls, profile: SensitivityProfile, **values: Any) -> io.NodeOutput:
         gate, everywhere = chosen_layers(profile, values)
         words = in_words(gate, everywhere, profile)
@@ -177,7 +178,7 @@ def problem_with(values: Mapping[str, Any]) -> str | None:
     A lambda above 1 is a number of layers, as in 0.1.0: links may still bring one.
     """
     amount = values.get("lambda")
-    within = {**values} | ({"lambda": 1.0} if isinstance(amount, float) and 1 < amount <= MOST_LAYERS else {})
+    within = {**values} | ({"lambda": 1.0} if isinstance(amount, int | float) and 1 < amount <= MOST_LAYERS else {})
     if problem := out_of_range(CBSelectLayers.define_schema().inputs, within):
         return problem
     problems = {name: _problem(values.get(name)) for name in ("pin", "exclude")}

@@ -11,7 +11,7 @@ from ..runtime.inject.reference import Conditioning
 from .projection import CATEGORY
 from .schema import Schema, found_by, patched_model
 from .shown import summary, timed
-from .widgets import check_window, window_in_words, window_inputs
+from .widgets import check_window, one_mask, window_in_words, window_inputs
 
 GIVES_WAY, STAYS = "gives way", "stays"
 
@@ -73,10 +73,7 @@ class CBNoiseBlend(io.ComfyNode):
         check_window(start_percent, end_percent)
         if not conditioning:
             raise ValueError("'conditioning' is empty: connect the prompt to blend in.")
-        if mask is not None and len(mask) > 1:
-            raise ValueError(f"'mask' holds {len(mask)} masks: give one, which is used for every picture.")
-        single = None if mask is None else mask[0]
-        blend = NoiseBlend(conditioning, single, strength, own_prompt == STAYS, start_percent, end_percent)
+        blend = NoiseBlend(conditioning, one_mask(mask), strength, own_prompt == STAYS, start_percent, end_percent)
         return io.NodeOutput(blend_prompts(model, blend), ui=summary(_in_words(blend)))
 
 

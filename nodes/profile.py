@@ -31,7 +31,7 @@ from ..runtime.profile.profiling import Settings, profile_model, title_of
 from ..runtime.profile.subjects import AUTO, READINGS, subjects_written
 from .schema import Schema, found_by
 from .shown import layer_map, summary, timed
-from .widgets import advanced
+from .widgets import advanced, never_the_same
 
 CATEGORY = "conditional balance/profile"
 FOLDER = "sensitivity_profiles"
@@ -162,7 +162,9 @@ class CBLoadImageClusters(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, limit: int, subjects: str = AUTO) -> str:
+    def fingerprint_inputs(cls, folder: str | None, limit: int, subjects: str = AUTO) -> str | float:
+        if folder is None:
+            return never_the_same()
         found = cluster_files(_cluster_folder(folder), limit)
         files = [(str(file), file.stat().st_mtime_ns) for files in found.values() for file in files]
         return hashlib.sha256(str((subjects, files)).encode()).hexdigest()
@@ -269,8 +271,8 @@ class CBLoadSensitivityProfile(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, profile: str, **others: Any) -> int:
-        return profile_path(profile).stat().st_mtime_ns
+    def fingerprint_inputs(cls, profile: str | None, **others: Any) -> float:
+        return never_the_same() if profile is None else profile_path(profile).stat().st_mtime_ns
 
     @classmethod
     @timed
@@ -308,9 +310,17 @@ class CBSaveSensitivityProfile(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, name: str | None, **others: Any) -> str | float:
+        """What the file holds: where that is gone or another, it has to be written again."""
+        if name is None:
+            return never_the_same()
+        path = _own_path(name)
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+    @classmethod
     @timed
     def execute(cls, profile: SensitivityProfile, name: str) -> io.NodeOutput:
-        path = Path(folder_paths.get_folder_paths(FOLDER)[0]) / _file_name(name)
+        path = _own_path(name)
         save(profile, path)
         return io.NodeOutput(ui=summary(f"Saved as {path.name} in models/{FOLDER}."))
 
@@ -524,6 +534,11 @@ def profile_path(name: str) -> Path:
             f"'profile': there is no {quoted(name)} in models/{FOLDER} or the pack: press R and pick another."
         )
     return path
+
+
+def _own_path(name: str) -> Path:
+    """Where a profile of that name is saved. Raises ValueError for a name that is none."""
+    return Path(folder_paths.get_folder_paths(FOLDER)[0]) / _file_name(name)
 
 
 def _file_name(name: str) -> str:

@@ -25,7 +25,7 @@ from ..runtime.profile.subjects import names_written
 from .profile import CATEGORY, FEATURES, Profile, misfit, plain_name, profile_outputs, shown_profile
 from .schema import Schema, found_by
 from .shown import summary, timed
-from .widgets import advanced
+from .widgets import advanced, never_the_same
 
 FOLDER = "sensitivity_recordings"
 
@@ -194,7 +194,9 @@ class CBProfileFromRecording(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, series: str, **others: Any) -> str:
+    def fingerprint_inputs(cls, series: str | None, **others: Any) -> str | float:
+        if series is None:
+            return never_the_same()
         files = [(file.name, file.stat().st_mtime_ns) for file in picture_files(recording_folder(series))]
         return hashlib.sha256(str(files).encode()).hexdigest()
 

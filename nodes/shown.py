@@ -13,7 +13,7 @@ from comfy_api.latest import io
 
 from ..engine.profile import SensitivityProfile
 from ..engine.profile_file import digest
-from .widgets import unknown_choice
+from .widgets import not_offered
 
 SUMMARY, PROFILE, STRIP = "cb_summary", "cb_profile", "cb_strip"  # keys of the `ui` output that js/ reads
 COMPARED, SUGGESTED = "cb_compared", "cb_suggested"
@@ -46,15 +46,18 @@ def layer_map(profile: SensitivityProfile) -> dict[str, list[str]]:
     return {PROFILE: [remember(profile)]}
 
 
-def timed(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
-    """An execute() that is not run with unknown choices, and whose summary ends in the seconds that it took.
+Check = Callable[[type[io.ComfyNode], Mapping[str, Any]], str | None]
+
+
+def timed(execute: Callable[..., io.NodeOutput], check: Check = not_offered) -> Callable[..., io.NodeOutput]:
+    """An execute() that is not run with values that `check` refuses, and whose summary ends in the seconds it took.
 
     Only where anybody would notice them.
     """
 
     @wraps(execute)
     def run(cls: type[io.ComfyNode], *args: Any, **kwargs: Any) -> io.NodeOutput:
-        if problem := unknown_choice(cls, kwargs):
+        if problem := check(cls, kwargs):
             raise ValueError(problem)
         start = time.perf_counter()
         output = execute(cls, *args, **kwargs)

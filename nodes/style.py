@@ -15,6 +15,7 @@ from ..engine.style import AUTO, POSITIONS, SHARINGS, StyleSettings
 from ..engine.texts import bounded
 from ..engine.trajectory import Trajectory
 from ..runtime.attribution.subject import Subject
+from ..runtime.inject.picture import check_clip
 from ..runtime.inject.prompts import encode_rows
 from ..runtime.inject.reference import FIRST_ROW, Conditioning, StyleReference
 from ..runtime.inject.style import StyleInjection, inject_style
@@ -23,7 +24,7 @@ from .gate import Gate
 from .schema import Schema, found_by, patched_model
 from .shown import summary, timed
 from .subject import Subject as SubjectOfPicture
-from .widgets import advanced, check_window, in_window, window_in_words, window_inputs
+from .widgets import advanced, check_window, in_window, one_mask, window_in_words, window_inputs
 
 CATEGORY = "conditional balance/style"
 Reference = io.Custom("STYLE_REFERENCE")
@@ -67,6 +68,7 @@ class CBPromptBatch(io.ComfyNode):
         lines = [line.strip() for line in bounded(prompts, "prompts", LONGEST_PROMPTS).splitlines() if line.strip()]
         if not lines:
             raise ValueError("'prompts' is empty: write one prompt per line.")
+        check_clip(clip, "prompts")
         words = f"{len(lines)} prompts: set the latent's batch_size to {len(lines)}."
         return io.NodeOutput(encode_rows(clip, lines), ui=summary(words))
 
@@ -133,8 +135,6 @@ class CBStyleReference(io.ComfyNode):
         check_window(start_percent, end_percent)
         if prompt is None and subject is not None:
             prompt = subject.conditioning
-        if mask is not None and mask.ndim == 3 and len(mask) > 1:
-            raise ValueError(f"'mask' holds {len(mask)} masks: a style reference takes one for all pictures.")
         if mode == REPLAYED:
             taken = StyleReference(None, prompt, _way(trajectory, latent))
         elif trajectory is not None:
@@ -148,13 +148,12 @@ class CBStyleReference(io.ComfyNode):
             taken = FIRST_ROW
         else:
             taken = StyleReference(_picture(latent), prompt)
-        where = None if mask is None else mask.reshape(mask.shape[-2:])
         reference = replace(
             taken,
             strength=strength,
             start=start_percent,
             end=end_percent,
-            mask=where,
+            mask=one_mask(mask),
             previous=previous,
             subject=subject,
         )

@@ -6,6 +6,7 @@ from comfy.sd import CLIP
 from comfy_api.latest import io
 
 from ..runtime.attribution.subject import described, read_subject
+from ..runtime.inject.picture import check_clip
 from .schema import Schema, found_by
 from .shown import summary, timed
 
@@ -64,6 +65,7 @@ class CBSubject(io.ComfyNode):
     @classmethod
     @timed
     def execute(cls, clip: CLIP, prompt: str, phrase: str, surroundings: str = "") -> io.NodeOutput:
+        check_clip(clip, "prompt")
         subject = read_subject(clip, prompt, phrase, surroundings)
         return io.NodeOutput(subject.conditioning, subject, ui=summary(described(subject)))
 

@@ -23,6 +23,7 @@ from .jobs import BY_AMOUNT, ranking
 from .repainting import Find, Node, between, cheaper, links, nearest
 from .schema import Schema, found_by
 from .shown import SUGGESTED, summary
+from .widgets import not_offered
 
 DIAL = "lambda"
 PICTURES = {"CBStyleFromPicture": "image", "CBStyleAndStructure": "style_image"}
@@ -98,6 +99,8 @@ class CBSuggestAmount(io.ComfyNode):
         clip_vision: Any = None,
         **given: Any,
     ) -> io.NodeOutput:
+        if problem := not_offered(cls, {"lowest": lowest, "highest": highest, "steps": steps}):
+            raise ValueError(problem)
         if highest <= lowest:
             raise ValueError(f"'highest' ({highest:g}) has to be above 'lowest' ({lowest:g}).")
         amounts = [0.0, *(round(float(each), 2) for each in np.linspace(lowest, highest, TRIED))]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from inspect import signature
 from typing import Any
 
+import torch
 from comfy_api.latest import io
 
 from ..engine.gates import LayerGate, WindowReversed, windowed
@@ -60,6 +61,21 @@ def check_window(start_percent: float, end_percent: float) -> None:
         raise ValueError(f"'end_percent' ({end_percent:g}) lies before 'start_percent' ({start_percent:g}): swap them.")
 
 
+def never_the_same() -> float:
+    """The fingerprint of files whose name comes through a link, which core follows only later: the node runs again."""
+    return float("nan")  # a new one each time: core compares by identity first
+
+
+def one_mask(mask: torch.Tensor | None) -> torch.Tensor | None:
+    """The mask [H, W] of an input `mask` [(1, (1,)) H, W]. Raises ValueError for several."""
+    if mask is None:
+        return None
+    number = mask.shape[:-2].numel()
+    if number != 1:
+        raise ValueError(f"'mask' holds {number} masks: give one, which is used for every picture.")
+    return mask.reshape(mask.shape[-2:])
+
+
 def window_in_words(start_percent: float, end_percent: float) -> str:
     """The window for a summary: "at every step", or "from 20% to 80% of the schedule"."""
     if (start_percent, end_percent) == (0.0, 1.0):
@@ -73,14 +89,13 @@ def out_of_range(inputs: Iterable[io.Input], values: Mapping[str, Any]) -> str |
     return next((problem for problem in problems if problem), None)
 
 
-def unknown_choice(node: type[io.ComfyNode], values: Mapping[str, Any]) -> str | None:
-    """What is wrong with the choices that reach a node's execute(): core lets through any that comes over a link.
+def not_offered(node: type[io.ComfyNode], values: Mapping[str, Any]) -> str | None:
+    """What is wrong with choices and numbers that reach a node's execute(): core lets through any from a link, and NaN.
 
     Names of files are left to nodes whose validate_inputs reads them.
     """
     read = signature(node.validate_inputs).parameters
-    choices = (each for each in node.define_schema().inputs if isinstance(each, io.Combo.Input))
-    return out_of_range((each for each in choices if each.id not in read), values)
+    return out_of_range((each for each in node.define_schema().inputs if each.id not in read), values)
 
 
 def _problem(widget: io.Input, value: Any) -> str | None:

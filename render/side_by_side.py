@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from .overlay import in_rgb
+
 GAP = 8
 """Pixels of white between two pictures."""
 
@@ -13,7 +15,7 @@ GAP = 8
 def side_by_side(batches: Sequence[torch.Tensor]) -> torch.Tensor:
     """Batches [B, h, w, C] as one [B, H, W, 3], scaled to the last one's height; a batch of one goes with every row."""
     height, rows = batches[-1].shape[1], max(len(batch) for batch in batches)
-    shown = [_scaled(batch[..., :3], height).expand(rows, -1, -1, -1) for batch in batches]
+    shown = [_scaled(in_rgb(batch), height).expand(rows, -1, -1, -1) for batch in batches]
     gap = shown[0].new_ones(rows, height, GAP, 3)
     return torch.cat([part for batch in shown for part in (gap, batch)][1:], 2)
 

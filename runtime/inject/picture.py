@@ -70,9 +70,8 @@ def under_control(
     ComfyUI's Apply ControlNet for two prompts sets it on both; one on the positive prompt alone is taken over by the
     negative ones of the same area, which leaves their node as it is.
     """
-    for picture in hint:
-        _held(picture[None], what)
+    pictures = torch.stack([_held(picture[None], what).pixels for picture in hint])
     if strength == 0:
         return positive
-    control = control_net.copy().set_cond_hint(hint[..., :3].movedim(-1, 1), strength, (0.0, 1.0), vae=vae)
+    control = control_net.copy().set_cond_hint(pictures.movedim(-1, 1), strength, (0.0, 1.0), vae=vae)
     return [[text, {**others, "control": control, "control_apply_to_uncond": True}] for text, others in positive]
