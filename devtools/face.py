@@ -66,11 +66,15 @@ def page(schema: Any, language: str = "en") -> str:
 
 
 def _names(schema: Any, language: str) -> dict[str, Any]:
-    """A node's words as its help page shows them: in English inputs go by their ids, as in a saved workflow."""
+    """A node's words as its help page shows them: English inputs by their ids, and by what the node shows instead."""
     if language != "en":
         return read_words(language)[schema.node_id]
     words = node_words(schema)
-    return {**words, "inputs": {name: {**each, "name": name} for name, each in words["inputs"].items()}}
+    return {**words, "inputs": {name: {**each, "name": _known_as(name, each)} for name, each in words["inputs"].items()}}
+
+
+def _known_as(name: str, words: Mapping[str, str]) -> str:
+    return name if words["name"] == name else f"{name} ({words['name']})"
 
 
 def _caption(sections: Sequence[str], words: PageWords) -> tuple[str, list[str], list[str]]:

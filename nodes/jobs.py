@@ -287,7 +287,7 @@ class CBKeepSubject(io.ComfyNode):
     ) -> io.NodeOutput:
         check_clip(clip, "prompt")
         kept = phrase.strip() or subject_in(bounded(prompt, "prompt", LONGEST_PROMPTS))
-        subject = read_subject(clip, prompt, kept, surroundings)
+        subject = read_subject(clip, prompt, kept, surroundings, "subject")
         reference = {"samples": latent_of(vae, image, model)}
         if leave_out is not None:
             reference["noise_mask"] = leave_out

@@ -162,7 +162,7 @@ def _how_much() -> list[io.Input]:
             max=2.0,
             step=0.05,
             tooltip="Scales what the gate lets through, on top of the apply node's own strength. Leave it at 1, and "
-            "turn kept first; 0 switches this control off.",
+            "turn structure amount first; 0 switches this control off.",
         ),
     ]
 

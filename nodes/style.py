@@ -242,7 +242,7 @@ def _strength_inputs() -> list[io.Input]:
             max=1.0,
             step=0.05,
             tooltip="How much style the chosen layers take. 1 is the paper's method, 0 is off. To weaken style, "
-            "first try fewer layers (lambda).",
+            "first lower the style amount, so that fewer layers take it.",
         ),
         io.Boolean.Input(
             "adain_q",

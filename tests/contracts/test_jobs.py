@@ -267,8 +267,8 @@ def test_it_says_what_it_keeps(clip: Any) -> None:
     [
         ({"clip": None}, "'clip' is empty, and 'prompt' needs it"),
         ({"vae": None}, "'vae' is empty"),
-        ({"prompt": ""}, "'phrase' is empty: write the words of the prompt"),
-        ({"phrase": "bear"}, "'phrase': 'bear' is not in the prompt"),
+        ({"prompt": ""}, "'subject' is empty: write the words of the prompt"),
+        ({"phrase": "bear"}, "'subject': 'bear' is not in the prompt"),
         ({"surroundings": "sea"}, "'surroundings': 'sea' is not in the prompt"),
         ({"image": torch.full((1, 64, 64, 3), float("inf"))}, "'image' holds NaN or infinite values"),
     ],
