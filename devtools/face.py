@@ -70,7 +70,8 @@ def _names(schema: Any, language: str) -> dict[str, Any]:
     if language != "en":
         return read_words(language)[schema.node_id]
     words = node_words(schema)
-    return {**words, "inputs": {name: {**each, "name": _known_as(name, each)} for name, each in words["inputs"].items()}}
+    inputs = {name: {**each, "name": _known_as(name, each)} for name, each in words["inputs"].items()}
+    return {**words, "inputs": inputs}
 
 
 def _known_as(name: str, words: Mapping[str, str]) -> str:

@@ -29,6 +29,11 @@ def storable(text: str, name: str, longest: int = LONGEST_NAME) -> str:
     return text
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and what is counted: "1 picture", "3 pictures"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def quoted(text: object) -> str:
     """A foreign text in quotes for a message, `shortened`."""
     return f"'{shortened(text)}'"

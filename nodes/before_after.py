@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io, ui
 
+from ..engine.texts import counted
 from ..render.overlay import in_rgb
 from ..render.side_by_side import side_by_side
 from .findings import small
@@ -58,7 +59,7 @@ class CBBeforeAfter(io.ComfyNode):
                     f"'{name}' holds {len(batch)} pictures beside {count}: give one for all, or one for each."
                 )
         files = {name: ui.PreviewImage(small(pictures[name]), cls=cls).values for name in ("before", "after")}
-        words = f"{count} picture{'' if count == 1 else 's'}, before and after."
+        words = f"{counted(count, 'picture')}, before and after."
         return io.NodeOutput(side_by_side(list(pictures.values())), ui={COMPARED: [files]} | summary(words))
 
 

@@ -282,7 +282,7 @@ class CBLayerGate(io.ComfyNode):
     @classmethod
     @timed
     def execute(cls, layers: str, start_percent: float, end_percent: float) -> io.NodeOutput:
-        gate = in_window(WrittenGate(parse(layers)), start_percent, end_percent)
+        gate = in_window(WrittenGate(_read("layers", {"layers": layers})), start_percent, end_percent)
         named = " ".join(layers.split()) or "none"
         return io.NodeOutput(gate, ui=summary(f"Layers {named}, {window_in_words(start_percent, end_percent)}."))
 

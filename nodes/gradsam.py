@@ -9,6 +9,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..engine.masks import mask_of
+from ..engine.texts import counted
 from ..engine.windows import parse_windows
 from ..runtime.attribution.find import ProbeSettings, find_subject, percents_in
 from ..runtime.attribution.subject import Subject as SubjectTokens
@@ -171,9 +172,8 @@ class CBGradSAMBlend(io.ComfyNode):
         found_by, left_out = (attribution_settings(settings), mask_settings(settings)), _masked_in(reference)
         blend = Blend(samples, subject, parse_windows(windows), mode, *found_by, smoothing, size == "resize", left_out)
         patched, attribution = blend_reference(model, blend)
-        count = len(blend.windows)
         does = "Only looks for the subject" if mode == MEASURE else "Keeps the subject on the reference"
-        words = f"{does}, in {count} window{'' if count == 1 else 's'} of the schedule ({mode}, {settings['method']})."
+        words = f"{does}, in {counted(len(blend.windows), 'window')} of the schedule ({mode}, {settings['method']})."
         words += "" if left_out is None else " What the reference's mask covers is not taken."
         return io.NodeOutput(patched, {"samples": torch.zeros_like(samples)}, attribution, ui=summary(words))
 

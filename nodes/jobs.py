@@ -30,7 +30,7 @@ from .gradsam import Attributed, CBGradSAMBlend
 from .gradsam_inputs import problem_in
 from .profile import FOLDER, PUBLISHED, SUFFIX, Profile
 from .schema import Schema, found_by
-from .shown import about, layer_map, summary, timed
+from .shown import about, layer_map, summary, timed, warning
 from .structure import CBGateControlNet
 from .style import LONGEST_PROMPTS
 from .subject import CBSubject
@@ -208,7 +208,8 @@ class CBStyleFromPicture(io.ComfyNode):
         reference = _reference(model, clip, vae, image, shows)
         chosen, preset = _choice(model, profile), _preset_amount(values)
         gate, words = _gate(chosen, values if preset is None else values | {"lambda": preset})
-        return io.NodeOutput(_styled(model, gate, reference, values), ui=_shown(chosen, words))
+        shown = _shown(chosen, words) | _first_taken(image, "image")
+        return io.NodeOutput(_styled(model, gate, reference, values), ui=shown)
 
 
 class CBKeepSubject(io.ComfyNode):
@@ -298,7 +299,8 @@ class CBKeepSubject(io.ComfyNode):
         masked = leave_out is not None and bool(leave_out.any())
         rest = "what 'leave out' does not cover" if masked else "all else"
         words = f"Keeps '{shortened(kept)}' in {width} x {height} pixels; {rest} comes from the picture."
-        return io.NodeOutput(patched, latent, subject.conditioning, attribution, ui=summary(words))
+        shown = summary(words) | _first_taken(image, "image")
+        return io.NodeOutput(patched, latent, subject.conditioning, attribution, ui=shown)
 
 
 def _phrase() -> io.Input:
@@ -401,7 +403,8 @@ class CBStyleAndStructure(io.ComfyNode):
         )
         positive = under_control(positive, structure.args[0], structure_image, control_strength, vae, STRUCTURE)
         words = f"{words} Structure: {structure.args[1]}"
-        return io.NodeOutput(_styled(model, gate, reference, values), positive, ui=_shown(chosen, words))
+        shown = _shown(chosen, words) | _first_taken(style_image, "style picture")
+        return io.NodeOutput(_styled(model, gate, reference, values), positive, ui=shown)
 
 
 def _structure_sockets() -> list[io.Input]:
@@ -441,6 +444,11 @@ def _control_strength() -> io.Input:
         tooltip="Strength of the ControlNet while it acts. 0.8 is right for most; turn structure amount first. 0 is "
         "off.",
     )
+
+
+def _first_taken(image: torch.Tensor, what: str) -> dict[str, Any]:
+    """A warning for a batch of which one picture is taken."""
+    return warning(f"'{what}' holds {len(image)} pictures: the first is taken." if len(image) > 1 else None)
 
 
 def _reference(

@@ -19,7 +19,7 @@ from ..engine.divergence import DISTANCES
 from ..engine.profile import NoCommonFeature, ProfilesDiffer, SensitivityProfile, note_on_model
 from ..engine.profile_file import load, save
 from ..engine.scoring import TooFewClusters, TooFewImages
-from ..engine.texts import quoted, storable
+from ..engine.texts import counted, quoted, storable
 from ..render.heatmap import draw
 from ..render.report import in_short, report
 from ..runtime.arch.fingerprint import fingerprint_of
@@ -564,9 +564,9 @@ def plain_name(name: str, what: str) -> str:
 
 
 def _clustered(clusters: Sequence[Cluster]) -> io.NodeOutput:
-    counted = ", ".join(f"{cluster.name} ({len(cluster.images)})" for cluster in clusters)
-    noun = "cluster" if len(clusters) == 1 else "clusters"
-    return io.NodeOutput(clusters, ui=summary(f"{len(clusters)} {noun}: {counted}.{_subjects_in_words(clusters)}"))
+    listed = ", ".join(f"{cluster.name} ({len(cluster.images)})" for cluster in clusters)
+    words = f"{counted(len(clusters), 'cluster')}: {listed}."
+    return io.NodeOutput(clusters, ui=summary(f"{words}{_subjects_in_words(clusters)}"))
 
 
 def _subjects_in_words(clusters: Sequence[Cluster]) -> str:
@@ -575,7 +575,7 @@ def _subjects_in_words(clusters: Sequence[Cluster]) -> str:
     if not known:
         return ""
     recurring = sum(sum(subject in names for names in named) > 1 for subject in known)
-    return f" {len(known)} subjects, {recurring} of them in two clusters or more."
+    return f" {counted(len(known), 'subject')}, {recurring} of them in two clusters or more."
 
 
 def shown_profile(profile: SensitivityProfile, note: str = "") -> io.NodeOutput:

@@ -32,8 +32,11 @@ def summary(words: str) -> dict[str, list[str]]:
 
 
 def warning(words: str | None) -> dict[str, list[str]]:
-    """A `ui` output that puts a warning before the words beneath the node; nothing when there is none."""
-    return {WARNING: [words]} if words else {}
+    """A `ui` output that puts a warning before the words beneath the node.
+
+    It is there without a warning too: core takes what several runs of a node show by the names of the first.
+    """
+    return {WARNING: [words] if words else []}
 
 
 def about(words: str) -> dict[str, list[str]]:

@@ -24,6 +24,7 @@ from ..engine.structure import (
     scaled,
     slot_scores,
 )
+from ..engine.texts import counted
 from ..render.ablation import ablation_report
 from ..runtime.arch.registry import architecture_of
 from ..runtime.inject.control import gate_control, layout_of
@@ -260,7 +261,7 @@ class CBProfileControlSlots(io.ComfyNode):
         found = ablate_slots(model, latent["samples"], positive, sigmas, seed, lambda: bar.update(1))
         text = ablation_report(found, None if profile is None else agreement(found, profile, layout))
         middle = ", a transformer has no middle one," if layout.parts else " and the middle one"
-        words = f"{layout.slots} residuals{middle} at {len(sigmas)} noise levels."
+        words = f"{layout.slots} residuals{middle} at {counted(len(sigmas), 'noise level')}."
         return io.NodeOutput(text, ui=summary(words) | ui.PreviewText(text).as_dict())
 
 

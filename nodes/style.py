@@ -12,7 +12,7 @@ from comfy_api.latest import io
 
 from ..engine.gates import LayerGate
 from ..engine.style import AUTO, POSITIONS, SHARINGS, StyleSettings
-from ..engine.texts import bounded
+from ..engine.texts import bounded, counted
 from ..engine.trajectory import Trajectory
 from ..runtime.attribution.subject import Subject
 from ..runtime.inject.picture import check_clip
@@ -69,7 +69,7 @@ class CBPromptBatch(io.ComfyNode):
         if not lines:
             raise ValueError("'prompts' is empty: write one prompt per line.")
         check_clip(clip, "prompts")
-        words = f"{len(lines)} prompts: set the latent's batch_size to {len(lines)}."
+        words = f"{counted(len(lines), 'prompt')}: set the latent's batch_size to {len(lines)}."
         return io.NodeOutput(encode_rows(clip, lines), ui=summary(words))
 
 

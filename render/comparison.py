@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ..engine.comparing import Comparison
+from ..engine.texts import counted
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 1024, 460, 70, 30, 96, 62
 BACKGROUND, PANEL, GRID = (19, 21, 28), (30, 33, 43), (58, 63, 80)
@@ -27,7 +28,8 @@ def comparison_report(found: Comparison, names: Sequence[str]) -> str:
     """What the agreement means, and a line of figures for each feature."""
     mean = float(found.spearman.mean())
     verdict = "the same layers come first" if mean >= SURE else "they partly agree" if mean >= LOOSE else "they differ"
-    lines = [f"{names[0]} and {names[1]}: {verdict} (mean Spearman {mean:.2f} over {len(found.sigmas)} noise levels)."]
+    levels = counted(len(found.sigmas), "noise level")
+    lines = [f"{names[0]} and {names[1]}: {verdict} (mean Spearman {mean:.2f} over {levels})."]
     for index, feature in enumerate(found.features):
         figures = (tensor[index] for tensor in (found.spearman, found.kendall, found.overlap))
         spearman, kendall, overlap = figures

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..engine.layers import KINDS, UNET_BLOCKS, LayerId, titled_stretches
 from ..engine.profile import SensitivityProfile
+from ..engine.texts import counted
 
 WIDTH = 1024
 NAMED = 8  # layers called by name above a panel
@@ -126,7 +127,7 @@ def _blocks(layers: Sequence[LayerId]) -> list[tuple[str, tuple[int, ...]]]:
 def _title(canvas: _Canvas, profile: SensitivityProfile, title: str) -> None:
     left, scale = MARGIN * canvas.scale, canvas.scale
     canvas.text((left, 18 * scale), shorten(title, LONGEST_TITLE, placeholder="..."), 20, INK, "lt")
-    detail = f"{len(profile.layers)} self-attention layers, {len(profile.sigmas)} noise levels"
+    detail = f"{len(profile.layers)} self-attention layers, {counted(len(profile.sigmas), 'noise level')}"
     by_effect = "gain" in str(profile.provenance.get("scale", ""))  # as Measure Layers notes it
     bright = "bring the style by themselves" if by_effect else "tell the clusters apart"
     canvas.text((left, 44 * scale), f"{detail}. Bright layers {bright}.", 13, FAINT, "lt")

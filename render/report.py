@@ -11,6 +11,7 @@ import torch
 from ..engine.agreement import spearman
 from ..engine.layers import UNET_BLOCKS
 from ..engine.profile import CROSSED, LOOKS_CROSSED, NAMES_UNUSED, PLAIN, SensitivityProfile, by_content
+from ..engine.texts import counted
 
 LISTED = 8
 NAMED = 3
@@ -60,7 +61,7 @@ def in_short(profile: SensitivityProfile) -> str:
     """One sentence: how many layers and noise levels, and which layers are the most sensitive over all features."""
     mean = profile.scores.mean((0, 1))
     first = ", ".join(str(profile.layers[index]) for index in mean.argsort(stable=True)[:NAMED].tolist())
-    words = f"{len(profile.layers)} layers at {len(profile.sigmas)} noise levels, most sensitive: {first}."
+    words = f"{len(profile.layers)} layers at {counted(len(profile.sigmas), 'noise level')}, most sensitive: {first}."
     return words + _series_in_short(profile)
 
 
@@ -71,7 +72,8 @@ def _series_in_short(profile: SensitivityProfile) -> str:
 def _what(profile: SensitivityProfile) -> str:
     facts = profile.provenance
     high, low = float(profile.sigmas[0]), float(profile.sigmas[-1])
-    levels = f"{len(profile.layers)} layers at {len(profile.sigmas)} noise levels, sigma {high:.2f} to {low:.2f}"
+    number = counted(len(profile.sigmas), "noise level")
+    levels = f"{len(profile.layers)} layers at {number}, sigma {high:.2f} to {low:.2f}"
     clusters = facts.get("clusters")
     estimator = facts.get("estimator", "origin unknown")
     if clusters:

@@ -38,14 +38,17 @@ class Subject:
 def read_subject(clip: CLIP, prompt: str, phrases: str, surroundings: str = "", called: str = "phrase") -> Subject:
     """Encode a prompt and find every phrase in it (one a line, or separated by commas).
 
-    `called` is the input of the phrases as the node shows it, for errors. Raises ValueError when no phrase is given, one is not in the prompt, or a text is too long.
+    `called` is the input of the phrases as the node shows it, for errors.
+    Raises ValueError when no phrase is given, one is not in the prompt, or a text is too long.
     """
     bounded(prompt, "prompt", LONGEST_PROMPT)
     for field, text in ((called, phrases), ("surroundings", surroundings)):
         bounded(text, field, LONGEST)
     names = phrases_in(phrases)
     if not names:
-        raise ValueError(f"'{called}' is empty: write the words of the prompt that name the subject, such as 'red fox'.")
+        raise ValueError(
+            f"'{called}' is empty: write the words of the prompt that name the subject, such as 'red fox'."
+        )
     conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
     reading = read_prompt(clip, prompt, conditioning[0][0].shape[1])
     found, around = (

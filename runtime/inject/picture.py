@@ -37,6 +37,8 @@ def latent_of(vae: Any, image: torch.Tensor, model: ModelPatcher, what: str = "i
 
 
 def _held(image: torch.Tensor, what: str) -> HeldPicture:
+    if not len(image):
+        raise ValueError(f"'{what}' holds no picture: connect one.")
     try:
         return held(image[0])
     except ValueError as problem:

@@ -19,6 +19,7 @@ from ...engine.grammar import parse
 from ...engine.layers import LayerId
 from ...engine.profile import SensitivityProfile
 from ...engine.scoring import Scores
+from ...engine.texts import counted
 from ..arch.fingerprint import fingerprint_of
 from ..arch.registry import architecture_of
 from ..inject.reference import StyleReference, check_latent, with_frames
@@ -76,7 +77,7 @@ def _facts(model: ModelPatcher, positive: Conditioning, latents: torch.Tensor, s
     return {
         "what": "style, by measured effect",
         "estimator": ESTIMATOR,
-        "source": f"{len(latents)} pictures, one reference.",
+        "source": f"{counted(len(latents), 'picture')}, one reference.",
         "scale": SCALE,
         "model": fingerprint_of(model),
         "prompts": {"positive": len(positive), "negative": 0},

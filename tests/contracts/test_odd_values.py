@@ -16,6 +16,7 @@ from tiny_transformers import KINDS, cond, latent, tiny_transformer
 
 from conditional_balance.engine.conditioning import shifted_sigmas
 from conditional_balance.engine.profile import SensitivityProfile
+from conditional_balance.engine.texts import counted
 from conditional_balance.engine.windows import Window
 from conditional_balance.nodes import profile as profile_nodes
 from conditional_balance.nodes import results, routes
@@ -25,7 +26,7 @@ from conditional_balance.runtime.arch.registry import architecture_of
 from conditional_balance.runtime.attribution.measured import Attribution, Measured, RunMeasured
 from conditional_balance.runtime.inject.picture import under_control
 from conditional_balance.runtime.runs.loaded import cell_of
-from tiny import sample
+from tiny import sample, tiny_vae
 
 NODES = {node.define_schema().node_id: node for node in asyncio.run(ConditionalBalance().get_node_list())}
 NUMBERS = {
@@ -111,6 +112,37 @@ def test_a_saved_profile_that_is_gone_or_another_is_written_again(
 def test_a_checkpoint_without_clip_is_said(node_id: str, prompt: str) -> None:
     with pytest.raises(ValueError, match=rf"^'clip' is empty, and '{prompt}' needs it"):
         execute(node_id, clip=None)
+
+
+def with_pictures(node_id: str, clip: Any, number: int) -> dict[str, Any]:
+    """The inputs of a job for that many pictures where it takes one."""
+    name = "style_image" if node_id == "CBStyleAndStructure" else "image"
+    given = {"model": model("sd15"), "clip": clip, "vae": tiny_vae(), name: torch.rand(number, 64, 64, 3)}
+    control = {"control_net": tiny_controlnet("sd15"), "structure_image": torch.rand(2, 64, 64, 3)}
+    return given | (control if node_id == "CBStyleAndStructure" else {})
+
+
+JOBS = {"CBStyleFromPicture": "image", "CBKeepSubject": "image", "CBStyleAndStructure": "style picture"}
+
+
+@pytest.mark.parametrize("node_id", JOBS)
+def test_a_job_says_that_it_takes_the_first_of_several_pictures(node_id: str, clip: Any) -> None:
+    assert execute(node_id, **with_pictures(node_id, clip, 1)).ui["cb_warning"] == []
+    (said,) = execute(node_id, **with_pictures(node_id, clip, 3)).ui["cb_warning"]
+    assert said == f"'{JOBS[node_id]}' holds 3 pictures: the first is taken."
+    with pytest.raises(ValueError, match=r"holds no picture: connect one\.$"):
+        execute(node_id, **with_pictures(node_id, clip, 0))
+
+
+def test_a_text_from_a_link_is_refused_by_the_name_of_its_input() -> None:
+    with pytest.raises(ValueError, match=r"^'layers': "):
+        execute("CBLayerGate", layers="o1.4-9, oops")
+
+
+@pytest.mark.parametrize(("number", "words"), [(1, "1 prompt: set"), (2, "2 prompts: set")])
+def test_one_is_not_said_as_several(number: int, words: str, clip: Any) -> None:
+    assert execute("CBPromptBatch", clip=clip, prompts="a fox\n" * number).ui["cb_summary"][0].startswith(words)
+    assert [counted(each, "picture") for each in (0, 1, 3)] == ["0 pictures", "1 picture", "3 pictures"]
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
