@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from comfy import model_management
 from comfy.ldm.modules import attention
+from torch.nn.functional import pad
 
 from .attention import heeds_masks
 
@@ -20,7 +21,8 @@ class AttentionCall:
     """q, k, v [rows, heads, tokens, channels] (k and v may have fewer heads) and what else the caller passed.
 
     `mask` [rows or 1, heads or 1, queries or 1, keys] or None. `pads`: for every row, how many tokens before
-    `text_stop` are padding, which no query may see.
+    `text_stop` are padding, which no query may see. `together`: `function` has to be given all rows at once.
+    `masked`: `mask` holds what another node of ours has put there, and has to be heeded as a bias is.
     """
 
     function: Callable[..., torch.Tensor]
@@ -31,6 +33,8 @@ class AttentionCall:
     others: dict[str, Any]
     pads: tuple[int, ...] = ()
     text_stop: int = 0
+    together: bool = False
+    masked: bool = False
 
     @classmethod
     def of(
@@ -48,17 +52,17 @@ class AttentionCall:
             q, k, v = (_heads_first(x, channels) for x in (q, k, v))
 
         def function(*args: Any, biased: bool, **kwargs: Any) -> torch.Tensor:
-            if biased and model_management.sage_attention_enabled():
-                return attention.attention_pytorch(*args, **kwargs)  # SageAttention leaves a mask out without a word
+            # SageAttention leaves a mask out without a word
+            core = attention.attention_pytorch if biased and model_management.sage_attention_enabled() else func
             if earlier is None or (biased and not heeds_masks(earlier, v)):
-                return func(*args, **kwargs)
-            return earlier(func, *args, **kwargs)
+                return core(*args, **kwargs)
+            return earlier(core, *args, **kwargs)
 
         return cls(function, q, k, v, _four_dimensional(mask), {**named, "skip_reshape": True})
 
-    def without(self, pads: Sequence[int] | None, text_stop: int) -> AttentionCall:
-        """The call in which the last `pads` tokens of each row's text, which ends at `text_stop`, are not seen."""
-        return self if not pads or not any(pads) else replace(self, pads=tuple(pads), text_stop=text_stop)
+    def ending_at(self, text_stop: int) -> AttentionCall:
+        """The call, whose text ends there."""
+        return replace(self, text_stop=text_stop)
 
     def attend(
         self,
@@ -74,7 +78,9 @@ class AttentionCall:
         [1, keys] is added to every query's logits.
         """
         numbers = list(range(len(q))) if rows is None else list(rows)
-        if not self.pads or (len({self.pads[row] for row in numbers}) == 1 and not self.pads[numbers[0]]):
+        if self.together and rows is not None:
+            return self._among_all(q, k, v, bias, numbers)
+        if not any(self.pads) or (len({self.pads[row] for row in numbers}) == 1 and not self.pads[numbers[0]]):
             return self._run(q, k, v, bias, numbers)
         out: dict[int, torch.Tensor] = {}
         for count in sorted({self.pads[row] for row in numbers}):
@@ -84,6 +90,23 @@ class AttentionCall:
             for place, row in zip(places, part, strict=True):
                 out[place] = row
         return torch.stack([out[place] for place in range(len(numbers))])
+
+    def _among_all(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, rows: list[int]
+    ) -> torch.Tensor:
+        """Attention of some rows, where the function is given the others as well: with tokens more that none sees."""
+        more, queries = k.shape[-2] - self.k.shape[-2], 1 if bias is None else bias.shape[-2]
+        places = torch.tensor(rows, device=q.device)
+        q, k, v = (
+            pad(own, (0, 0, 0, x.shape[-2] - own.shape[-2])).index_copy(0, places, x)
+            for own, x in zip((self.q, self.k, self.v), (q, k, v), strict=True)
+        )
+        if more or bias is not None:
+            mask = q.new_zeros(len(q), 1, queries, k.shape[-2])
+            mask[..., k.shape[-2] - more :] = -torch.inf
+            mask[places] = 0.0 if bias is None else bias
+            bias = mask
+        return self._run(q, k, v, bias, list(range(len(q))))[places]
 
     def _run(
         self,
@@ -98,7 +121,7 @@ class AttentionCall:
         if keys is not None:
             k, v = k[..., keys, :], v[..., keys, :]
             mask = None if mask is None else mask[..., keys]
-        return self.function(q, k, v, mask=mask, biased=bias is not None, **self.others)
+        return self.function(q, k, v, mask=mask, biased=bias is not None or self.masked, **self.others)
 
 
 def _heads_first(x: torch.Tensor, channels: int) -> torch.Tensor:

@@ -13,7 +13,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -236,16 +236,16 @@ class Transformer(Architecture):
     def seen(self, operators: Mapping[LayerId, Operator], of_text: bool) -> Iterator[None]:
         """Inside the block every call of the network lets `operators` read and answer for layers' attention.
 
-        `of_text` takes attention to text. Operators go round those of `intercepted`, to whom a call comes as it is.
+        `of_text` takes attention to text. Operators go round those of `intercepted`, whichever came first.
         """
         owners, place = (self.text_owners, self.text_place) if of_text else (self.owners, self.place)
-        with _Watch(self, operators, owners, place, padded=False).hooked(), uncompiled_calls():
+        with _Watch(self, operators, owners, place, outside=True).hooked(), uncompiled_calls():
             yield
 
     @contextmanager
     def recording(self, features: Sequence[str], receive: Receive) -> Iterator[None]:
         operators = {layer: functools.partial(_record, features, receive, layer) for layer in self.layers}
-        with _Watch(self, operators, self.owners, self.place).hooked(), uncompiled_calls():
+        with _Watch(self, operators, self.owners, self.place, outside=True).hooked(), uncompiled_calls():
             yield
 
     @contextmanager
@@ -273,10 +273,7 @@ class Transformer(Architecture):
 
 
 class _Watch:
-    """The hooks of one or more calls of a network, and the override that uses what they have seen.
-
-    `padded` tells whether padding of text is left out here; among several watches one does that.
-    """
+    """The hooks of one or more calls of a network, and what they have seen. `outside` goes round all that are not."""
 
     def __init__(
         self,
@@ -284,9 +281,9 @@ class _Watch:
         operators: Mapping[LayerId, Operator],
         owners: Mapping[nn.Module, list[LayerId]],
         place: Callable[[LayerId, Given, Seen], Place | None],
-        padded: bool = True,
+        outside: bool = False,
     ) -> None:
-        self.family, self.operators, self.owners, self.place, self.padded = family, operators, owners, place, padded
+        self.family, self.operators, self.owners, self.place, self.outside = family, operators, owners, place, outside
         self.seen = Seen()
         self.next: list[tuple[LayerId, Place | None]] = []
 
@@ -304,9 +301,7 @@ class _Watch:
         self.seen = Seen(self.family.grid(Given(args, kwargs)("x", 0).shape))
         options = kwargs.get("transformer_options") or {}
         self.family.tell_if_compiled(options)
-        override = functools.partial(
-            self._attention, options.get(OVERRIDE), options.get(TEXT_PADS) if self.padded else None
-        )
+        override = _Override.on(options.get(OVERRIDE), self, options.get(TEXT_PADS))
         return args, {**kwargs, "transformer_options": {**options, OVERRIDE: override}}
 
     def _before_owner(
@@ -318,20 +313,13 @@ class _Watch:
     def _after_owner(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.next = []
 
-    def _attention(
-        self,
-        earlier: Callable[..., torch.Tensor] | None,
-        pads: Sequence[int] | None,
-        func: Callable[..., torch.Tensor],
-        *args: Any,
-        **kwargs: Any,
-    ) -> torch.Tensor:
+    def answer(self) -> Callable[[AttentionCall], torch.Tensor] | None:
+        """What is done to the attention call that has begun; to be asked for once a call."""
         layer, place = self.next.pop(0) if self.next else (None, None)
         operator = None if layer is None else self.operators.get(layer)
         if operator is None or place is None:
-            return func(*args, **kwargs) if earlier is None else earlier(func, *args, **kwargs)
-        call = AttentionCall.of(func, earlier, args, kwargs).without(pads, place.text.stop)
-        return operator(self._projected(call, place))
+            return None
+        return lambda call: operator(self._projected(call.ending_at(place.text.stop), place))
 
     def _projected(self, call: AttentionCall, place: Place) -> Projected:
         rotation = None if place.matrices is None else Rotation(place.matrices, self.family.halves)
@@ -339,6 +327,49 @@ class _Watch:
         return Projected(
             call.q, call.k, call.v, call.attend, image, text=place.text, grid=self.seen.grid, rotation=rotation
         )
+
+
+@dataclass(frozen=True)
+class _Override:
+    """Stands as `optimized_attention_override` in a call of the network: `earlier` of another pack, `watches` round it.
+
+    A later watch stands round an earlier one. The innermost leaves the padding out of every row's text.
+    """
+
+    watches: tuple[_Watch, ...]
+    earlier: Callable[..., torch.Tensor] | None
+    pads: Sequence[int] | None
+
+    @classmethod
+    def on(cls, found: Any, watch: _Watch, pads: Sequence[int] | None) -> _Override:
+        """One watch more, on what stands there already."""
+        if not isinstance(found, cls):
+            return cls((watch,), found, pads)
+        return replace(found, watches=tuple(sorted((*found.watches, watch), key=lambda each: each.outside)))
+
+    def __call__(self, func: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
+        answers = [answer for watch in self.watches if (answer := watch.answer()) is not None]
+        attention = self.earlier
+        for number, answer in enumerate(answers):
+            layered = functools.partial(self._layered, innermost=number == 0, outermost=number == len(answers) - 1)
+            attention = functools.partial(_answered, answer, attention, layered)
+        return func(*args, **kwargs) if attention is None else attention(func, *args, **kwargs)
+
+    def _layered(self, call: AttentionCall, innermost: bool, outermost: bool) -> AttentionCall:
+        """The call for one of several watches' answers: around others, within others."""
+        pads = tuple(self.pads or ()) if innermost else ()
+        return replace(call, pads=pads, together=not innermost, masked=not outermost and call.mask is not None)
+
+
+def _answered(
+    answer: Callable[[AttentionCall], torch.Tensor],
+    earlier: Callable[..., torch.Tensor] | None,
+    layered: Callable[[AttentionCall], AttentionCall],
+    func: Callable[..., torch.Tensor],
+    *args: Any,
+    **kwargs: Any,
+) -> torch.Tensor:
+    return answer(layered(AttentionCall.of(func, earlier, args, kwargs)))
 
 
 def _record(features: Sequence[str], receive: Receive, layer: LayerId, projected: Projected) -> torch.Tensor:

@@ -13,6 +13,8 @@ from tiny_transformers import cond, latent, tiny_transformer
 
 import tiny
 from conditional_balance.engine.attribution import gradients_of, sign_probes
+from conditional_balance.engine.gates import WrittenGate
+from conditional_balance.engine.grammar import parse
 from conditional_balance.engine.layers import LayerId
 from conditional_balance.engine.subject import Phrase
 from conditional_balance.engine.windows import parse_windows
@@ -28,6 +30,8 @@ from conditional_balance.runtime.attribution.scaling import scaled
 from conditional_balance.runtime.attribution.settings import AttributionSettings
 from conditional_balance.runtime.attribution.subject import Subject
 from conditional_balance.runtime.inject.blend import Blend, blend_reference
+from conditional_balance.runtime.inject.reference import StyleReference
+from conditional_balance.runtime.inject.style import StyleInjection, inject_style
 
 PHRASE = Phrase("fox", (2, 3))
 MOST_USED = ["sd3", "flux", "qwen", "z-image"]
@@ -182,6 +186,29 @@ def test_blend_keeps_all_or_nothing_and_measures(kind: str, mode: str) -> None:
         torch.testing.assert_close(kept, plain, rtol=1e-3, atol=1e-3)
     half, _ = run(HALF)
     assert half.isfinite().all() and not torch.allclose(half, plain, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["flux", "cosmos"])
+def test_a_subject_is_found_in_styled_pictures_in_either_order_of_nodes(kind: str) -> None:
+    reference = StyleReference(latent(kind, 6)["samples"], cond(kind, 31))
+    blend = Blend(
+        latent(kind, 5)["samples"],
+        subject_of(kind),
+        parse_windows("0.2-1"),
+        "x0",
+        AttributionSettings("value_norm"),
+        HALF,
+    )
+
+    def style(of: Any) -> Any:
+        return inject_style(of, StyleInjection(WrittenGate(parse("all")), reference))
+
+    inside, found = blend_reference(style(tiny_transformer(kind)), blend)
+    first = sample(inside, kind), latest(found)[0].maps
+    before, found = blend_reference(tiny_transformer(kind), blend)
+    second = sample(style(before), kind), latest(found)[0].maps
+    torch.testing.assert_close(second[1], first[1], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(second[0], first[0], rtol=1e-3, atol=1e-3)
 
 
 def test_papers_way_puts_the_reference_under_the_runs_own_noise() -> None:

@@ -179,6 +179,71 @@ def test_a_block_replace_that_calls_on_composes_and_one_that_skips_is_named(capl
     )
 
 
+@pytest.mark.parametrize("kind", SEVERAL)
+def test_two_injections_at_the_same_layers_share_with_both(kind: str) -> None:
+    """The same reference twice, each at full weight, is the reference at twice the weight; the first row keeps it."""
+    model, sharing = tiny_transformer(kind), {"adain_q": False, "adain_k": False, "sharing": "q or k"}
+    reference = hidden(kind, KINDS[kind].tokens + 6)
+    twice = styled(styled(model, reference=reference, **sharing), reference=reference, **sharing)
+    assert_close(run(twice, kind), run(styled(model, reference=reference, share=2.0, **sharing), kind))
+    first_row = run(styled(styled(model), reference=reference), kind, batch=2)
+    assert bool(first_row.isfinite().all()) and differ(first_row[1], run(styled(model), kind, batch=2)[1])
+    assert torch.equal(run(styled(styled(model)), kind)[0], run(model, kind)[0])
+
+
+def test_injections_at_layers_of_one_block_act_in_either_order() -> None:
+    kind = "sd35-medium"  # a block's second attention is called behind its first
+    ours, theirs = hidden(kind), StyleReference(latent(kind, 6)["samples"], cond(kind, 32, 20))
+    model = tiny_transformer(kind)
+    both = run(styled(styled(model, "j0", ours), "x0", theirs), kind)
+    assert_close(run(styled(styled(model, "x0", theirs), "j0", ours), kind), both)
+    assert all(differ(both, run(styled(model, *one), kind)) for one in (("j0", ours), ("x0", theirs)))
+
+
+def test_two_injections_over_an_override_that_leaves_masks_out() -> None:
+    """What one of them keeps from the other's rows by a mask stays kept."""
+
+    def maskless(func: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return func(*args, **{**kwargs, "mask": None})
+
+    plain = tiny_transformer("flux")
+    other = plain.clone()
+    other.model_options["transformer_options"]["optimized_attention_override"] = maskless
+    assert_close(run(styled(styled(other)), "flux"), run(styled(styled(plain)), "flux"))
+
+
+def test_an_override_acts_beside_sageattention_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SageAttention takes no bias, so ComfyUI's own attention does; what another pack does with q, k and v remains."""
+    import comfy.model_management
+
+    def sharper(func: Any, q: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return func(3 * q, *args, **kwargs)
+
+    model = tiny_transformer("flux").clone()
+    model.model_options["transformer_options"]["optimized_attention_override"] = sharper
+    expected = run(styled(model, share=0.5), "flux")
+    monkeypatch.setattr(comfy.model_management, "sage_attention_enabled", lambda: True)
+    assert_close(run(styled(model, share=0.5), "flux"), expected)
+
+
+@pytest.mark.parametrize("kind", SEVERAL)
+def test_a_recording_sees_what_the_model_projects_under_an_injection(kind: str) -> None:
+    """Every row of every call once, before style changes anything in that layer."""
+    model, found = tiny_transformer(kind), []
+    architecture = architecture_of(model)
+
+    def receive(layer: Any, feature: str, tokens: torch.Tensor) -> None:
+        found.append((layer, tokens))
+
+    for of in (model, styled(model)):
+        with architecture.recording(("q",), receive):
+            run(of, kind, steps=1, cfg=1.0)
+    plain, under = found[: len(found) // 2], found[len(found) // 2 :]
+    assert [layer for layer, _ in under] == [layer for layer, _ in plain] == list(architecture.layers)
+    assert all(tokens.shape[0] == 3 for _, tokens in under)
+    assert torch.equal(under[0][1], plain[0][1]) and torch.equal(under[-1][1][0], plain[-1][1][0])
+
+
 @pytest.mark.parametrize("kind", ["qwen", "sd35-medium"])
 def test_a_compiled_model_gives_the_same_and_is_not_compiled_at_every_step(
     kind: str, caplog: pytest.LogCaptureFixture
