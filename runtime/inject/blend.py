@@ -240,7 +240,8 @@ class _Covered(_Run):
         """CALC_COND_BATCH: the call goes on as if we were not there; where a window opens, we then ask again."""
         out = executor(model, conds, x, sigma, model_options, *args, **kwargs)
         span, place = self.span_at(float(sigma[0])), positive_place(self.sampling.guider, conds)
-        if span is not None and span not in self.masks and place is not None:
+        whole = x.shape[-2:] == self.reference.shape[-2:]  # some samplers also look at a smaller or a larger picture
+        if span is not None and span not in self.masks and place is not None and whole:
             alone = [cond if number == place else None for number, cond in enumerate(conds)]
 
             def predict(options: dict[str, Any]) -> torch.Tensor:
@@ -271,7 +272,10 @@ class _Covered(_Run):
         """Post-cfg: the predicted picture with the reference around the subject; exact for masks of 0 and 1."""
         mask = self.mask_in(self.span_at(float(args["sigma"][0])))
         denoised = args["denoised"]
-        return denoised if mask is None else torch.lerp(self.reference.to(denoised), denoised, mask.to(denoised))
+        if mask is None:
+            return denoised
+        reference, mask = (_at_size(x, denoised.shape[-2:]).to(denoised) for x in (self.reference, mask))
+        return torch.lerp(reference, denoised, mask)
 
     def replaced(self, x: torch.Tensor, span: Span, sigma: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """A latent that a sampler which stopped at `sigma` hands on, with the reference around the subject.
@@ -314,6 +318,11 @@ class _Covered(_Run):
                 yield "The reference's mask covers all of it, so nothing of it is taken: mask less."
         for what, count in counts.items():
             yield from misfit(what, count, pictures)
+
+
+def _at_size(x: torch.Tensor, size: torch.Size) -> torch.Tensor:
+    """A reference, or a mask, for a picture of another size than the run's."""
+    return x if x.shape[-2:] == size else utils.common_upscale(x, size[1], size[0], "bilinear", "disabled")
 
 
 def _begin(sampler: SamplerRun, x: torch.Tensor, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from comfy import sampler_helpers, utils
+from comfy import sampler_helpers, samplers, utils
+from comfy.hooks import EnumHookType, HookGroup
 from comfy.model_base import BaseModel
-from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
+from comfy.model_patcher import ModelPatcher, create_hook_patches_clone
+from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from ...engine.blending import blended, weights_of
 from ...engine.gates import inside
@@ -62,14 +63,42 @@ def blend_prompts(model: ModelPatcher, blend: NoiseBlend) -> ModelPatcher:
     patched = injector.inject(model, _Blending(blend, place))
     around = functools.partial(_around_sampling, place, blend.conditioning)
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, around)
+    hooked = functools.partial(_register_hooks, blend.conditioning)
+    patched.add_callback_with_key(CallbacksMP.ON_REGISTER_ALL_HOOK_PATCHES, KEY, hooked)
     return patched
+
+
+def _register_hooks(
+    conditioning: Conditioning,
+    patcher: ModelPatcher,
+    hooks: HookGroup,
+    target: dict[str, Any],
+    options: dict[str, Any],
+    registered: HookGroup,
+    *args: Any,
+) -> None:
+    """ON_REGISTER_ALL_HOOK_PATCHES: the prompt's hooks as well, such as a LoRA of its own.
+
+    ComfyUI takes those of the guider's prompts, before OUTER_SAMPLE, and puts weights back that it has a copy of.
+    """
+    own = HookGroup()
+    sampler_helpers.get_hooks_from_cond(sampler_helpers.convert_cond(conditioning), own)
+    if len(own) and patcher.hook_patches_backup is None:
+        patcher.hook_patches_backup = create_hook_patches_clone(patcher.hook_patches)
+    for kind in (EnumHookType.TransformerOptions, EnumHookType.AdditionalModels, EnumHookType.Weight):
+        for hook in own.get_type(kind):
+            if not registered.contains(hook):
+                hook.add_hook_patches(patcher, options, target, registered)
 
 
 def _around_sampling(
     place: str, conditioning: Conditioning, executor: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> Any:
     """OUTER_SAMPLE: one more prompt among the guider's own, which it makes anew for every run."""
-    executor.class_obj.conds[place] = sampler_helpers.convert_cond(conditioning)
+    guider, prompts = executor.class_obj, sampler_helpers.convert_cond(conditioning)
+    samplers.preprocess_conds_hooks({place: prompts})
+    samplers.filter_registered_hooks_on_conds({place: prompts}, guider.model_options)
+    guider.conds[place] = prompts
     return executor(*args, **kwargs)
 
 

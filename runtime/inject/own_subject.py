@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,7 +16,7 @@ from ...engine.style import Damping
 from ..attribution.find import ProbeSettings, find_subject
 from ..attribution.settings import AttributionSettings
 from ..runs.model_call import ModelCall
-from .reference import StyleReference, middle
+from .reference import StyleReference, covering, fits, middle
 
 LEVEL = ProbeSettings((0.7,))
 METHOD = AttributionSettings("value_norm", propagation=2)
@@ -61,13 +61,17 @@ def subject_at(reference: StyleReference, noise: torch.Tensor) -> torch.Tensor |
     mask = reference.subject_mask
     if mask is None:
         return None
-    size = noise.shape[-1], noise.shape[-2]
-    return utils.common_upscale(mask[None, None].float().cpu(), *size, "bilinear", "center")[0, 0].clamp(0, 1)
+    return _resized(mask.float().cpu(), noise.shape[-2:])
+
+
+def _resized(mask: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    return utils.common_upscale(mask[None, None], size[-1], size[-2], "bilinear", "center")[0, 0].clamp(0, 1)
 
 
 def damping_at(subject: torch.Tensor, call: ModelCall) -> DampingAt:
     """By a layer's grid of tokens: less weight for every token, the more of it is the subject's."""
-    seen = middle(subject, call.x.shape[-2:])
+    size = call.x.shape[-2:]
+    seen = middle(subject if fits(size, subject) else _resized(subject, covering(size, subject)), size)
 
     @functools.cache
     def at(grid: Grid) -> torch.Tensor:

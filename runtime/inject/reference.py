@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -88,8 +88,16 @@ class Renoised:
     latent: torch.Tensor
     noise: torch.Tensor
 
+    @classmethod
+    def of(cls, latent: torch.Tensor) -> Renoised:
+        """Under the noise that every reference of this size gets."""
+        noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(NOISE_SEED))
+        return cls(latent, noise.to(latent))
+
     def at(self, model: BaseModel, call: ModelCall) -> torch.Tensor:
-        latent, noise = (middle(x, call.x.shape[-2:]).to(call.x) for x in (self.latent, self.noise))
+        size = call.x.shape[-2:]
+        wide = self if fits(size, self.latent) else Renoised.of(_resized(self.latent, covering(size, self.latent)))
+        latent, noise = (middle(x, size).to(call.x) for x in (wide.latent, wide.noise))
         return model.model_sampling.noise_scaling(call.sigma[:1].reshape([1] * latent.ndim), noise, latent)
 
 
@@ -100,6 +108,8 @@ class Replayed:
     trajectory: Trajectory
 
     def at(self, model: BaseModel, call: ModelCall) -> torch.Tensor:
+        if not fits(call.x.shape[-2:], self.trajectory.states):
+            raise _other_size(self.trajectory, call.x.shape[1:])
         try:
             state = self.trajectory.at(float(call.sigma[0]))
         except OutsideTrajectory as outside:
@@ -149,19 +159,25 @@ def _renoised(latent: torch.Tensor, model: BaseModel, noise: torch.Tensor) -> tu
             f"'reference' holds {latent.shape[2]} frame(s) and the sampler works on {noise.shape[2]}: "
             "style is taken from one picture for one picture, so set the length of the latent to 1."
         )
-    latent = utils.common_upscale(latent, noise.shape[-1], noise.shape[-2], "bicubic", "center")
-    own_noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(NOISE_SEED)).to(latent)
-    return Renoised(latent, own_noise), latent
+    latent = _resized(latent, noise.shape[-2:])
+    return Renoised.of(latent), latent
 
 
 def _replayed(trajectory: Trajectory, noise: torch.Tensor) -> tuple[Way, torch.Tensor]:
-    states = trajectory.states
-    if states.shape[1:] != noise.shape[1:]:
-        raise ValueError(
-            f"'trajectory' is of a latent of shape {list(states.shape[1:])} and the sampler works on "
-            f"{list(noise.shape[1:])}: its noise cannot be resized, so record or invert at the size that you generate."
-        )
-    return Replayed(trajectory), states[-1:].to(noise)
+    if trajectory.states.shape[1:] != noise.shape[1:]:
+        raise _other_size(trajectory, noise.shape[1:])
+    return Replayed(trajectory), trajectory.states[-1:].to(noise)
+
+
+def _other_size(trajectory: Trajectory, size: torch.Size) -> ValueError:
+    return ValueError(
+        f"'trajectory' is of a latent of shape {list(trajectory.states.shape[1:])} and the sampler works on "
+        f"{list(size)}: its noise cannot be resized, so record or invert at the size that you generate."
+    )
+
+
+def _resized(latent: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    return utils.common_upscale(latent, size[-1], size[-2], "bicubic", "center")
 
 
 def positive_prompts(guider: CFGGuider) -> list[dict[str, Any]]:
@@ -296,6 +312,16 @@ def without_hidden_rows(out: torch.Tensor, chunks: int, hidden: int) -> torch.Te
     """The model's output without the last rows of every chunk."""
     kept = rearrange(out, "(chunk row) ... -> chunk row ...", chunk=chunks)[:, :-hidden]
     return rearrange(kept, "chunk row ... -> (chunk row) ...")
+
+
+def fits(size: Sequence[int], x: torch.Tensor) -> bool:
+    """Whether a call of so many rows and columns lies within a reference [..., H, W]; some samplers look at more."""
+    return all(side <= own for side, own in zip(size, x.shape[-2:], strict=True))
+
+
+def covering(size: Sequence[int], x: torch.Tensor) -> tuple[int, int]:
+    """Rows and columns to which a reference has to grow for a call of `size` to lie within it."""
+    return max(size[0], x.shape[-2]), max(size[1], x.shape[-1])
 
 
 def middle(x: torch.Tensor, size: torch.Size) -> torch.Tensor:

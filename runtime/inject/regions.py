@@ -21,10 +21,17 @@ LeadsAt = Callable[[Grid | None], Leads]
 
 def fitted(reference: StyleReference, noise: torch.Tensor) -> torch.Tensor | None:
     """A reference's mask [H, W] at the size of the run's latents, on the CPU."""
-    if reference.mask is None:
-        return None
-    mask = reference.mask.float().cpu()[None, None]
-    return utils.common_upscale(mask, noise.shape[-1], noise.shape[-2], "area", "disabled")[0, 0].clamp(0, 1)
+    return None if reference.mask is None else _resized(reference.mask.float().cpu(), noise)
+
+
+def _resized(mask: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
+    size = pictures.shape[-1], pictures.shape[-2]
+    return utils.common_upscale(mask[None, None], *size, "area", "disabled")[0, 0].clamp(0, 1)
+
+
+def _at_size(mask: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
+    """A mask for pictures of a size to which a sampler has changed the run's."""
+    return mask if mask.shape == pictures.shape[-2:] else _resized(mask, pictures)
 
 
 def leads_of(
@@ -35,6 +42,7 @@ def leads_of(
     if any(mask is not None for _, mask in acting):
         assert call.pictures is not None  # a run's life cycle notes them in every call
         places = places_of(call.x, layout, call.pictures)
+        acting = [(strength, None if mask is None else _at_size(mask, call.pictures)) for strength, mask in acting]
 
     @functools.cache
     def at(grid: Grid | None) -> Leads:

@@ -59,10 +59,13 @@ def record_trajectory(model: ModelPatcher, trajectories: Trajectories) -> ModelP
 def _around_run(
     trajectories: Trajectories, executor: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
 ) -> torch.Tensor:
-    """SAMPLER_SAMPLE: the state at the first call of every noise level, and the picture at the end."""
+    """SAMPLER_SAMPLE: the state at the last call of every noise level, and the picture at the end.
+
+    A sampler of second order comes to a level twice: where it guesses that the picture will be, and where it is.
+    """
     seen: dict[float, torch.Tensor] = {}
     run = SamplerRun.of(executor, *args, **kwargs)
-    out = run.wrapped(WrappersMP.CALC_COND_BATCH, partial(_around_conds, seen)).sample()
+    out = run.wrapped(WrappersMP.CALC_COND_BATCH, partial(_around_conds, seen, run.noise.shape)).sample()
     model, last = run.guider.inner_model, run.sigmas[-1:]
     end = model.model_sampling.noise_scaling(last.reshape([1] * out.ndim), torch.zeros_like(out), out)
     seen[float(last)] = _kept(end)
@@ -72,6 +75,7 @@ def _around_run(
 
 def _around_conds(
     seen: dict[float, torch.Tensor],
+    size: torch.Size,
     executor: Callable[..., Any],
     model: BaseModel,
     conds: list[Any],
@@ -80,7 +84,8 @@ def _around_conds(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    seen.setdefault(float(sigma[0]), _kept(x))
+    if x.shape == size:  # some samplers also look at a smaller or a larger picture
+        seen[float(sigma[0])] = _kept(x)
     return executor(model, conds, x, sigma, *args, **kwargs)
 
 

@@ -38,6 +38,10 @@ Around = Callable[[Executor, ModelCall, Layout], torch.Tensor]
 """Runs one model call (`call.run(executor)`) with what a condition changes in it; returns the rows it was given."""
 
 
+NOWHERE = -1
+"""Among the conditionings of a call that runs no positive prompt, such as self-attention guidance's of the negative."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """One run of a sampler: its guider, its noise levels [T + 1] and its noise [B, C, ..., H, W].
@@ -84,9 +88,16 @@ class Sampling:
         return None if family is None else shadow(family, layer, options)
 
     def positive(self, conds: list[Any]) -> int:
-        """Where the run's positive prompts stand among the conditionings of a call; 0 when they are not among them."""
-        prompts = self.guider.conds.get("positive") or []
-        return next((place for place, cond in enumerate(conds) if cond is prompts), 0)
+        """Where the run's positive prompts stand among the conditionings of a call.
+
+        Where they are not, prompts that are none of the guider's own count as positive; NOWHERE if there are none.
+        """
+        own = {name: prompts for name, prompts in self.guider.conds.items() if not name.startswith(KEY)}
+        positive = own.pop("positive", None)
+        if positive is None:  # a guider with other names
+            return 0
+        others = [place for place, cond in enumerate(conds) if cond and not any(cond is each for each in own.values())]
+        return next((place for place in others if conds[place] is positive), others[0] if others else NOWHERE)
 
 
 class Run:
@@ -102,7 +113,7 @@ class Run:
     def at(self, sigma: float, positive: int) -> Around | None:
         """What wraps the model calls at a noise level; None where the condition does not act.
 
-        `positive` is the place of the positive prompts among the call's conditionings.
+        `positive` is the place of the positive prompts among the call's conditionings, or NOWHERE.
         """
         return None
 

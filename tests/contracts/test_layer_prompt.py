@@ -71,3 +71,12 @@ def test_the_node_says_what_it_does() -> None:
     assert "20%" in out.ui["cb_summary"][0]
     with pytest.raises(ValueError, match="'conditioning' is empty"):
         CBLayerPrompt.execute(of, [], gate("o3"), 0.0, 1.0)
+
+
+def test_a_call_of_the_negative_prompt_alone_keeps_it() -> None:
+    """Self-attention guidance predicts the negative prompt once more, in a call of its own."""
+    from comfy_extras.nodes_sag import SelfAttentionGuidance
+
+    of = SelfAttentionGuidance.execute(model("sd15"), 0.5, 2.0)[0]
+    large = {"latent": {"samples": torch.zeros(1, 4, 16, 32)}}
+    assert_close(run(prompted(of), **large), run(of, positive=with_text(of, 7), **large))

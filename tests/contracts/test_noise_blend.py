@@ -29,7 +29,7 @@ from tiny_transformers import cond as transformer_cond
 from tiny_transformers import tiny_transformer
 
 from conditional_balance.nodes.noise_blend import CBNoiseBlend
-from tiny import cond
+from tiny import cond, tiny_model
 
 __all__ = ["little_memory"]
 
@@ -113,6 +113,31 @@ def test_the_other_prompt_brings_its_own_controlnet() -> None:
     expected = run(of, positive=positive, negative=cond(of, 2))
     assert_close(run(blended(of, positive)), expected, 1e-3)
     assert differ(expected, run(of, positive=cond(of, 7)))
+
+
+def test_the_other_prompt_brings_its_own_lora() -> None:
+    """A hook of its conditioning, as Create Hook LoRA makes it: in every run, once, and on no other prompt."""
+    of = tiny_model("sd15")
+    with_lora = hooked(of, cond(of, 7))
+    expected, plain = run(of, positive=with_lora), run(of)
+    patched = blended(of, with_lora)
+    assert_close(run(patched), expected)
+    assert_close(run(patched), expected)
+    assert differ(expected, run(of, positive=cond(of, 7))) and torch.equal(run(of), plain)
+    assert_close(run(patched, positive=hooked(of, cond(of, 1), with_lora[0][1]["hooks"])), expected)
+
+
+def hooked(of: Any, prompt: Any, hooks: Any = None) -> Any:
+    """The prompt under a LoRA of one weight, or under one that is given."""
+    from comfy.hooks import HookGroup, WeightHook
+
+    if hooks is None:
+        key = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_k.weight"
+        hook, hooks = WeightHook(1.0, 0.0), HookGroup()
+        hook.weights, hook.need_weight_init = {key: ("diff", (torch.ones_like(of.model.state_dict()[key]),))}, False
+        hooks.add(hook)
+    [[text, extra]] = prompt
+    return [[text, {**extra, "hooks": hooks}]]
 
 
 def test_without_a_negative_prompt_only_giving_way_is_possible() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,7 +30,7 @@ from style_case import (
 )
 
 from conditional_balance.engine.gates import windowed
-from conditional_balance.runtime.inject.reference import FIRST_ROW
+from conditional_balance.runtime.inject.reference import FIRST_ROW, StyleReference
 from conditional_balance.runtime.runs.keys import MissingKey
 from tiny import cond, latent
 
@@ -407,3 +409,60 @@ def test_guiders_of_other_kinds() -> None:
             assert_close(injected[:1], plain[:1])
         assert differ(injected[1:], plain[1:])
         assert differ(guided(styled(of, "all", hidden(of)), kind), plain)
+
+
+# Samplers that look at a picture of another size --------------------------------------------------------------------
+
+
+def resizing(scale: float) -> Any:
+    """A sampler such as Euler Smea Dy: in every step it also asks for a smaller or a larger picture."""
+    import comfy.samplers
+    from torch.nn.functional import interpolate
+
+    def sample_resizing(of: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: Any, **kwargs: Any) -> torch.Tensor:
+        for sigma, after in itertools.pairwise(sigmas):
+            asked = sigma.expand(len(x))
+            denoised = of(x, asked, **extra_args)
+            other = of(interpolate(x, scale_factor=scale, mode="bilinear"), asked, **extra_args)
+            denoised = torch.lerp(denoised, interpolate(other, x.shape[-2:], mode="bilinear"), 0.3)
+            x = x + (x - denoised) / sigma * (after - sigma)
+        return x
+
+    return comfy.samplers.KSAMPLER(sample_resizing)
+
+
+def sampled_resizing(of: Any, scale: float) -> torch.Tensor:
+    import comfy.sample
+
+    noise = torch.randn(2, 4, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
+    sigmas, nothing = torch.tensor([14.0, 3.0, 0.0]), torch.zeros_like(noise)
+    with torch.inference_mode():
+        return comfy.sample.sample_custom(
+            of, noise, 4.0, resizing(scale), sigmas, cond(of, 1), cond(of, 2), nothing, seed=0
+        )
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.5])
+def test_samplers_that_look_at_another_size(scale: float) -> None:
+    """Every condition goes along, or says why it cannot; what is recorded is the picture that is painted."""
+    from gradsam_case import ALL_ZEROS, blended
+
+    from conditional_balance.nodes.trajectory import CBRecordTrajectory
+
+    of = model("sd15")
+    plain = sampled_resizing(of, scale)
+    source = hidden(of)
+    masked = replace(source, mask=torch.eye(8), subject_mask=torch.eye(8))
+    for reference in (FIRST_ROW, source, masked, replace(source, subject_mask=torch.eye(8))):
+        out = sampled_resizing(styled(of, "all", reference), scale)
+        assert bool(out.isfinite().all()) and differ(out[1], plain[1])
+    assert not torch.equal(sampled_resizing(blended(of, "0.05-1", mask=ALL_ZEROS)[0], scale), plain)
+    recording, trajectories = CBRecordTrajectory.execute(of).args
+    way = trajectories.of(sampled_resizing(recording, scale))
+    assert way.states.shape == (3, 4, HEIGHT, WIDTH)
+    replayed = styled(of, "all", StyleReference(trajectory=way))
+    if scale < 1:
+        assert differ(sampled_resizing(replayed, scale), plain)
+    else:
+        with pytest.raises(ValueError, match="its noise cannot be resized"):
+            sampled_resizing(replayed, scale)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import comfy.sample
 import comfy.samplers
 import pytest
 import torch
@@ -41,6 +42,21 @@ def test_recording_changes_no_bit_and_holds_the_run(sampler: str) -> None:
     assert high == pytest.approx(float(of.get_model_object("model_sampling").sigma_max), rel=1e-3) and low < 0.0011
     assert_close(way.at(low), of.model.process_latent_in(out[0]))
     assert float(way.at(high).std()) == pytest.approx(high, rel=0.1)
+
+
+@pytest.mark.parametrize("sampler", ["heun", "heunpp2", "dpmpp_2m"])
+def test_a_level_that_is_called_twice_holds_the_state_that_was_reached(sampler: str) -> None:
+    """Not where the sampler had guessed that it would be."""
+    of, states = model("sd15"), {}
+    recording, trajectories = CBRecordTrajectory.execute(of).args
+    sigmas, noise = torch.tensor([8.0, 3.0, 1.0, 0.0]), torch.randn(1, 4, 8, 16)
+    with torch.inference_mode():
+        out = comfy.sample.sample_custom(
+            recording, noise, 4.0, comfy.samplers.sampler_object(sampler), sigmas, cond(of, 1), cond(of, 2),
+            torch.zeros_like(noise), callback=lambda step, denoised, x, total: states.__setitem__(step, x.clone()),
+        )  # fmt: skip
+    way = trajectories.of(out)
+    assert all(torch.equal(way.at(float(sigmas[step])), x[0]) for step, x in states.items()) and len(states) == 3
 
 
 def test_results_belong_to_their_run() -> None:
