@@ -89,9 +89,10 @@ def groups_of(model: model_base.BaseModel) -> tuple[str, ...]:
     """The groups of metadata that a model takes."""
     if isinstance(model, model_base.SDXL):
         return "original", "target", "top", "left", "pooled"
-    pooled = ("pooled",) if isinstance(model, (model_base.SD3, model_base.Flux)) and model.adm_channels else ()
-    guided = ("guidance",) if getattr(getattr(model.diffusion_model, "params", None), "guidance_embed", False) else ()
-    return guided + pooled
+    of_flux = getattr(model.diffusion_model, "params", None)  # and of its kin, such as HunyuanVideo
+    guided = ("guidance",) if getattr(of_flux, "guidance_embed", False) else ()
+    width = model.adm_channels if isinstance(model, model_base.SD3) else getattr(of_flux, "vec_in_dim", None)
+    return guided + (("pooled",) if width else ())
 
 
 def _around_call(

@@ -6,11 +6,15 @@ import functools
 
 import pytest
 import torch
+from style_case import differ
+from test_transformers import run as run_transformer
+from tiny_transformers import cond as transformer_cond
+from tiny_transformers import tiny_transformer
 
 import tiny
 from conditional_balance.nodes.metadata import CBMicroConditioning, CBResolutionShift
 from conditional_balance.nodes.projection import CBProject
-from conditional_balance.runtime.inject.metadata import Change, Metadata, _vector, schedule_metadata
+from conditional_balance.runtime.inject.metadata import Change, Metadata, _vector, groups_of, schedule_metadata
 
 OFF = {each.id: each.default for each in CBMicroConditioning.define_schema().inputs if each.id not in ("model",)}
 
@@ -69,6 +73,33 @@ def test_pooled_text_can_fade(sdxl_model) -> None:
     faded = schedule_metadata(sdxl_model, Metadata(pooled=Change(0.0, 0.0)))
     empty = [[part, {**extra, "pooled_output": torch.zeros(1, 1280)}] for part, extra in text()]
     assert torch.equal(painted(faded), tiny.sample(sdxl_model, empty, empty, tiny.latent(), steps=3))
+
+
+@pytest.mark.parametrize(
+    ("kind", "groups"),
+    [
+        ("sd3", ("pooled",)),
+        ("flux", ("guidance", "pooled")),
+        ("hunyuan-video", ("pooled",)),
+        ("flux2", ("guidance",)),
+        ("chroma", ()),
+        ("qwen", ()),
+    ],
+)
+def test_transformers_take_what_they_are_told(kind: str, groups: tuple[str, ...]) -> None:
+    """Each group that is offered acts, and no other is: Flux.1's pooled text is not called by SD3's name for it."""
+    of = tiny_transformer(kind)
+    assert groups_of(of.model) == groups
+    (text, extra), *_ = transformer_cond(kind, 1)
+    positive = [[text, {**extra, "guidance": 3.0}]]
+    if "pooled" in groups:
+        faded = schedule_metadata(of, Metadata(pooled=Change(0.0, 0.0)))
+        empty = [[text, {**extra, "pooled_output": 0 * extra["pooled_output"], "guidance": 3.0}]]
+        expected = run_transformer(of, kind, positive=empty, cfg=1.0)
+        assert torch.equal(run_transformer(faded, kind, positive=positive, cfg=1.0), expected)
+    if "guidance" in groups:
+        less = schedule_metadata(of, Metadata(guidance=Change(0.5, 0.0)))
+        assert differ(run_transformer(less, kind, positive=positive), run_transformer(of, kind, positive=positive))
 
 
 def test_nothing_stays_on_the_model_and_two_nodes_chain(sdxl_model) -> None:
