@@ -32,7 +32,7 @@ if sys.version_info < (3, 10):  # noqa: UP036 - for those who have another
 
 from devtools import browser, comfyui, environment, server, workflow
 from devtools import profile as profile_command
-from devtools.steps import Failed
+from devtools.steps import Failed, print_any_text
 
 ROOT = Path(__file__).resolve().parent
 OUT = ROOT / "out"
@@ -184,4 +184,5 @@ def _save(running: server.Server, picture: dict[str, str]) -> Path:
 
 
 if __name__ == "__main__":
+    print_any_text()
     sys.exit(main(sys.argv[1:]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,12 @@ HEARTBEAT = 3.0  # seconds between dots
 
 class Failed(Exception):
     """A step that did not work: the message says which, and what to do about it."""
+
+
+def print_any_text() -> None:
+    """From now on what a terminal or a file cannot show is printed as escapes, and does not end the script."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")
 
 
 def step(what: str, command: Sequence[str | Path], cure: str, env: Mapping[str, str] | None = None) -> None:

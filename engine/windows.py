@@ -61,7 +61,9 @@ def _window(text: str) -> Window:
     start, end = float(match[1]), None if match[2] is None else float(match[2])
     if max(start, end or 0.0) > 1:
         raise ValueError(f"{quoted(text)} leaves the schedule, which runs from 0 (noise) to 1 (picture).")
-    if end is not None and end <= start:
+    if end == start:
+        raise ValueError(f"{quoted(text)} ends where it starts: write {start:g} alone for one step.")
+    if end is not None and end < start:
         raise ValueError(f"{quoted(text)} ends before it starts: swap the numbers.")
     return Window(start, end)
 

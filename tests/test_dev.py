@@ -211,6 +211,36 @@ def test_what_a_python_lacks_is_seen() -> None:
     assert seen["torch"]
 
 
+def test_what_a_terminal_cannot_show_is_escaped() -> None:
+    """The progress bars that `dev.py demo` repeats, and names of folders, on Windows' older encodings."""
+    code = "from devtools.steps import print_any_text; print_any_text(); print('\u2588 \u98ce')"
+    narrow = {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | narrow)
+    assert done.stdout == "\\u2588 \\u98ce\n", done.stderr
+    done = dev("bench", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("ci", ["", "true"])
+def test_without_network_the_tests_of_the_front_end_are_left_out(ci: str, monkeypatch, tmp_path, capsys) -> None:
+    def offline(what: str, command: list, cure: str, env: object = None) -> None:
+        raise Failed(f"no route\n\nThe step '{what}' failed. {cure}")
+
+    monkeypatch.setenv("CI", ci)
+    monkeypatch.setattr(browser, "step", offline)
+    monkeypatch.setattr(browser, "CACHE", tmp_path)
+    monkeypatch.setattr(browser, "PLAYWRIGHT_MODULE", tmp_path / "none")
+    monkeypatch.setattr(browser, "find_browser", lambda: sys.executable)
+    monkeypatch.setattr(browser.shutil, "which", lambda name: name)
+    if ci:
+        with pytest.raises(Failed, match="playwright-core is not installed yet"):
+            browser.prepare()
+        return
+    browser.prepare()
+    said = capsys.readouterr().out
+    assert "'installing playwright-core' failed. Check the network. The tests of the front end are left out." in said
+
+
 def test_a_failed_step_shows_its_output_and_the_cure(capfd: pytest.CaptureFixture) -> None:
     with pytest.raises(Failed, match=r"the dog ate it[\s\S]+'homework' failed. Get a cat."):
         step("homework", [sys.executable, "-c", "import sys; sys.exit('the dog ate it')"], "Get a cat.")

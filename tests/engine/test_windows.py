@@ -26,7 +26,12 @@ def test_windows_are_read_as_written() -> None:
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("0.2-", "'0.2-' is not a window"), ("0.2-1.5", "leaves the schedule"), ("0.5-0.2", "ends before it starts")],
+    [
+        ("0.2-", "'0.2-' is not a window"),
+        ("0.2-1.5", "leaves the schedule"),
+        ("0.5-0.2", "ends before it starts"),
+        ("0.5-.5", "write 0.5 alone"),
+    ],
 )
 def test_a_bad_window_is_quoted(text: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
