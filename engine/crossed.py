@@ -175,11 +175,11 @@ class CrossedSums:
         A subject drawn in every style moves all styles together, so neither axis alone holds the whole spread: as in an
         analysis of variance that is the spread of styles plus that of subjects minus what both count. The part to
         subtract is noisy, so the axis whose clusters are scored sets the floor, and half of what the other adds counts
-        (intervals then hold planted truths 9 times in 10; `benchmarks/ranking.py`).
+        (intervals then hold planted truths 9 times in 10; `benchmarks/ranking.py`). NaN where neither axis tells any.
         """
         whole, no_style, no_subject, neither = (self._log_score(kind, left) for left in self._left(kind))
         spreads = [_jackknife(no_style), _jackknife(no_subject)]
-        own = torch.where(spreads[kind].isnan(), spreads[1 - kind], spreads[kind]).nan_to_num(0)
+        own = torch.where(spreads[kind].isnan(), spreads[1 - kind], spreads[kind])
         more = (spreads[0] + spreads[1] - _interaction(neither) - own).nan_to_num(0).clamp(min=0)
         spread = own + more / 2
         styles, subjects = self.series.counts

@@ -90,12 +90,17 @@ class PlainSums:
             self._found["inner_pairs"][start : start + step] += same.sum(1)
 
     def scores(self) -> Scores:
-        """Scores and 90 % intervals [...]; the interval resamples whole clusters, and knows what was not looked at."""
+        """Scores and 90 % intervals [...]; the interval resamples whole clusters, and knows what was not looked at.
+
+        Two clusters can be drawn in one way only, which tells nothing: bounds are then NaN.
+        """
         sums, pairs = self._found["sums"], self._found["pairs"]
         resampled = _ratios(sums, pairs, _resampled_clusters(len(pairs), self._seed))
         tail = (1 - INTERVAL) / 2
         low, high = torch.nanquantile(resampled, torch.tensor([tail, 1 - tail], dtype=torch.float64), -1)
         score = _ratios(sums, pairs, torch.ones(1, len(pairs), dtype=torch.float64))[..., 0]
+        if len(pairs) == 2:
+            return Scores(score, *(torch.full_like(score, torch.nan) for _ in range(2)))
         found = Scores(score, torch.fmin(low, score), torch.fmax(high, score))
         return widened(found, self._parts.variance(INNER, OUTER))
 

@@ -16,11 +16,16 @@ INTERVAL = 0.9  # share of bootstrap scores between low and high
 
 
 class Scores(NamedTuple):
-    """Score [...] and the bounds [...] of its bootstrap interval; lower = more sensitive."""
+    """Score [...] and the bounds [...] of its bootstrap interval, NaN where unknown; lower = more sensitive."""
 
     score: torch.Tensor
     low: torch.Tensor
     high: torch.Tensor
+
+    @property
+    def interval(self) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
+        """Both bounds, or None for each where they are unknown."""
+        return (None, None) if bool(self.low.isnan().any()) else (self.low, self.high)
 
 
 class Separation(NamedTuple):
@@ -76,9 +81,10 @@ def log_of(scores: torch.Tensor) -> torch.Tensor:
 def sureness(scores: Scores) -> float:
     """How far a ranking by scores [..., L] may be believed: its expected correlation with the true one, 0 to 1.
 
-    The root of the share of the spread over layers, in ln score, that is not the scores' own uncertainty.
+    The root of the share of the spread over layers, in ln score, that is not the scores' own uncertainty; 0 where that
+    is unknown.
     """
     score, low, high = (log_of(part) for part in scores)
-    noise = ((high - low) / (2 * 1.6449)).square().mean(-1)
+    noise = ((high - low) / (2 * 1.6449)).square().mean(-1).nan_to_num(torch.inf)
     total = score.var(-1)
     return float((1 - noise / total.clamp(min=1e-30)).clamp(0, 1).sqrt().mean())

@@ -16,7 +16,7 @@ from comfy.model_patcher import ModelPatcher
 from ...engine.noise import LOG, LOGIT, evenly_spaced
 from ...engine.profile import SensitivityProfile
 from ...engine.sampling import MOST_PAIRS
-from ...engine.scoring import Scores, check_clusters, sureness
+from ...engine.scoring import check_clusters, sureness
 from ..arch.fingerprint import fingerprint_of
 from ..arch.registry import architecture_of
 from ..runs.loaded import sampling_of
@@ -140,15 +140,15 @@ class Measurement:
 
     def profile(self, scoring: Scoring, passes: int, seen: int) -> SensitivityProfile:
         """The profile of what a scoring holds; `seen` pictures are in it, after `passes` through the model."""
-        score, low, high = scoring.scores()
+        scores = scoring.scores()
         facts = self._facts() | scoring.facts(self.settings.distance)
         facts["percents"] = [percent_of(self.model, sigma) for sigma in self.sigmas.tolist()]
         if seen < self.count:
-            facts["stopped"] = {"images": seen, "of": self.count, "sure": sureness(Scores(score, low, high))}
+            facts["stopped"] = {"images": seen, "of": self.count, "sure": sureness(scores)}
             facts.pop("pairs", None)
         facts["cost"] = {"forward_passes": passes, "seconds": round(time.monotonic() - self._started, 3)}
         return SensitivityProfile(
-            self.layers, self.settings.features, self.sigmas, score, low, high, facts,
+            self.layers, self.settings.features, self.sigmas, scores.score, *scores.interval, facts,
             content=scoring.content(), noise=noise_of(self.model),
         )  # fmt: skip
 

@@ -42,7 +42,7 @@ def profile_recording(folder: Path, what: str, distance: str, seed: int) -> Sens
         for group in scoring.groups:
             _add(recording, level, group, distance, scoring)
         bar.update(1)
-    score, low, high = scoring.scores()
+    scores = scoring.scores()
     facts = {
         "what": what,
         "model": dict(recording.model),
@@ -56,9 +56,8 @@ def profile_recording(folder: Path, what: str, distance: str, seed: int) -> Sens
         recording.layers,
         recording.features,
         recording.sigmas,
-        score,
-        low,
-        high,
+        scores.score,
+        *scores.interval,
         facts,
         content=scoring.content(),
         noise=recording.noise,

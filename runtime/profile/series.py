@@ -101,7 +101,7 @@ class Scoring(ABC):
 
     @abstractmethod
     def content(self) -> Scores | None:
-        """Content scores [F, T, L], where the series is crossed."""
+        """Content scores [F, T, L], where the series is crossed; their own bounds where no others are known."""
 
     @abstractmethod
     def facts(self, distance: str) -> dict[str, Any]:
@@ -152,11 +152,15 @@ class _Plain(Scoring):
     def facts(self, distance: str) -> dict[str, Any]:
         found = separation(torch.stack([sums.shuffled() for sums in self._levels], 1))
         return {
-            "estimator": f"{distance}, score inner / outer, 90 % bootstrap over clusters",
+            "estimator": f"{distance}, score inner / outer, {self._interval()}",
             "series": self._read(),
             "separation": _in_json(found),
             **self._sample(),
         }
+
+    def _interval(self) -> str:
+        few = self._series.counts[0] < 3
+        return "without interval, which needs three clusters" if few else "90 % bootstrap over clusters"
 
     def _read(self) -> str:
         if any(self._subjects):
@@ -173,7 +177,8 @@ class _Crossed(Scoring):
         return _over_levels([sums.scores().style for sums in self._levels])
 
     def content(self) -> Scores:
-        return _over_levels([sums.scores().content for sums in self._levels])
+        found = _over_levels([sums.scores().content for sums in self._levels])
+        return found if found.interval[0] is not None else Scores(found.score, found.score.clone(), found.score.clone())
 
     def facts(self, distance: str) -> dict[str, Any]:
         each = [sums.shuffled() for sums in self._levels]

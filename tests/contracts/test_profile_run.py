@@ -223,7 +223,8 @@ def test_the_same_seed_measures_the_same_and_another_does_not(sd15_model, vae):
             return profile_model(sd15_model, two_clusters(), vae, cond, None, settings)
 
     first, second, third = run(0), run(0), run(1)
-    assert torch.equal(first.scores, second.scores) and torch.equal(first.low, second.low)
+    assert torch.equal(first.scores, second.scores) and first.low is second.low is None  # of two clusters
+    assert "without interval, which needs three clusters" in first.provenance["estimator"]
     assert not torch.equal(first.scores, third.scores)
     assert first.provenance["separation"] == second.provenance["separation"]
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from benchmarks import planted
 from conditional_balance.engine.crossed import CrossedSums, is_crossed, looks_crossed, separation
 from conditional_balance.engine.plain import scores_of
+from conditional_balance.engine.scoring import sureness
 from conditional_balance.engine.series import Series
 
 
@@ -106,7 +107,8 @@ def test_pictures_that_do_not_differ_score_one():
 
 def test_two_styles_and_two_subjects_have_scores_though_no_spread_can_be_told():
     scores = gathered(Series.of([0, 0, 1, 1], ["a", "b", "a", "b"]), distances(4)).scores()
-    assert torch.equal(scores.style.low, scores.style.score) and bool(scores.content.high.isfinite().all())
+    assert all(one.interval == (None, None) and bool(one.score.isfinite().all()) for one in scores)
+    assert all(sureness(one) == 0 for one in scores)
 
 
 def test_shuffles_stay_inside_the_design():

@@ -193,6 +193,17 @@ def test_portions_that_never_came_leave_no_trace(seen):
     assert bool((variance > 0).all()) and torch.equal(variance, alone.variance(STYLE, BASE))
 
 
+def test_two_clusters_are_never_sure():
+    """They can be resampled in one way only, so an interval of no width said that noise was certain."""
+    dice = torch.Generator().manual_seed(0)
+    noise = 0.5 + torch.rand(LAYERS, 8, 8, generator=dice, dtype=torch.float64)
+    scores = scores_of(noise + noise.mT, [0] * 4 + [1] * 4, 0)
+    assert bool(scores.score.isfinite().all()) and scores.interval == (None, None)
+    assert sureness(scores) == 0
+    more = scores_of(noise + noise.mT, [0, 0, 1, 1, 2, 2, 2, 2], 0)
+    assert bool((more.low < more.high).all()) and more.interval == (more.low, more.high)
+
+
 def test_a_score_of_zero_has_a_sureness_and_an_interval():
     """Pictures that are all alike inside their clusters, as copies are."""
     scores = Scores(*(torch.tensor([0.0, 0.5, 0.6], dtype=torch.float64) * part for part in (1, 0.9, 1.1)))
