@@ -115,6 +115,7 @@ def _rarely_changed() -> list[io.Input]:
                 min=0,
                 max=0xFFFFFFFFFFFFFFFF,
                 optional=True,
+                control_after_generate=False,
                 tooltip="The random noise that 'gamma' leads to. Without gamma it changes nothing.",
             )
         ),
