@@ -58,7 +58,7 @@ def test_a_number_that_no_widget_gives_is_refused_when_the_node_runs(node_id: st
 
 
 def test_no_run_draws_another_seed_for_what_is_measured() -> None:
-    """Front ends put a control that draws after each run behind every input of this name, unless they are told not to."""
+    """Front ends put a control that draws after each run behind every input of this name, unless told not to."""
     seeds = [each for (_, name), each in NUMBERS.items() if name in ("seed", "noise_seed")]
     assert len(seeds) > 4 and all(each.as_dict()["control_after_generate"] is False for each in seeds)
 
