@@ -259,7 +259,8 @@ class CBKeepSubject(io.ComfyNode):
                 io.Model.Output(display_name="model", tooltip="Connect to the sampler."),
                 io.Latent.Output(
                     display_name="latent",
-                    tooltip="An empty latent of the picture's size: connect to the sampler, with denoise 1.",
+                    tooltip="An empty latent of the picture's shape, no larger than the model paints: connect to the "
+                    "sampler, with denoise 1.",
                 ),
                 io.Conditioning.Output(display_name="positive", tooltip="Connect to the sampler's positive input."),
                 Attributed.Output(

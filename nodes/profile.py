@@ -425,7 +425,7 @@ def _settings() -> list[io.Input]:
             default=12,
             min=1,
             max=50,
-            tooltip="Noise levels to measure at, spread evenly over the logarithm of sigma. 12 are enough: rankings "
+            tooltip="Noise levels to measure at, in even steps from most noise to least. 12 are enough: rankings "
             "between them are interpolated. Time grows with it.",
         ),
         io.Combo.Input(
@@ -463,8 +463,8 @@ def _rarely_changed() -> list[io.Input]:
                 min=0,
                 max=4096,
                 step=64,
-                tooltip="Side in pixels of a square of the same area. 0 is the model's own: 1024 for SDXL, 512 for "
-                "others.",
+                tooltip="Side in pixels of a square of the same area. 0 is the model's own: 1024 for SDXL and "
+                "transformers, 512 for SD1.5.",
             )
         ),
         advanced(

@@ -222,7 +222,7 @@ class CBProfileControlSlots(io.ComfyNode):
                     default=6,
                     min=1,
                     max=50,
-                    tooltip="Noise levels to measure at, evenly spread over the logarithm of sigma. 6 are enough; time "
+                    tooltip="Noise levels to measure at, in even steps from most noise to least. 6 are enough; time "
                     "grows with it.",
                 ),
                 io.Int.Input(
