@@ -28,7 +28,7 @@ def write(path: Path, data: bytes) -> None:
 
     Raises OSError with the file and the cure where the disk refuses.
     """
-    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{platform.node()[:32]}.{os.getpid()}.part")
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "there is a folder of that name")

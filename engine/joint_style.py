@@ -81,8 +81,8 @@ def inject_joint(
         q, k, v = (_put_back(x, styled, rows) for x, styled in zip((q, k, v), own, strict=True))
         return attend(q, k, v, None)
     row_numbers = torch.arange(q.shape[0] * q.shape[1]).view(q.shape[:2])
-    plain_rows, styled_rows = _without(row_numbers, rows), row_numbers[:, rows.start : rows.stop]
-    plain_q, plain_k, plain_v = (_without(x, rows).flatten(0, 1) for x in (q, k, v))
+    plain_rows, styled_rows = without(row_numbers, rows), row_numbers[:, rows.start : rows.stop]
+    plain_q, plain_k, plain_v = (without(x, rows).flatten(0, 1) for x in (q, k, v))
     plain = attend(plain_q, plain_k, plain_v, None, plain_rows.flatten().tolist())
     brought = cure(_reference(k, rows, image)), _reference(v, rows, image)
     shared_k, shared_v = (
@@ -91,7 +91,7 @@ def inject_joint(
     )
     bias = share_bias(shared_k, brought[0].shape[-2], style.share, damping)
     out = attend(own[0].flatten(0, 1), shared_k, shared_v, bias, styled_rows.flatten().tolist())
-    return _joined(plain, out, rows)
+    return joined(plain, out, rows)
 
 
 def _adained(x: torch.Tensor, weight: float, rows: Rows, image: slice, turn: Turn) -> torch.Tensor:
@@ -108,7 +108,8 @@ def _reference(x: torch.Tensor, rows: Rows, image: slice) -> torch.Tensor:
     return x[:, rows.reference : rows.reference + 1, :, image]
 
 
-def _without(x: torch.Tensor, rows: Rows) -> torch.Tensor:
+def without(x: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """The rows of every chunk [chunks, rows, ...] that are not styled."""
     return torch.cat((x[:, : rows.start], x[:, rows.stop :]), 1)
 
 
@@ -116,6 +117,7 @@ def _put_back(x: torch.Tensor, own: torch.Tensor, rows: Rows) -> torch.Tensor:
     return torch.cat((x[:, : rows.start], own, x[:, rows.stop :]), 1).flatten(0, 1)
 
 
-def _joined(plain: torch.Tensor, styled: torch.Tensor, rows: Rows) -> torch.Tensor:
+def joined(plain: torch.Tensor, styled: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """All rows of a call, from those of all chunks that are not styled and those that are."""
     plain, styled = (x.unflatten(0, (rows.chunks, -1)) for x in (plain, styled))
     return torch.cat((plain[:, : rows.start], styled, plain[:, rows.start :]), 1).flatten(0, 1)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from .joint_style import Cure, RowsAttend, Turn, Unturned
+from .joint_style import Cure, RowsAttend, Turn, Unturned, joined, without
 from .moments import moments_of
 from .style import Damping, LayerStyle, Rows
 
@@ -84,8 +84,8 @@ def inject_several(
     if style.share == 0:
         q, k, v = (_put_back(x, styled, rows).flatten(0, 1) for x, styled in zip(chunked, own, strict=True))
         return attend(q, k, v, None)
-    other_q, other_k, other_v = (_without(x, rows).flatten(0, 1) for x in chunked)
-    plain = attend(other_q, other_k, other_v, None, _without(numbers, rows).flatten().tolist())
+    other_q, other_k, other_v = (without(x, rows).flatten(0, 1) for x in chunked)
+    plain = attend(other_q, other_k, other_v, None, without(numbers, rows).flatten().tolist())
     styled_rows = numbers[:, rows.start : rows.stop].flatten().tolist()
     weights = _over_all_tokens(leads.weights * style.share, q.shape[-2], places.image)
     brought = [_brought(chunked[1:], row, places) for row in leads.rows]
@@ -102,7 +102,7 @@ def inject_several(
     if dampings or not (leads.whole and style.share == 1):
         damped = [dampings[number] for number in leads.toward] if dampings else []
         bias = _bias(weights[list(leads.toward)], rows, own[1], brought[0][0].shape[-2], damped)
-    return _joined(plain, _led(shared, bias, weights, rows, leads), rows)
+    return joined(plain, _led(shared, bias, weights, rows, leads), rows)
 
 
 def inject_several_through(
@@ -233,14 +233,5 @@ def _brought(chunked: Sequence[torch.Tensor], row: int, places: Places) -> tuple
     return places.cure(k), v
 
 
-def _without(x: torch.Tensor, rows: Rows) -> torch.Tensor:
-    return torch.cat((x[:, : rows.start], x[:, rows.stop :]), 1)
-
-
 def _put_back(x: torch.Tensor, own: torch.Tensor, rows: Rows) -> torch.Tensor:
     return torch.cat((x[:, : rows.start], own, x[:, rows.stop :]), 1)
-
-
-def _joined(plain: torch.Tensor, styled: torch.Tensor, rows: Rows) -> torch.Tensor:
-    plain, styled = (x.unflatten(0, (rows.chunks, -1)) for x in (plain, styled))
-    return torch.cat((plain[:, : rows.start], styled, plain[:, rows.start :]), 1).flatten(0, 1)
