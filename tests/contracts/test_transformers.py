@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -195,6 +196,27 @@ def test_a_picture_to_edit_stands_behind_the_one_that_is_painted(kind: str) -> N
     operators = dict.fromkeys(architecture_of(model).layers, seen)
     run(intercepting(model, operators), kind, positive=positive, steps=1, cfg=1.0)
     assert set(shapes) == {(13 + 20 + 9, 13, 33)}
+
+
+def test_pictures_to_edit_stand_before_the_one_that_is_painted_in_z_image() -> None:
+    """Each with a text; all are padded to 32 tokens. A subject's words cannot be told from theirs."""
+    model, places = tiny_transformer("z-image"), []
+    if "ref_latents" not in inspect.signature(model.model.diffusion_model._forward).parameters:
+        pytest.skip("This version of ComfyUI takes no pictures to edit for Z-Image.")
+    references = [latent("z-image", 5, height=6, width=6)["samples"]]
+    positive = cond("z-image", 1, reference_latents=references)
+
+    def seen(projected: Projected) -> torch.Tensor:
+        places.append((projected.q.shape[2], projected.image.start, projected.image.stop))
+        return projected.plain()
+
+    operators = dict.fromkeys(architecture_of(model).layers, seen)
+    run(intercepting(model, operators), "z-image", positive=positive, steps=1, cfg=1.0)
+    assert set(places) == {(64, 32, 52), (128, 96, 116)}
+    with architecture_of(model).seen(operators, of_text=True):
+        places.clear()
+        run(model, "z-image", positive=positive, steps=1, cfg=1.0)
+    assert not places
 
 
 def test_tokens_that_another_pack_puts_before_the_text_move_the_picture() -> None:
