@@ -22,6 +22,7 @@ from ..runs.keys import sigmas_of
 from ..runs.layout import Layout
 from ..runs.loaded import latent_format_of
 from ..runs.model_call import ModelCall
+from ..runs.model_patches import with_row_spared
 from ..runs.probe import Conditioning
 from .text import OTHER_PROMPT, TextFitting
 
@@ -253,7 +254,8 @@ def with_hidden_row(
     `positive` in `cond_or_uncond`) run the reference under its prompt, others under what their own last picture has.
     No ControlNet acts on it.
     """
-    return _with_rows(call, layout, reference, model, positive, _append)
+    more = _with_rows(call, layout, reference, model, positive, _append)
+    return replace(more, options=with_row_spared(more.options, layout.chunks, layout.rows))
 
 
 def hidden_rows_alone(
@@ -359,7 +361,7 @@ def _extend(
 def with_free_first_row(call: ModelCall, layout: Layout) -> ModelCall:
     """The call without control on the first picture of every chunk, the reference, as in the official code."""
     control = _each_residual(call, lambda residual: _with_free_first_row(residual, call, layout))
-    return replace(call, control=control)
+    return replace(call, control=control, options=with_row_spared(call.options, layout.chunks, 0))
 
 
 def _each_residual(call: ModelCall, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:

@@ -29,6 +29,7 @@ from ..arch.shadows import shadow
 from .keys import schedule_of
 from .layout import LAYOUT, Layout, layout_of
 from .model_call import KEY, ModelCall, with_wrapper
+from .model_patches import patched_control
 from .notices import Notices, fresh_node
 from .sampler_run import SamplerRun
 from .samplers import between, stays_on_schedule
@@ -78,8 +79,9 @@ class Sampling:
 
     @functools.cached_property
     def controlled(self) -> bool:
-        """Whether a ControlNet acts on any prompt of the run."""
-        return any("control" in prompt for prompts in self.guider.conds.values() for prompt in prompts)
+        """Whether a ControlNet acts on any prompt of the run, or by patches of the model."""
+        prompted = any("control" in prompt for prompts in self.guider.conds.values() for prompt in prompts)
+        return prompted or patched_control(self.guider.model_options.get("transformer_options", {}))
 
     def shadow(self, layer: LayerId) -> str | None:
         """Whose code stands in the place of a layer, as `arch.shadows` finds it."""

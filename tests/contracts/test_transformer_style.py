@@ -244,6 +244,48 @@ def test_a_recording_sees_what_the_model_projects_under_an_injection(kind: str) 
     assert torch.equal(under[0][1], plain[0][1]) and torch.equal(under[-1][1][0], plain[-1][1][0])
 
 
+def controlled_by_patches(of: Any) -> Any:
+    """Qwen-Image under what Qwen Image DiffSynth ControlNet makes of a picture."""
+    from types import SimpleNamespace
+
+    import comfy.ops
+    from comfy_extras.nodes_model_patch import DiffSynthCnetPatch, QwenImageBlockWiseControlNet
+
+    from tiny import _fill, _patcher
+
+    with torch.inference_mode():
+        net = QwenImageBlockWiseControlNet(num_layers=3, dim=64, device="cpu", operations=comfy.ops.manual_cast)
+        _fill(net, 9)
+        vae = SimpleNamespace(
+            encode=lambda image: latent("qwen", 8)["samples"].clone(), spacial_compression_encode=lambda: 8
+        )
+        patch = DiffSynthCnetPatch(_patcher(net), vae, torch.zeros(1, 80, 56, 3), 1.0)
+    patched = of.clone()
+    patched.set_model_double_block_patch(patch)
+    return patched
+
+
+def test_a_controlnet_that_patches_the_model_leaves_references_free() -> None:
+    """As one that brings residuals does: the first row of the batch, and every hidden row."""
+    model, kind = tiny_transformer("qwen"), "qwen"
+    controlled = controlled_by_patches(model)
+    first_row = run(styled(controlled), kind)
+    assert_close(first_row[:1], run(model, kind)[:1])
+    assert differ(first_row[1:], run(styled(model), kind)[1:]) and differ(run(controlled, kind)[0], first_row[0])
+    found: list[torch.Tensor] = []
+    handle = model.model.diffusion_model.register_forward_hook(lambda module, args, out: found.append(out.clone()))
+    both = styled(styled(controlled, reference=hidden(kind)), "j1", hidden(kind, 19), remember=False)
+    plain = styled(styled(model, reference=hidden(kind)), "j1", hidden(kind, 19), remember=False)
+    try:
+        for of in (both, plain):
+            run(of, kind, steps=1)
+    finally:
+        handle.remove()
+    under, free = (out.unflatten(0, (-1, 5)) for out in found)
+    assert_close(under[:, 3:], free[:, 3:])
+    assert differ(under[:, :3], free[:, :3])
+
+
 @pytest.mark.parametrize("kind", ["qwen", "sd35-medium"])
 def test_a_compiled_model_gives_the_same_and_is_not_compiled_at_every_step(
     kind: str, caplog: pytest.LogCaptureFixture
