@@ -34,8 +34,8 @@ CLUSTER_SCENES = (
     "a bear in the mountains",
 )
 
-SUBJECT = {"prompt": "a bear in the hills, flat drawing", "phrase": "bear", "surroundings": "hills"}
-SURROUNDINGS = {"hand": "flat", "medium": "plain", "seed": 4, "scenes": "a house in the hills"}
+SUBJECT = {"prompt": "a bear in the city, flat drawing", "phrase": "bear", "surroundings": "city"}
+SURROUNDINGS = {"hand": "flat", "medium": "plain", "seed": 4, "scenes": "a rose in the city"}
 """The picture that Keep My Subject's and Grad-SAM Blend's demos put their subject into."""
 
 EDGES = {"hand": "flat", "medium": "plain", "seed": 11, "scenes": "\n".join(PROMPTS)}

@@ -17,9 +17,11 @@ class Graph:
         self.prompt, self.known = dict(prompt), known
 
     def add(self, kind: str, **inputs: Any) -> str:
-        """Add a node whose other widgets have their defaults; returns its id."""
-        required = self.known[kind]["input"].get("required", {})
-        defaults = {name: _default(spec) for name, spec in required.items()}
+        """Add a node whose other widgets have their defaults, as front ends send them; returns its id."""
+        known = self.known[kind]["input"]
+        defaults = {
+            name: _default(spec) for part in ("required", "optional") for name, spec in known.get(part, {}).items()
+        }
         settled = {name: value for name, value in (defaults | inputs).items() if value is not None}
         name = f"added {len(self.prompt)}"
         self.prompt[name] = {"class_type": kind, "inputs": settled}
