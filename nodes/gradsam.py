@@ -35,6 +35,8 @@ Attributed = io.Custom("ATTRIBUTION")
 PAPER_WINDOWS = "0.22-0.48, 0.48-0.68, 0.68-0.9"
 """The three moments of arXiv 2408.16232 (steps 5, 18 and 28 of 45), each held until the next."""
 
+NO_WINDOWS = "Off: 'windows' is empty, so the model is unchanged."
+
 CLEAN, NOISY = "clean picture", "noisy latent"
 
 
@@ -172,6 +174,8 @@ class CBGradSAMBlend(io.ComfyNode):
         found_by, left_out = (attribution_settings(settings), mask_settings(settings)), _masked_in(reference)
         blend = Blend(samples, subject, parse_windows(windows), mode, *found_by, smoothing, size == "resize", left_out)
         patched, attribution = blend_reference(model, blend)
+        if not blend.windows:
+            return io.NodeOutput(patched, {"samples": torch.zeros_like(samples)}, attribution, ui=summary(NO_WINDOWS))
         does = "Only looks for the subject" if mode == MEASURE else "Keeps the subject on the reference"
         words = f"{does}, in {counted(len(blend.windows), 'window')} of the schedule ({mode}, {settings['method']})."
         words += "" if left_out is None else " What the reference's mask covers is not taken."

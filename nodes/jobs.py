@@ -18,15 +18,17 @@ from ..engine.gates import LayerGate
 from ..engine.profile import SensitivityProfile
 from ..engine.style import StyleSettings
 from ..engine.texts import bounded, shortened
+from ..engine.windows import parse_windows
 from ..runtime.attribution.subject import read_subject
 from ..runtime.disk import files_below
+from ..runtime.inject.blend import MEASURE
 from ..runtime.inject.picture import check_clip, encoded, latent_of, under_control
 from ..runtime.inject.reference import StyleReference
 from ..runtime.inject.style import StyleInjection, inject_style
 from ..runtime.profile.choosing import Choice, choose_profile
 from ..runtime.runs.loaded import cell_of
 from .gate import CBSelectLayers, chosen_layers, in_words, problem_with
-from .gradsam import Attributed, CBGradSAMBlend
+from .gradsam import NO_WINDOWS, Attributed, CBGradSAMBlend
 from .gradsam_inputs import problem_in
 from .profile import FOLDER, PUBLISHED, SUFFIX, Profile
 from .schema import Schema, found_by
@@ -300,6 +302,10 @@ class CBKeepSubject(io.ComfyNode):
         masked = leave_out is not None and bool(leave_out.any())
         rest = "what 'leave out' does not cover" if masked else "all else"
         words = f"Keeps '{shortened(kept)}' in {width} x {height} pixels; {rest} comes from the picture."
+        if settings["mode"] == MEASURE:
+            words = f"Only looks for '{shortened(kept)}' in {width} x {height} pixels: nothing comes from the picture."
+        if not parse_windows(settings["windows"]):
+            words = NO_WINDOWS
         shown = summary(words) | _first_taken(image, "image")
         return io.NodeOutput(patched, latent, subject.conditioning, attribution, ui=shown)
 
@@ -403,7 +409,8 @@ class CBStyleAndStructure(io.ComfyNode):
             control_net=control_net, **_settled(CBGateControlNet, {"kept": values["kept"]})
         )
         positive = under_control(positive, structure.args[0], structure_image, control_strength, vae, STRUCTURE)
-        words = f"{words} Structure: {structure.args[1]}"
+        off = "off, as control_strength is 0."
+        words = f"{words} Structure: {structure.args[1] if control_strength else off}"
         shown = _shown(chosen, words) | _first_taken(style_image, "style picture")
         return io.NodeOutput(_styled(model, gate, reference, values), positive, ui=shown)
 
@@ -473,6 +480,8 @@ def _gate(chosen: Choice, values: Mapping[str, Any]) -> tuple[LayerGate, str]:
     if problem := out_of_range([_amount(0.43)], values) or problem_with(selecting):
         raise ValueError(problem)
     gate, everywhere = chosen_layers(chosen.profile, selecting)
+    if values.get("strength") == 0:
+        return gate, "Off: strength is 0, so no style comes in."
     return gate, f"Style amount {values['lambda']:g}: {in_words(gate, everywhere, chosen.profile)}"
 
 

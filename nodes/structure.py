@@ -76,6 +76,7 @@ class CBGateControlNet(io.ComfyNode):
         profile: SensitivityProfile | None = None,
     ) -> io.NodeOutput:
         gate, words = _gate(policy, kept, middle, softness, weights, profile)
+        words = words if strength else "Off: strength is 0, so this control does nothing."
         gated, note = gate_control(control_net, scaled(gate, strength))
         return io.NodeOutput(gated, note or words, ui=summary(note or words))
 

@@ -371,6 +371,8 @@ class CBStyleInjection(io.ComfyNode):
 def _in_words(settings: StyleSettings, start_percent: float, end_percent: float) -> str:
     if settings.strength == 0:
         return "Off: strength is 0, so the model is unchanged."
+    if not (settings.share or settings.adain_q or settings.adain_k or settings.adain_v):
+        return "Off: share is 0 and no statistics are given, so the model is unchanged."
     when = window_in_words(start_percent, end_percent)
     return f"The gate's layers take {settings.strength:.0%} of the style, {when}."
 

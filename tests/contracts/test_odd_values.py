@@ -140,6 +140,32 @@ def test_a_job_says_that_it_takes_the_first_of_several_pictures(node_id: str, cl
         execute(node_id, **with_pictures(node_id, clip, 0))
 
 
+OFF = [
+    ("CBStyleFromPicture", {"strength": 0.0}, "Off: strength is 0, so no style comes in."),
+    ("CBStyleAndStructure", {"strength": 0.0}, "Off: strength is 0, so no style comes in. Structure: Every"),
+    ("CBStyleAndStructure", {"control_strength": 0.0}, "Structure: off, as control_strength is 0"),
+    ("CBKeepSubject", {"windows": " "}, "Off: 'windows' is empty, so the model is unchanged."),
+    ("CBKeepSubject", {"mode": "only measure"}, "Only looks for 'red fox' in 64 x 64 pixels: nothing comes from"),
+]
+
+
+@pytest.mark.parametrize(("node_id", "values", "words"), OFF, ids=str)
+def test_a_job_says_what_is_off(node_id: str, values: dict[str, Any], words: str, clip: Any) -> None:
+    assert words in execute(node_id, **with_pictures(node_id, clip, 1), **values).ui["cb_summary"][0]
+
+
+def test_parts_of_jobs_say_what_is_off(clip: Any) -> None:
+    control = tiny_controlnet("sd15")
+    assert execute("CBGateControlNet", control_net=control, strength=0.0).args[1].startswith("Off: strength is 0")
+    (gate,) = execute("CBLayerGate", layers="o3").args
+    nothing = {"share": 0.0, "adain_q": False, "adain_k": False}
+    said = execute("CBStyleInjection", model=model("sd15"), gate=gate, **nothing).ui["cb_summary"][0]
+    assert said.startswith("Off: share is 0 and no statistics")
+    _, subject = execute("CBSubject", clip=clip).args
+    pictures = {"reference": {"samples": torch.zeros(1, 4, 8, 8)}, "subject": subject, "windows": ""}
+    assert "Off: 'windows' is empty" in execute("CBGradSAMBlend", model=model("sd15"), **pictures).ui["cb_summary"][0]
+
+
 def test_a_text_from_a_link_is_refused_by_the_name_of_its_input() -> None:
     with pytest.raises(ValueError, match=r"^'layers': "):
         execute("CBLayerGate", layers="o1.4-9, oops")
