@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple
@@ -144,7 +145,8 @@ class _Call(NamedTuple):
 
     def leads_at(self, projected: Projected) -> Leads:
         """The references at the tokens of a layer, which matter where there is a mask."""
-        assert self.leads is not None  # only a call that has several references comes here
+        if self.leads is None:
+            return Leads.of((self.rows.reference,), torch.ones(1, 1, 1), projected.q.device)
         return self.leads(projected.grid if self.masked else None)
 
 
@@ -328,14 +330,14 @@ class StyleRun(injector.Run):
         dampings = styled.dampings_at(projected)
         if any(styled.dampings) and not dampings:
             self.layers.leave_out(layer, UNDAMPED.format(who=_in_brackets(styled.others)))
-        first = next(iter(dampings), None)
-        if q.ndim == 3 and styled.leads is None and styled.brought is None:  # a UNet's: every token is the picture's
+        first, grown = next(iter(dampings), None), _grown(projected)
+        if q.ndim == 3 and styled.leads is None and styled.brought is None and not grown:
             return inject(q, k, v, style, styled.rows, attend, first)
         cure = keep if q.ndim == 3 else architecture.cure(self.injection.settings.position, projected)
-        places = Places(projected.image, turn_of(projected), cure)
+        places = Places(grown or projected.image, turn_of(projected), cure)
         if styled.brought is not None:
             return inject_brought(q, k, v, style, styled.brought[layer], attend, places, first)
-        if styled.leads is None:
+        if styled.leads is None and not grown:
             return inject_joint(q, k, v, style, styled.rows, attend, *places, first)
         return inject_several(q, k, v, style, styled.rows, styled.leads_at(projected), attend, places, dampings)
 
@@ -371,6 +373,13 @@ class StyleRun(injector.Run):
 
 def _in_brackets(names: Sequence[str]) -> str:
     return f" ({', '.join(names)})" if names else ""
+
+
+def _grown(projected: Projected) -> slice | None:
+    """The picture's own among a UNet layer's keys, where another injection has put a reference's behind them."""
+    q, k = projected.q, projected.k
+    own = max(q.shape[1], math.prod(projected.grid or ()))  # queries may have been merged
+    return slice(0, own) if q.ndim == 3 and k.shape[1] > own else None
 
 
 def turn_of(projected: Projected) -> Turn:

@@ -288,6 +288,15 @@ def test_two_injections_in_a_row_both_act() -> None:
     assert torch.isfinite(same_layers).all() and same_layers.shape == both.shape
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_injections_at_the_same_layers_count_alike(kind: str) -> None:
+    """The same reference twice, each at full weight, is the reference at twice the weight."""
+    of, moments = model(kind), {"adain_q": False, "adain_k": False}
+    for source in (FIRST_ROW, hidden(of)):
+        twice = styled(styled(of, "all", source, **moments), "all", source, **moments)
+        assert_close(run(twice), run(styled(of, "all", source, share=2.0, **moments)))
+
+
 # 5. Chunks ----------------------------------------------------------------------------------------------------------
 
 
