@@ -25,10 +25,16 @@ def split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
     return rearrange(x, "rows tokens (heads channels) -> rows heads tokens channels", heads=heads)
 
 
-def columns(q: torch.Tensor, k: torch.Tensor, positions: Sequence[int], heads: int) -> torch.Tensor:
-    """Attention [rows, heads, queries, positions] paid to the text tokens at `positions`, in fp32."""
+def columns(
+    q: torch.Tensor, k: torch.Tensor, positions: Sequence[int], heads: int, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Attention [rows, heads, queries, positions] paid to the text tokens at `positions`, in fp32.
+
+    A `bias` [rows or 1, heads or 1, queries or 1, keys] is added to the logits: -inf for keys that no query may see.
+    """
     q, k = split_heads(q, heads).float(), split_heads(k, heads).float()
     logits = q @ k.mT * q.shape[-1] ** -0.5
+    logits = logits if bias is None else logits + bias
     return (logits[..., list(positions)] - logits.logsumexp(-1, keepdim=True)).exp()
 
 

@@ -20,9 +20,10 @@ _POSITIONAL = ("q", "k", "v", "heads", "mask", "attn_precision", "skip_reshape",
 class AttentionCall:
     """q, k, v [rows, heads, tokens, channels] (k and v may have fewer heads) and what else the caller passed.
 
-    `mask` [rows or 1, heads or 1, queries or 1, keys] or None. `pads`: for every row, how many tokens before
-    `text_stop` are padding, which no query may see. `together`: `function` has to be given all rows at once.
-    `masked`: `mask` holds what another node of ours has put there, and has to be heeded as a bias is.
+    `mask` [rows or 1, heads or 1, queries or 1, keys] or None. `unseen`: for every row, how many tokens before
+    `text_stop` are padding, which no query may see; `pads`: the same where this call leaves them out, or nothing.
+    `together`: `function` has to be given all rows at once. `masked`: `mask` holds what another node of ours has put
+    there, and has to be heeded as a bias is.
     """
 
     function: Callable[..., torch.Tensor]
@@ -33,6 +34,7 @@ class AttentionCall:
     others: dict[str, Any]
     pads: tuple[int, ...] = ()
     text_stop: int = 0
+    unseen: tuple[int, ...] = ()
     together: bool = False
     masked: bool = False
 
@@ -63,6 +65,15 @@ class AttentionCall:
     def ending_at(self, text_stop: int) -> AttentionCall:
         """The call, whose text ends there."""
         return replace(self, text_stop=text_stop)
+
+    def bias(self) -> torch.Tensor | None:
+        """What the mask and padding add to logits, [rows or 1, heads or 1, queries or 1, keys]; None adds nothing."""
+        if not any(self.unseen):
+            return _with_bias(self.mask, None if self.mask is None else self.q.new_zeros(1))
+        hidden = self.q.new_zeros(len(self.q), 1, 1, self.k.shape[-2])
+        for row, count in enumerate(self.unseen):
+            hidden[row, ..., self.text_stop - count : self.text_stop] = -torch.inf
+        return _with_bias(self.mask, hidden)
 
     def attend(
         self,

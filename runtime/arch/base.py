@@ -51,6 +51,7 @@ class Projected:
     the attention to call. When `whole`, it knows neither a bias nor a part of the rows: it is `earlier`, another pack's
     attn1 replace, and `underneath` is the attention that would run without it. `changed` says that another node's patch
     has put other rows in the place of the call's, `reordered` that one has put the picture's tokens in another order.
+    `bias` tells what a mask adds to logits, [rows or 1, heads or 1, queries or 1, keys], or None.
     """
 
     q: torch.Tensor
@@ -66,6 +67,7 @@ class Projected:
     underneath: Attend | None = None
     changed: bool = False
     reordered: bool = False
+    bias: Callable[[], torch.Tensor | None] = lambda: None
 
     @property
     def placed(self) -> bool:

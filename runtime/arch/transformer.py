@@ -324,9 +324,8 @@ class _Watch:
     def _projected(self, call: AttentionCall, place: Place) -> Projected:
         rotation = None if place.matrices is None else Rotation(place.matrices, self.family.halves)
         image = slice(place.start, place.start + self.seen.tokens)
-        return Projected(
-            call.q, call.k, call.v, call.attend, image, text=place.text, grid=self.seen.grid, rotation=rotation
-        )
+        where = {"text": place.text, "grid": self.seen.grid, "rotation": rotation}
+        return Projected(call.q, call.k, call.v, call.attend, image, **where, bias=call.bias)
 
 
 @dataclass(frozen=True)
@@ -357,8 +356,9 @@ class _Override:
 
     def _layered(self, call: AttentionCall, innermost: bool, outermost: bool) -> AttentionCall:
         """The call for one of several watches' answers: around others, within others."""
-        pads = tuple(self.pads or ()) if innermost else ()
-        return replace(call, pads=pads, together=not innermost, masked=not outermost and call.mask is not None)
+        unseen = tuple(self.pads or ())
+        masked = not outermost and call.mask is not None
+        return replace(call, pads=unseen if innermost else (), unseen=unseen, together=not innermost, masked=masked)
 
 
 def _answered(

@@ -47,7 +47,8 @@ class Rows:
 class LayerCall:
     """One call of a target layer's attention: q, k, v and output before its projection, [rows, tokens, channels].
 
-    Queries and output are the picture's. Keys are the text's, in transformers the picture's and others' beside them.
+    Queries and output are the picture's. Keys are the text's, in transformers the picture's and others' beside them; a
+    `bias` [rows or 1, heads or 1, queries or 1, keys] hides some of them.
     """
 
     layer: LayerId
@@ -58,10 +59,12 @@ class LayerCall:
     heads: int
     grid: tuple[int, int]
     parts: tuple[Rows, ...]
+    bias: torch.Tensor | None = None
 
     def column(self, part: Rows, phrase: Phrase) -> torch.Tensor:
         """Attention [B, heads, queries, positions] that the pictures pay to a phrase."""
-        return columns(self.q[part.rows], self.k[part.rows], part.positions(phrase), self.heads)
+        bias = self.bias if self.bias is None or len(self.bias) == 1 else self.bias[part.rows]
+        return columns(self.q[part.rows], self.k[part.rows], part.positions(phrase), self.heads, bias)
 
     def detached(self) -> LayerCall:
         """The call with projections cut off from the graph, and an output that is part of one."""
@@ -136,7 +139,10 @@ def _answered(
     image, heads = projected.image, projected.q.shape[1]
     q, k, v = (tokens_first(x, heads) for x in (projected.q, projected.k, projected.v))
     tokens = out if out.ndim == 3 else tokens_first(out, heads)
-    own = respond(LayerCall(layer, q[:, image], k, v, tokens[:, image], heads, projected.plane, parts))
+    bias = projected.bias()
+    if bias is not None and bias.shape[2] > 1:
+        bias = bias[:, :, image]
+    own = respond(LayerCall(layer, q[:, image], k, v, tokens[:, image], heads, projected.plane, parts, bias))
     tokens = torch.cat((tokens[:, : image.start], own, tokens[:, image.stop :]), 1)
     return tokens if out.ndim == 3 else tokens.unflatten(2, (heads, -1)).transpose(1, 2)
 

@@ -19,6 +19,7 @@ from conditional_balance.engine.layers import LayerId
 from conditional_balance.engine.subject import Phrase
 from conditional_balance.engine.windows import parse_windows
 from conditional_balance.runtime.arch.registry import architecture_of
+from conditional_balance.runtime.arch.transformer import TEXT_PADS
 from conditional_balance.runtime.attribution.calls import LayerCall
 from conditional_balance.runtime.attribution.find import ProbeSettings, find_subject
 from conditional_balance.runtime.attribution.gradients import backward, gradients
@@ -85,6 +86,22 @@ def test_every_method_finds_a_map_without_fallback_and_leaves_nothing(kind: str)
     assert hooks_of(model) == 0
     again = tiny.sample(model, positive=cond(kind, 1), negative=cond(kind, 2), latent=latent(kind), steps=1)
     assert torch.equal(plain, again)
+
+
+@pytest.mark.parametrize("method", ["attention", "value_norm"])
+@pytest.mark.parametrize("kind", ["sd3", "flux", "chroma", "qwen", "aura"])
+def test_padding_that_the_model_does_not_see_changes_no_map(kind: str, method: str) -> None:
+    """Such as the padding that a style reference with a longer prompt brings."""
+    model, picture = tiny_transformer(kind), latent(kind, 4)["samples"]
+    (text, options), *_ = cond(kind, 1, 9)
+    padded = [[torch.cat((text, torch.zeros(1, 5, text.shape[2])), 1), options]]
+    clone = model.clone()
+    clone.model_options["transformer_options"][TEXT_PADS] = (5,)
+    ask = ProbeSettings((0.5,)), AttributionSettings(method, "all")
+    with torch.inference_mode():
+        expected = find_subject(model, picture, Subject([[text, options]], (PHRASE,)), *ask).maps
+        found = find_subject(clone, picture, Subject(padded, (PHRASE,)), *ask).maps
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.max()))
 
 
 @pytest.mark.parametrize("kind", EVERY)

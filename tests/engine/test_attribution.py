@@ -34,6 +34,14 @@ def test_columns_are_the_softmax_at_their_positions(seed: int, positions: list[i
     torch.testing.assert_close(attribution.columns(q, k, positions, HEADS), weights[..., positions])
 
 
+@given(st.integers(0, 1000), st.integers(1, TOKENS - 1))
+def test_columns_know_nothing_of_keys_that_are_hidden(seed: int, seen: int) -> None:
+    q, k, _ = projections(seed)
+    bias = torch.zeros(1, 1, 1, TOKENS).index_fill(-1, torch.arange(seen, TOKENS), -torch.inf)
+    expected = attribution.columns(q, k[:, :seen], range(seen), HEADS)
+    torch.testing.assert_close(attribution.columns(q, k, range(seen), HEADS, bias), expected)
+
+
 def test_all_columns_together_say_the_whole_output() -> None:
     q, k, v = projections(1)
     everything = range(TOKENS)
