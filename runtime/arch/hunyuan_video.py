@@ -24,5 +24,14 @@ class HunyuanVideo(Transformer):
         picture_first = getattr(self.network.double_blocks[0], "flipped_img_txt", False)
         first = 0 if picture_first else seen.text
         start = first + seen.image - seen.tokens  # a reference latent stands before the picture
-        text = slice(seen.image, seen.image + seen.text) if picture_first else slice(0, seen.text)
-        return Place(start, text, given("pe", 3 if layer.block == "joint" else 2))
+        text = seen.image if picture_first else 0
+        words = text + self._before_prompt(seen.text - (seen.prompt or seen.text))
+        pe = given("pe", 3 if layer.block == "joint" else 2)
+        return Place(start, slice(words, text + seen.text), pe)
+
+    def _before_prompt(self, more: int) -> int:
+        """How many of the tokens that stand beside the prompt's own do so before them: in 1.5 all, else none.
+
+        They are letters to be drawn, as ByT5 reads them, and a picture's tokens.
+        """
+        return more if self.network.cond_type_embedding is not None else 0

@@ -64,9 +64,13 @@ class Place:
 
 @dataclass
 class Seen:
-    """What a call of the network has shown so far: the picture's `grid` (frames, rows, columns), lengths of text."""
+    """What a call of the network has shown so far: the picture's `grid` (frames, rows, columns), lengths of text.
+
+    `prompt` is how many tokens of text the network was given, `text` how many its blocks see.
+    """
 
     grid: tuple[int, int, int] = (1, 0, 0)
+    prompt: int | None = None
     text: int | None = None
     image: int | None = None
 
@@ -298,7 +302,9 @@ class _Watch:
             yield
 
     def _before_network(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self.seen = Seen(self.family.grid(Given(args, kwargs)("x", 0).shape))
+        given = Given(args, kwargs)
+        prompt = given("context", 2)
+        self.seen = Seen(self.family.grid(given("x", 0).shape), None if prompt is None else prompt.shape[1])
         options = kwargs.get("transformer_options") or {}
         self.family.tell_if_compiled(options)
         override = _Override.on(options.get(OVERRIDE), self, options.get(TEXT_PADS))

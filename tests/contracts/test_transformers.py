@@ -198,6 +198,27 @@ def test_a_picture_to_edit_stands_behind_the_one_that_is_painted(kind: str) -> N
     assert set(shapes) == {(13 + 20 + 9, 13, 33)}
 
 
+@pytest.mark.parametrize(("newer", "before"), [({}, 0), ({"use_cond_type_embedding": True}, 6)])
+def test_letters_to_be_drawn_stand_beside_the_prompt_in_hunyuan_video(newer: dict[str, bool], before: int) -> None:
+    """Before it in 1.5, behind it in HunyuanImage: a subject's words are found among the prompt's own tokens."""
+    from comfy.patcher_extension import WrappersMP
+
+    model, places = tiny_transformer("hunyuan-video", byt5=True, **newer).clone(), set()
+
+    def with_letters(executor: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return executor(x, *args, txt_byt5=torch.randn(len(x), 6, 1472), **kwargs)
+
+    def seen(projected: Projected) -> torch.Tensor:
+        places.add((projected.image.start, projected.text.start, projected.text.stop))
+        return projected.plain()
+
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "letters", with_letters)
+    operators = dict.fromkeys(architecture_of(model).layers, seen)
+    run(intercepting(model, operators), "hunyuan-video", steps=1, cfg=1.0)
+    ((image, start, stop),) = places
+    assert (start, stop) == ((20 + before, 20 + 19) if image == 0 else (before, 19))
+
+
 def test_pictures_to_edit_stand_before_the_one_that_is_painted_in_z_image() -> None:
     """Each with a text; all are padded to 32 tokens. A subject's words cannot be told from theirs."""
     model, places = tiny_transformer("z-image"), []
