@@ -23,7 +23,9 @@ from benchmarks.harness import Demo, Painted, Paintings, Truth
 from conditional_balance.engine.gates import LayerGate, RankedGate, WrittenGate, policy_of
 from conditional_balance.engine.grammar import parse
 from conditional_balance.engine.profile import SensitivityProfile
-from conditional_balance.runtime.inject.style import StyleInjection, StyleSettings, inject_style
+from conditional_balance.engine.style import AUTO, StyleSettings
+from conditional_balance.runtime.inject.style import StyleInjection, inject_style
+from conditional_balance.runtime.profile.effect import measure_layers
 from demo import judge, models
 from demo.judge import style_distance
 from demo.world import scenes
@@ -38,7 +40,10 @@ POLICIES = {  # what they are called here, and in the pack
     "random": "random",
     "evenly spaced": "evenly spaced",
     "reversed": "reversed",
+    "measured": "per-step",
+    "measured, low content": "style, low content",
 }
+MEASURED_LEVELS = 4  # noise levels at which Measure Layers looks
 SWEEP = (0.1, 0.2, 0.43, 0.7)
 NONE, ALL = "none", "all"
 MEASURES = (
@@ -78,15 +83,16 @@ class Job(NamedTuple):
 def main() -> None:
     chosen = harness.options(
         __doc__, references=16, unseen=16, prompts=1, steps=12, cfg=harness.CFG, workers=2, chart="", setting="",
-        prepared=harness.PREPARED, weights=models.WEIGHTS, model="unet", content=harness.WELL,
+        prepared=harness.PREPARED, weights=models.WEIGHTS, model="unet", content=harness.WELL, position=AUTO,
     )  # fmt: skip
     torch.set_num_threads(1)
+    harness.check_position(chosen.position)
     jobs = [job for job in planned(chosen) if chosen.setting in job.setting]
     if not jobs:
         raise SystemExit(f"--setting is part of {', '.join(map(repr, SETTINGS))}; it is {chosen.setting!r}.")
     truth = Truth(chosen.prepared) if any("unseen" in job.setting for job in jobs) else None
     demo = Demo(cfg=chosen.cfg, weights=chosen.weights, paints=chosen.model)
-    shared = demo, truth, harness.profile_of(chosen.model), chosen, *kept(chosen)
+    shared = demo, truth, harness.profile_of(chosen.model), chosen, *kept(chosen, chosen.position)
     with multiprocessing.get_context("fork").Pool(chosen.workers, share_objects, shared) as pool:
         rows: dict[str, dict[str, list[Tensor]]] = {}
         for number, (job, found) in enumerate(zip(jobs, pool.imap(run, jobs), strict=True), 1):
@@ -102,14 +108,14 @@ def main() -> None:
         plot(results["settings"]["known hands"], Path(chosen.chart))
 
 
-def kept(chosen: Any) -> tuple[Paintings, Paintings]:
+def kept(chosen: Any, position: str = AUTO) -> tuple[Paintings, Paintings]:
     """Where what was painted is kept, and what was measured of it. The first depends on the weights, the profile and
     the subjects that are painted, the second on the judge too."""
     files = (*harness.weights_of(chosen), harness.network(chosen.model).profile)
     settings = f"{chosen.prompts} {chosen.steps} {chosen.cfg} {chosen.seed}"
     subjects, media = harness.content(chosen.content)
     told = " ".join(subjects if chosen.content == harness.WELL else (*subjects, *media))
-    whole = (*files, told, settings)
+    whole = (*files, told, settings if position == AUTO else f"{settings} {position}")
     return Paintings("balance", *whole), Paintings("balance-judged", *whole, judge.WEIGHTS, " ".join(MEASURES))
 
 
@@ -168,13 +174,25 @@ def painted(job: Job) -> Tensor:
 def styled(job: Job, reference: Painted) -> Any:
     if job.policy == NONE:
         return DEMO.model
-    return inject_style(DEMO.model, StyleInjection(gate_of(job), reference.source, StyleSettings(1.0)))
+    settings = StyleSettings(1.0, position=CHOSEN.position)
+    return inject_style(DEMO.model, StyleInjection(gate_of(job), reference.source, settings))
 
 
 def gate_of(job: Job) -> LayerGate:
     if job.policy == ALL:
         return WrittenGate(parse("all"))
-    return RankedGate(PROFILED, job.amount, policy_of(POLICIES[job.policy], {"random_seed": job.index}))
+    profile = measured_profile(job.setting, job.index) if job.policy.startswith("measured") else PROFILED
+    return RankedGate(profile, job.amount, policy_of(POLICIES[job.policy], {"random_seed": job.index}))
+
+
+@lru_cache(4)
+def measured_profile(setting: str, index: int) -> SensitivityProfile:
+    """What Measure Layers finds for one reference, looking at its scenes as they are painted without it."""
+    reference, wanted = pair(setting, index)
+    prompts = scenes.captions(wanted, harness.without_style(wanted))
+    plain = painted(Job(setting, NONE, 0.0, index))
+    with torch.inference_mode():
+        return measure_layers(DEMO.model, reference.source, plain, DEMO.conditioning(prompts), MEASURED_LEVELS, index)
 
 
 def run(job: Job) -> Tensor:

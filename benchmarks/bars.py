@@ -13,8 +13,9 @@ from benchmarks import harness
 from benchmarks.harness import CONTENTS, Demo, Paintings, Truth, auc, described
 from conditional_balance.engine.gates import WrittenGate
 from conditional_balance.engine.grammar import parse
+from conditional_balance.engine.style import AUTO, StyleSettings
 from conditional_balance.runtime.inject.reference import StyleReference
-from conditional_balance.runtime.inject.style import StyleInjection, StyleSettings, inject_style
+from conditional_balance.runtime.inject.style import StyleInjection, inject_style
 from demo import models
 from demo.judge import Judge, style_distance
 from demo.training.pool import joined
@@ -46,12 +47,14 @@ def main() -> None:
         prepared=harness.PREPARED,
         weights=models.WEIGHTS,
         model="unet",
+        position=AUTO,
     )
     torch.set_num_threads(1)
     jobs = [Job(name, index) for index in range(chosen.references) for name in CONTENTS if chosen.only in name]
     demo = Demo(cfg=chosen.cfg, weights=chosen.weights, paints=chosen.model)
     if not jobs:
         raise SystemExit(f"--only is part of {', '.join(map(repr, CONTENTS))}; it is {chosen.only!r}.")
+    harness.check_position(chosen.position)
     shared = demo, Truth(chosen.prepared), chosen, paintings(chosen)
     with multiprocessing.get_context("fork").Pool(chosen.workers, share_objects, shared) as pool:
         painted: dict[str, list[Rows]] = {}
@@ -98,14 +101,16 @@ def paint(job: Job) -> Rows:
     prompts, plain = scenes.captions(wanted), scenes.captions(wanted, harness.without_style(wanted))
     prompt = DEMO.conditioning(scenes.captions(reference, harness.without_style(reference)))
     shown = StyleReference(DEMO.encode(picture), prompt)
-    sharing = inject_style(DEMO.model, StyleInjection(WrittenGate(parse("all")), shown, StyleSettings(1.0)))
+    settings = StyleSettings(1.0, position=CHOSEN.position)
+    sharing = inject_style(DEMO.model, StyleInjection(WrittenGate(parse("all")), shown, settings))
     told = dict(zip(WAYS, ((DEMO.model, prompts), (DEMO.model, plain), (sharing, plain)), strict=True))
     point = DEMO.judge.style(DEMO.autoencoded(picture))
     rows = {"alone": wanted.subject[:, 1] == NOTHING, "plain": wanted.medium == list(MEDIA).index(PLAIN)}
     rows["floor"] = style_distance(point, DEMO.judge.style(DEMO.autoencoded(TRUTH.draw(wanted))))
     for way, (model, texts) in told.items():
         sampled = partial(DEMO.sample, model, texts, job.index, CHOSEN.steps)
-        pictures = DEMO.decode(KEPT.of(f"{job.content} {job.index:03} {way}", sampled))
+        moved = "" if way != "full" or CHOSEN.position == AUTO else f" {CHOSEN.position}"
+        pictures = DEMO.decode(KEPT.of(f"{job.content} {job.index:03} {way}{moved}", sampled))
         measured = verdicts(DEMO.judge, pictures, wanted)
         measured["leak"] = (measured.pop("seen") == reference.subject[0, 0]).any(1)
         measured["distance"] = style_distance(point, DEMO.judge.style(pictures))

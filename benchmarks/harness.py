@@ -20,6 +20,7 @@ from torch import Tensor
 from benchmarks._command import command_line, keep
 from conditional_balance.engine.profile import SensitivityProfile
 from conditional_balance.engine.profile_file import load
+from conditional_balance.engine.style import POSITIONS
 from conditional_balance.runtime.inject.prompts import encode_rows
 from conditional_balance.runtime.inject.reference import StyleReference
 from demo import judge, models, nets
@@ -58,6 +59,11 @@ def content(name: str) -> Content:
     if name not in CONTENTS:
         raise SystemExit(f"--content is one of {', '.join(map(repr, CONTENTS))}; it is {name!r}.")
     return CONTENTS[name]
+
+
+def check_position(name: str) -> None:
+    if name not in POSITIONS:
+        raise SystemExit(f"--position is one of {', '.join(POSITIONS)}; it is {name!r}.")
 
 
 class Network(NamedTuple):

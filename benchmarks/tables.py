@@ -59,9 +59,18 @@ def measures(settings: dict[str, Any], columns: dict[str, Callable[[Any], str]],
     return table([first, *columns], rows)
 
 
-def bars(file: str = "bars") -> str:
-    """What has a bar, for all subjects and for those that the model draws well."""
-    painted = results(file)["painted"]
+def bars() -> str:
+    """What has a bar, by what is painted."""
+    return _bars(results("bars")["painted"])
+
+
+def bars_transformer() -> str:
+    """What has a bar, by where a reference's tokens stand."""
+    files = {"shift": "bars_transformer", "keep": "bars_transformer_keep", "untwist": "bars_transformer_untwist"}
+    return _bars({name: results(file)["painted"]["best drawn, no medium"] for name, file in files.items()})
+
+
+def _bars(painted: dict[str, Any]) -> str:
     wanted = {
         "subject as prompted": "90 %", "both subjects as prompted": "70 %", "hand as prompted": "90 %",
         "style moved by full sharing, of the way": "50 %",
@@ -190,11 +199,10 @@ def attribution_cost() -> str:
     return table(heads, rows)
 
 
-def blend(file: str = "blend") -> str:
-    columns: dict[str, Callable[[Any], str]] = {
-        "subject": percent, "place": percent, "both": percent, "PSNR outside": plain(1), "seam": plain(2),
-    }  # fmt: skip
-    return measures(results(file)["ways"]["all"], columns, "way")
+def blend(file: str = "blend", beside: tuple[str, ...] = ()) -> str:
+    """`beside`: measures of what is left of the reference's own subject."""
+    columns: dict[str, Callable[[Any], str]] = dict.fromkeys(("subject", "place", "both", *beside), percent)
+    return measures(results(file)["ways"]["all"], columns | {"PSNR outside": plain(1), "seam": plain(2)}, "way")
 
 
 def references() -> str:
@@ -269,7 +277,7 @@ def microcond() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "bars": bars,
-    "bars, transformer": lambda: bars("bars_transformer"),
+    "bars, transformer": bars_transformer,
     "judges": judges,
     "sampling": settings_of_sampling,
     "balance, known hands": lambda: balance("known hands"),
@@ -280,6 +288,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "balance, unseen hands at equal style": lambda: balance_at_equal_style("unseen hands", "balance_unseen"),
     "balance, transformer": lambda: balance("known hands", "balance_transformer"),
     "balance, transformer at equal style": lambda: balance_at_equal_style("known hands", "balance_transformer"),
+    "balance, transformer, keep": lambda: balance("known hands", "balance_transformer_keep"),
+    "balance, transformer, keep, at equal style": lambda: balance_at_equal_style(
+        "known hands", "balance_transformer_keep"
+    ),
     "positions": positions,
     "swaps": swaps,
     "swaps, moved": swaps_moved,
@@ -303,7 +315,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "attribution, best drawn": lambda: attribution_by_word("drawn", "attribution_best"),
     "attribution, best generated": lambda: attribution_by_word("generated", "attribution_best"),
     "blend": blend,
-    "blend, best drawn": lambda: blend("blend_best"),
+    "blend, best drawn": lambda: blend("blend_best", ("theirs stays",)),
     "blend, transformer": lambda: blend("blend_transformer"),
     "references": references,
     "references, damped": references_damped,

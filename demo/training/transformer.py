@@ -75,7 +75,7 @@ class Pupil(nn.Module):
 
     def keep(self, _module: nn.Module, _inputs: tuple[object, ...], tokens: Tensor) -> None:
         picture = tokens[:, -GRID * GRID :].transpose(1, 2)
-        self.features = picture.unflatten(2, (GRID, GRID))  # [B, C, 16, 16]
+        self.features = picture.unflatten(2, (GRID, GRID))  # [B, C, GRID, GRID]
 
     def losses(self, batch: Batch, coupled: bool) -> dict[str, Tensor]:
         clean = batch.latents.float()

@@ -56,10 +56,8 @@ def paintings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def chosen(**values: Any) -> Namespace:
-    return Namespace(
-        **{"count": 2, "steps": 2, "seed": 0, "weights": models.WEIGHTS, "model": "unet", "content": "well drawn"}
-        | values
-    )
+    painted = {"weights": models.WEIGHTS, "model": "unet", "content": "well drawn", "position": "auto"}
+    return Namespace(**{"count": 2, "steps": 2, "seed": 0} | painted | values)
 
 
 @pytest.fixture
@@ -83,7 +81,7 @@ def test_a_map_of_the_benchmark_is_the_one_that_the_node_finds(looking: None, ag
 
 
 def test_scenes_show_what_their_situation_says(looking: None) -> None:
-    pairs = {tuple(sorted(pair)) for pair in attribution.ALIKE}
+    pairs = {tuple(sorted(pair)) for pair in attribution.alike(harness.content("well drawn"))}
     for index in range(4):
         one, two, alike = (attribution.scene(name, index) for name in attribution.SITUATIONS)
         assert one.subject[0, 1] == attribution.NOTHING and (two.subject[0] != attribution.NOTHING).all()
@@ -255,6 +253,39 @@ def test_blend_and_balance_paint_with_the_transformer(
     )
     balance.pair.cache_clear()
     assert plain.shape == shared.shape and not torch.allclose(plain, shared, atol=1e-3)
+
+
+@pytest.mark.parametrize("content", list(harness.CONTENTS))
+def test_masks_and_blends_are_of_the_content_that_is_asked_for(
+    content: str, demo: harness.Demo, truth: harness.Truth, paintings: None
+) -> None:
+    asked, (known, media) = chosen(content=content), harness.content(content)
+    blend.share_objects(demo, truth, asked, blend.paintings(asked))
+    attribution.share_objects(demo, truth, asked, attribution.paintings(asked))
+    blend.pair.cache_clear()
+    pairs = [blend.pair(index) for index in range(2)]
+    blend.pair.cache_clear()
+    torch.set_grad_enabled(True)
+    shown = [specs for pair in pairs for specs in (pair.specs, pair.second)]
+    shown += [attribution.scene(name, index) for name in attribution.SITUATIONS for index in range(2)]
+    for specs in shown:
+        assert set(specs.subject.flatten().tolist()) <= {-1, *subjects.rows_of(known)}
+        assert {list(MEDIA)[row] for row in specs.medium.tolist()} <= set(media)
+
+
+def test_measured_layers_are_those_that_measure_layers_puts_first(
+    transformer: tuple[harness.Demo, Namespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo, asked = transformer
+    monkeypatch.setattr(balance, "MEASURED_LEVELS", 1)
+    balance.share_objects(demo, None, harness.profile_of("transformer"), asked, *balance.kept(asked, asked.position))
+    found = balance.measured_profile("known hands", 0)
+    gate = balance.gate_of(balance.Job("known hands", "measured", 0.1, 0))
+    sigma = float(found.sigmas[0])
+    opened = gate.weights(sigma, found.layers, lambda percent: sigma).amax(0)
+    assert opened.sum() == 1 and int(opened.argmax()) == int(found.scores[0, 0].argmin())
+    for kept in (balance.pair, balance.measured_profile):
+        kept.cache_clear()
 
 
 @pytest.mark.parametrize("content", list(harness.CONTENTS))
