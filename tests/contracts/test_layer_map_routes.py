@@ -137,7 +137,7 @@ FILE = {"file": PUBLISHED}
         ("selection", {"profile": FILE, "values": {"start_percent": 0.9, "end_percent": 0.1}}, "swap them"),
         ("by_hand", {"profile": FILE, "layer": "o9.9", "state": "pin"}, "no such layer"),
         ("by_hand", {"profile": FILE, "layer": "o1.5", "state": "love"}, "no such state"),
-        ("by_hand", {"profile": FILE, "layer": "nonsense", "state": "pin"}, "no layer name"),
+        ("by_hand", {"profile": FILE, "layer": "nonsense", "state": "pin"}, "not a layer name"),
     ],
 )
 def test_a_bad_request_gets_a_sentence(path: str, body: Any, sentence: str) -> None:

@@ -141,10 +141,10 @@ def test_a_job_says_that_it_takes_the_first_of_several_pictures(node_id: str, cl
 
 
 OFF = [
-    ("CBStyleFromPicture", {"strength": 0.0}, "Off: strength is 0, so no style comes in."),
+    ("CBStyleFromPicture", {"strength": 0.0}, "Off: strength is 0, so no style comes in"),
     ("CBStyleAndStructure", {"strength": 0.0}, "Off: strength is 0, so no style comes in. Structure: Every"),
     ("CBStyleAndStructure", {"control_strength": 0.0}, "Structure: off, as control_strength is 0"),
-    ("CBKeepSubject", {"windows": " "}, "Off: 'windows' is empty, so the model is unchanged."),
+    ("CBKeepSubject", {"windows": " "}, "Off: 'windows' is empty, so the model is unchanged"),
     ("CBKeepSubject", {"mode": "only measure"}, "Only looks for 'red fox' in 64 x 64 pixels: nothing comes from"),
 ]
 
