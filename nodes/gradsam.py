@@ -183,9 +183,16 @@ class CBGradSAMBlend(io.ComfyNode):
 
 
 def _masked_in(latent: dict[str, torch.Tensor]) -> torch.Tensor | None:
-    """A latent's noise mask [R, H, W], if it covers anything."""
+    """A latent's noise mask [R, H, W] in [0, 1], if it covers anything.
+
+    Raises ValueError for one that is not finite.
+    """
     mask = latent.get("noise_mask")
-    return None if mask is None or not bool(mask.any()) else mask.reshape(-1, *mask.shape[-2:])
+    if mask is None or not bool(mask.any()):
+        return None
+    if not bool(mask.isfinite().all()):
+        raise ValueError("The reference's mask holds NaN or infinite values: check where it comes from.")
+    return mask.reshape(-1, *mask.shape[-2:]).clamp(0, 1)
 
 
 def _probe_inputs() -> list[io.Input]:

@@ -249,13 +249,7 @@ class CBKeepSubject(io.ComfyNode):
                     advanced(deeper[name])
                     for name in ("mode", "windows", "method", "amount", "dilate", "feather", "threshold")
                 ),
-                io.Mask.Input(
-                    "leave_out",
-                    display_name="leave out",
-                    optional=True,
-                    tooltip="What of the picture is not taken, such as a subject of its own: the mask that you paint "
-                    "over it in Load Image, or the one of Grad-SAM Mask.",
-                ),
+                _leave_out(),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="Connect to the sampler."),
@@ -317,6 +311,16 @@ def _phrase() -> io.Input:
         default="",
         tooltip="What is kept, in the prompt's own words: 'fox' or 'red fox'; several between commas. Empty: the "
         "prompt's first words, as far as the first comma or a word such as 'in' or 'on'. The node says what it took.",
+    )
+
+
+def _leave_out() -> io.Input:
+    return io.Mask.Input(
+        "leave_out",
+        display_name="leave out",
+        optional=True,
+        tooltip="What of the picture is not taken, such as a subject of its own: the mask that you paint over it in "
+        "Load Image, or the one of Grad-SAM Mask.",
     )
 
 

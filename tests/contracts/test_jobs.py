@@ -241,6 +241,17 @@ def test_what_is_left_out_is_not_taken_and_is_said(clip: Any) -> None:
     assert "all else comes from the picture" in same.ui["cb_summary"][0]
 
 
+def test_a_mask_beyond_one_covers_as_one_does_and_nan_is_refused(clip: Any) -> None:
+    inputs = {"model": model("sd15"), "clip": clip, "vae": tiny_vae(), "image": picture()}
+    half = torch.zeros(1, 64, 128)
+    half[..., :64] = 1
+    one, many = (output("CBKeepSubject", **inputs, leave_out=each).args for each in (half, 255 * half))
+    options = {"positive": one[2], "latent": one[1], "steps": 4, "batch": 1}
+    assert torch.equal(run(one[0], **options), run(many[0], **options))
+    with pytest.raises(ValueError, match="mask holds NaN"):
+        output("CBKeepSubject", **inputs, leave_out=half * torch.nan)
+
+
 @pytest.mark.parametrize(
     ("prompt", "subject"),
     [
