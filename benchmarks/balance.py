@@ -83,7 +83,7 @@ class Job(NamedTuple):
 def main() -> None:
     chosen = harness.options(
         __doc__, references=16, unseen=16, prompts=1, steps=12, cfg=harness.CFG, workers=2, chart="", setting="",
-        prepared=harness.PREPARED, weights=models.WEIGHTS, model="unet", content=harness.WELL, position=AUTO,
+        prepared=harness.PREPARED, weights=models.WEIGHTS, model="unet", content=harness.WELL, position=AUTO, share=1.0,
     )  # fmt: skip
     torch.set_num_threads(1)
     harness.check_position(chosen.position)
@@ -92,7 +92,8 @@ def main() -> None:
         raise SystemExit(f"--setting is part of {', '.join(map(repr, SETTINGS))}; it is {chosen.setting!r}.")
     truth = Truth(chosen.prepared) if any("unseen" in job.setting for job in jobs) else None
     demo = Demo(cfg=chosen.cfg, weights=chosen.weights, paints=chosen.model)
-    shared = demo, truth, harness.profile_of(chosen.model), chosen, *kept(chosen, chosen.position)
+    profile = harness.profile_of(chosen.model, chosen.weights)
+    shared = demo, truth, profile, chosen, *kept(chosen, harness.sharing(chosen))
     with multiprocessing.get_context("fork").Pool(chosen.workers, share_objects, shared) as pool:
         rows: dict[str, dict[str, list[Tensor]]] = {}
         for number, (job, found) in enumerate(zip(jobs, pool.imap(run, jobs), strict=True), 1):
@@ -108,14 +109,14 @@ def main() -> None:
         plot(results["settings"]["known hands"], Path(chosen.chart))
 
 
-def kept(chosen: Any, position: str = AUTO) -> tuple[Paintings, Paintings]:
+def kept(chosen: Any, sharing: str = "") -> tuple[Paintings, Paintings]:
     """Where what was painted is kept, and what was measured of it. The first depends on the weights, the profile and
     the subjects that are painted, the second on the judge too."""
-    files = (*harness.weights_of(chosen), harness.network(chosen.model).profile)
+    files = (*harness.weights_of(chosen), harness.profile_file(chosen.model, chosen.weights))
     settings = f"{chosen.prompts} {chosen.steps} {chosen.cfg} {chosen.seed}"
     subjects, media = harness.content(chosen.content)
     told = " ".join(subjects if chosen.content == harness.WELL else (*subjects, *media))
-    whole = (*files, told, settings if position == AUTO else f"{settings} {position}")
+    whole = (*files, told, f"{settings}{sharing}")
     return Paintings("balance", *whole), Paintings("balance-judged", *whole, judge.WEIGHTS, " ".join(MEASURES))
 
 
@@ -174,7 +175,7 @@ def painted(job: Job) -> Tensor:
 def styled(job: Job, reference: Painted) -> Any:
     if job.policy == NONE:
         return DEMO.model
-    settings = StyleSettings(1.0, position=CHOSEN.position)
+    settings = StyleSettings(share=CHOSEN.share, position=CHOSEN.position)
     return inject_style(DEMO.model, StyleInjection(gate_of(job), reference.source, settings))
 
 

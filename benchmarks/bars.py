@@ -48,6 +48,7 @@ def main() -> None:
         weights=models.WEIGHTS,
         model="unet",
         position=AUTO,
+        share=1.0,
     )
     torch.set_num_threads(1)
     jobs = [Job(name, index) for index in range(chosen.references) for name in CONTENTS if chosen.only in name]
@@ -101,7 +102,7 @@ def paint(job: Job) -> Rows:
     prompts, plain = scenes.captions(wanted), scenes.captions(wanted, harness.without_style(wanted))
     prompt = DEMO.conditioning(scenes.captions(reference, harness.without_style(reference)))
     shown = StyleReference(DEMO.encode(picture), prompt)
-    settings = StyleSettings(1.0, position=CHOSEN.position)
+    settings = StyleSettings(share=CHOSEN.share, position=CHOSEN.position)
     sharing = inject_style(DEMO.model, StyleInjection(WrittenGate(parse("all")), shown, settings))
     told = dict(zip(WAYS, ((DEMO.model, prompts), (DEMO.model, plain), (sharing, plain)), strict=True))
     point = DEMO.judge.style(DEMO.autoencoded(picture))
@@ -109,8 +110,8 @@ def paint(job: Job) -> Rows:
     rows["floor"] = style_distance(point, DEMO.judge.style(DEMO.autoencoded(TRUTH.draw(wanted))))
     for way, (model, texts) in told.items():
         sampled = partial(DEMO.sample, model, texts, job.index, CHOSEN.steps)
-        moved = "" if way != "full" or CHOSEN.position == AUTO else f" {CHOSEN.position}"
-        pictures = DEMO.decode(KEPT.of(f"{job.content} {job.index:03} {way}{moved}", sampled))
+        shared = harness.sharing(CHOSEN) if way == "full" else ""
+        pictures = DEMO.decode(KEPT.of(f"{job.content} {job.index:03} {way}{shared}", sampled))
         measured = verdicts(DEMO.judge, pictures, wanted)
         measured["leak"] = (measured.pop("seen") == reference.subject[0, 0]).any(1)
         measured["distance"] = style_distance(point, DEMO.judge.style(pictures))

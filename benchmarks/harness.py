@@ -20,7 +20,7 @@ from torch import Tensor
 from benchmarks._command import command_line, keep
 from conditional_balance.engine.profile import SensitivityProfile
 from conditional_balance.engine.profile_file import load
-from conditional_balance.engine.style import POSITIONS
+from conditional_balance.engine.style import AUTO, POSITIONS
 from conditional_balance.runtime.inject.prompts import encode_rows
 from conditional_balance.runtime.inject.reference import StyleReference
 from demo import judge, models, nets
@@ -66,19 +66,23 @@ def check_position(name: str) -> None:
         raise SystemExit(f"--position is one of {', '.join(POSITIONS)}; it is {name!r}.")
 
 
+def sharing(chosen: argparse.Namespace) -> str:
+    """What `--position` and `--share` ask for beyond the default, as part of a name."""
+    position = "" if chosen.position == AUTO else f" {chosen.position}"
+    return position if chosen.share == 1 else f"{position} share {chosen.share:g}"
+
+
 class Network(NamedTuple):
-    """A network of the demo that paints, and the profile of its layers."""
+    """A network of the demo that paints, and the file with the profile of its layers."""
 
     load: Callable[..., Any]
     file: str
-    profile: Path
+    profile: str
 
 
 NETWORKS = {
-    "unet": Network(models.load_unet, "unet.safetensors", PROFILES / "demo.style.safetensors"),
-    "transformer": Network(
-        models.load_transformer, "transformer.safetensors", PROFILES / "demo.transformer.style.safetensors"
-    ),
+    "unet": Network(models.load_unet, "unet.safetensors", "demo.style.safetensors"),
+    "transformer": Network(models.load_transformer, "transformer.safetensors", "demo.transformer.style.safetensors"),
 }
 
 
@@ -95,9 +99,13 @@ def needed(path: Path, part: str) -> Path:
     return path
 
 
-def profile_of(name: str) -> SensitivityProfile:
-    """The shipped profile of a network's layers."""
-    return load(needed(network(name).profile, "profile"))
+def profile_file(name: str, weights: Path = models.WEIGHTS) -> Path:
+    """Where `python dev.py train profile` puts the profile of a network's layers, shipped or in a folder of weights."""
+    return (PROFILES if weights.resolve() == models.WEIGHTS else weights) / network(name).profile
+
+
+def profile_of(name: str, weights: Path = models.WEIGHTS) -> SensitivityProfile:
+    return load(needed(profile_file(name, weights), "profile"))
 
 
 def weights_of(chosen: argparse.Namespace) -> tuple[Path, Path]:

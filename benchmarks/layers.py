@@ -58,7 +58,7 @@ def main() -> None:
         __doc__, references=6, prompts=2, steps=8, levels=4, rounds=2, workers=2, weights=models.WEIGHTS, model="unet"
     )
     torch.set_num_threads(1)
-    profile = harness.profile_of(chosen.model)
+    profile = harness.profile_of(chosen.model, chosen.weights)
     shared = Demo(cfg=1.0, weights=chosen.weights, paints=chosen.model), profile, chosen, paintings(chosen)
     everyone = range(chosen.references)
     with multiprocessing.get_context("fork").Pool(chosen.workers, share_objects, shared) as pool:

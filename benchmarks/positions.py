@@ -46,7 +46,7 @@ def main() -> None:
     chosen.model = "transformer"  # the UNet has no rotary positions
     torch.set_num_threads(1)
     demo = Demo(cfg=chosen.cfg, weights=chosen.weights, paints=chosen.model)
-    shared = demo, None, harness.profile_of(chosen.model), chosen, *balance.kept(chosen)
+    shared = demo, None, harness.profile_of(chosen.model, chosen.weights), chosen, *balance.kept(chosen)
     ways = [(NONE, (NONE, 0.0)), *itertools.product(SETTINGS, GATES)]
     jobs = [(setting, gate, index) for index in range(chosen.references) for setting, gate in ways]
     with multiprocessing.get_context("fork").Pool(chosen.workers, balance.share_objects, shared) as pool:

@@ -79,7 +79,7 @@ def main() -> None:
     )  # fmt: skip
     chosen.model = "unet"  # whose layers are swapped
     torch.set_num_threads(1)
-    profile = harness.profile_of(chosen.model)
+    profile = harness.profile_of(chosen.model, chosen.weights)
     shared = Demo(cfg=chosen.cfg, weights=chosen.weights), None, profile, chosen, *balance.kept(chosen)
     jobs = [(*swap, index) for index in range(chosen.references) for swap in SWAPS]
     with multiprocessing.get_context("fork").Pool(chosen.workers, balance.share_objects, shared) as pool:

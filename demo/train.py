@@ -4,7 +4,7 @@ Parts are autoencoder, unet, controlnet and transformer, and where it is named t
 icons. Each ends after its share of `--minutes` or after `--samples` pictures, writes its weights to `--out`, and leaves
 a checkpoint there: the same command goes on where it was stopped (or where `--stop` stopped it), and leaves alone what
 is finished. `prepare` draws the atlas and makes the folder that a machine without network needs (see `demo/gpu.py`).
-`profile` measures the UNet and the transformer that are shipped, `geometry` the UNet.
+`profile` measures the UNet and the transformer in `--out`, by default those that are shipped, `geometry` the UNet.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--samples", type=float, help="pictures to train each part on; by default as the clock allows")
     parser.add_argument("--stop", type=float, default=math.inf, help="stop by the clock after so many minutes")
     parser.add_argument("--subjects", type=int, default=len(subjects.KNOWN_SUBJECTS), help="how many; 33 for two cores")
+    parser.add_argument("--repeated", type=float, default=0.0, help="share of couples that show the same things twice")
     parser.add_argument("--batch", type=int, help="pictures per step and process")
     parser.add_argument("--pool", type=int, help="blocks of pairs drawn in advance")
     parser.add_argument("--renew", type=int, help="pairs to a block")
@@ -78,22 +79,23 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     complete(options, parser)
     if options.parts[0] in ALONE:
-        return alone(options.parts[0], options.prepared)
+        return alone(options)
     if options.processes > 1 and "RANK" not in os.environ:
         sys.exit(spread(options.processes))
     run(options)
 
 
-def alone(part: str, prepared: Path) -> None:
+def alone(options: argparse.Namespace) -> None:
     """What needs more of ComfyUI or of this machine than training does."""
+    part = options.parts[0]
     if part == "prepare":
         from demo.training.prepare import prepare
 
-        return prepare(prepared)
+        return prepare(options.prepared)
     from demo.training.profiles import measure_geometry, measure_profile
 
-    atlas = prepared_atlas(prepared)
-    return {"profile": measure_profile, "geometry": measure_geometry}[part](atlas)
+    atlas = prepared_atlas(options.prepared)
+    return {"profile": measure_profile, "geometry": measure_geometry}[part](atlas, options.out.resolve())
 
 
 def complete(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
@@ -105,6 +107,8 @@ def complete(options: argparse.Namespace, parser: argparse.ArgumentParser) -> No
         parser.error(f"'{min(apart)}' is a command of its own; give it no other part.")
     if not 2 <= options.subjects <= len(subjects.KNOWN_SUBJECTS):
         parser.error(f"--subjects must lie between 2 and {len(subjects.KNOWN_SUBJECTS)}.")
+    if not 0 <= options.repeated <= 1:
+        parser.error("--repeated must lie between 0 and 1.")
     options.device = "cuda" if torch.cuda.is_available() else "cpu"
     options.record = options.record and options.device == "cuda"
     options.dtype = nets.fast_dtype(options.device)
@@ -145,7 +149,8 @@ def prepared_world(options: argparse.Namespace) -> World:
     small = atlas.half().to(options.device)
     seed = options.seed + 1000 * options.rank
     vocabulary = load_vocabulary(options.prepared / "words.json")
-    return World(atlas.to(options.device), small, vocabulary, names, options.device, options.dtype, seed)
+    drawings = atlas.to(options.device)
+    return World(drawings, small, vocabulary, names, options.device, options.dtype, seed, options.repeated)
 
 
 def prepared_atlas(prepared: Path) -> Atlas:

@@ -33,6 +33,7 @@ class World:
     device: str
     dtype: torch.dtype
     seed: int
+    repeated: float = 0.0  # share of pairs that show the same twice, in other poses and layouts
 
     def dice(self, number: int) -> torch.Generator:
         """Chance that depends on the block's number alone."""
@@ -74,6 +75,8 @@ def drawn_pairs(world: World, vae: Autoencoder, count: int, number: int, with_ed
     dice = world.dice(number)
     first = scenes.random_specs(count, dice, subjects=world.subjects)
     second = scenes.random_specs(count, dice, subjects=world.subjects).in_style_of(first)
+    if world.repeated:
+        second = second.showing(first, torch.rand(count, generator=dice, device=dice.device) < world.repeated)
     astray = in_other_styles(second, dice)
     pictures, masks, edges = world.pictures(joined(first, second, astray))
     latents = torch.cat([encode_bytes(vae, part, world.dtype) for part in pictures.split(CHUNK[world.device])])

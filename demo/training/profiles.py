@@ -1,4 +1,4 @@
-"""The demo models' shipped profiles, measured by the pack's own node on crossed series: every style draws the same."""
+"""The demo models' profiles, measured by the pack's own node on crossed series: every style draws the same subjects."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ PROFILES = Path(__file__).parents[2] / "sensitivity_profiles"
 DRAWN = ("fox", "whale", "owl", "mushroom", "car", "house", "teacup", "rocket")  # by every style
 
 
-def measure_profile(atlas: Atlas) -> None:
-    """Of style, for the UNet and, where it is trained, the transformer."""
+def measure_profile(atlas: Atlas, weights: Path) -> None:
+    """Of style, for the UNet in a folder of weights and, where it is trained, the transformer."""
     clusters = styles(atlas)
-    shipped(measured(models.load_unet, clusters, "style"), "demo.style")
-    if (models.WEIGHTS / "transformer.safetensors").exists():
-        shipped(measured(models.load_transformer, clusters, "style"), "demo.transformer.style")
+    keep(measured(models.load_unet, weights, "unet", clusters, "style"), weights, "demo.style")
+    if (weights / "transformer.safetensors").exists():
+        found = measured(models.load_transformer, weights, "transformer", clusters, "style")
+        keep(found, weights, "demo.transformer.style")
 
 
 def styles(atlas: Atlas) -> dict[str, Tensor]:
@@ -47,7 +48,7 @@ def styles(atlas: Atlas) -> dict[str, Tensor]:
     return clusters
 
 
-def measure_geometry(atlas: Atlas) -> None:
+def measure_geometry(atlas: Atlas, weights: Path) -> None:
     """Of what hands do without any colour, their drawings as black lines on white: for the UNet, which a ControlNet
     leads."""
     clusters = {}
@@ -55,7 +56,7 @@ def measure_geometry(atlas: Atlas) -> None:
         specs = replace(drawn_in(hand, PLAIN, number), place=torch.full((len(DRAWN),), scenes.NOTHING))
         lines = scenes.contours(scenes.composed(specs, atlas, atlas.half()))
         clusters[f"{HANDS[hand]} drawing"] = (1 - lines)[:, None].expand(-1, 3, -1, -1)
-    shipped(measured(models.load_unet, clusters, "geometry"), "demo.geometry")
+    keep(measured(models.load_unet, weights, "unet", clusters, "geometry"), weights, "demo.geometry")
 
 
 def drawn_in(hand: str, medium: str, seed: int) -> scenes.Specs:
@@ -68,13 +69,17 @@ def drawn_in(hand: str, medium: str, seed: int) -> scenes.Specs:
 
 
 @torch.inference_mode()
-def measured(load: Callable[[], ModelPatcher], clusters: dict[str, Tensor], what: str) -> SensitivityProfile:
-    """A shipped model's profile by the pack's own node, from named clusters of pictures [B, 3, 192, 192] of DRAWN."""
+def measured(
+    load: Callable[[Path], ModelPatcher], weights: Path, part: str, clusters: dict[str, Tensor], what: str
+) -> SensitivityProfile:
+    """A model's profile by the pack's own node, from named clusters of pictures [B, 3, 192, 192] of DRAWN."""
     from conditional_balance.nodes.profile import CBProfileSensitivity
     from conditional_balance.runtime.profile.clusters import with_cluster
 
     with torch.inference_mode(False):
-        model, clip, vae = load(), models.load_clip(), models.load_vae()
+        model = load(weights / f"{part}.safetensors")
+        clip = models.load_clip(weights / "text_encoder.safetensors")
+        vae = models.load_vae(weights / "autoencoder.safetensors")
     chained = ()
     for name, pictures in clusters.items():
         chained = with_cluster(chained, name, list(pictures.movedim(1, -1)), DRAWN)
@@ -86,8 +91,8 @@ def measured(load: Callable[[], ModelPatcher], clusters: dict[str, Tensor], what
     return result[0]
 
 
-def shipped(profile: SensitivityProfile, name: str) -> None:
-    """Put a profile among the pack's own."""
+def keep(profile: SensitivityProfile, weights: Path, name: str) -> None:
+    """Write the profile of shipped weights among the pack's own, of others beside them."""
     from conditional_balance.engine.profile_file import save as save_profile
 
-    save_profile(profile, PROFILES / f"{name}.safetensors")
+    save_profile(profile, (PROFILES if weights == models.WEIGHTS else weights) / f"{name}.safetensors")

@@ -65,6 +65,12 @@ class Specs:
         """The same scenes in another batch's styles."""
         return replace(self, hand=other.hand, medium=other.medium, colour=other.colour, style=other.style)
 
+    def showing(self, other: Specs, where: Tensor) -> Specs:
+        """With the subjects, relation and place of another batch in the rows `where`; poses and layouts stay."""
+        mine = {"subject": where[:, None], "relation": where, "place": where}
+        shown = {name: torch.where(rows, getattr(other, name), getattr(self, name)) for name, rows in mine.items()}
+        return replace(self, **shown)
+
 
 STYLE_PARTS = ("hand", "medium", "colour", "style")
 

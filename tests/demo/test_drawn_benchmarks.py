@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,7 +57,7 @@ def paintings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def chosen(**values: Any) -> Namespace:
-    painted = {"weights": models.WEIGHTS, "model": "unet", "content": "well drawn", "position": "auto"}
+    painted = {"weights": models.WEIGHTS, "model": "unet", "content": "well drawn", "position": "auto", "share": 1.0}
     return Namespace(**{"count": 2, "steps": 2, "seed": 0} | painted | values)
 
 
@@ -206,6 +207,7 @@ def flowing(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def transformer(flowing: Path, truth: harness.Truth, paintings: None) -> Iterator[tuple[harness.Demo, Namespace]]:
+    shutil.copy(harness.profile_file("transformer"), flowing)
     yield (
         harness.Demo(torch.float32, weights=flowing, paints="transformer"),
         chosen(weights=flowing, model="transformer", prompts=1, cfg=3.0),
@@ -278,7 +280,8 @@ def test_measured_layers_are_those_that_measure_layers_puts_first(
 ) -> None:
     demo, asked = transformer
     monkeypatch.setattr(balance, "MEASURED_LEVELS", 1)
-    balance.share_objects(demo, None, harness.profile_of("transformer"), asked, *balance.kept(asked, asked.position))
+    folders = balance.kept(asked, harness.sharing(asked))
+    balance.share_objects(demo, None, harness.profile_of("transformer"), asked, *folders)
     found = balance.measured_profile("known hands", 0)
     gate = balance.gate_of(balance.Job("known hands", "measured", 0.1, 0))
     sigma = float(found.sigmas[0])
@@ -305,6 +308,20 @@ def test_balance_paints_the_content_that_is_asked_for(
     for specs in (each for reference, wanted in pairs for each in (reference.specs, wanted)):
         assert set(specs.subject.flatten().tolist()) <= rows
         assert {list(MEDIA)[row] for row in specs.medium.tolist()} <= set(media)
+
+
+@pytest.mark.parametrize("asked", [{"share": 2.0}, {"position": "keep"}, {"position": "keep", "share": 2.0}])
+def test_what_was_painted_with_other_sharing_is_not_taken(asked: dict[str, Any], paintings: None) -> None:
+    usual, other = (chosen(prompts=1, cfg=3.0, **sharing) for sharing in ({}, asked))
+    assert balance.kept(usual, harness.sharing(usual))[0].folder == balance.kept(usual)[0].folder
+    assert balance.kept(other, harness.sharing(other))[0].folder != balance.kept(usual)[0].folder
+
+
+def test_other_weights_have_a_profile_of_their_own(tmp_path: Path) -> None:
+    assert harness.profile_file("unet") == harness.PROFILES / "demo.style.safetensors"
+    assert harness.profile_file("unet", tmp_path) == tmp_path / "demo.style.safetensors"
+    with pytest.raises(SystemExit, match=r"python dev\.py train profile"):
+        harness.profile_of("unet", tmp_path)
 
 
 def test_what_was_painted_of_other_content_is_not_taken(paintings: None) -> None:

@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 
 from demo import gpu, nets, train
 from demo.training import couples, prepare, transformer
+from demo.training.autoencoder import load_autoencoder
 from demo.training.loop import Trainer
-from demo.training.pool import Pool, in_other_styles
+from demo.training.pool import Pool, World, drawn_pairs, in_other_styles
 from demo.world import atlas, scenes, sets, subjects
-from demo.world.words import new_vocabulary
+from demo.world.words import load_vocabulary, new_vocabulary
 
 TINY = ["--batch", "4", "--pool", "4", "--renew", "2", "--sheet", "0", "--processes", "1", "--save-every", "0"]
 
@@ -80,7 +81,7 @@ def test_a_training_does_not_go_on_with_other_pictures(
     with torch.enable_grad(), monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Trainer, "apply", dies)
         train.main(order)
-    for name, value in (("subjects", "5"), ("batch", "6")):
+    for name, value in (("subjects", "5"), ("batch", "6"), ("repeated", "0.5")):
         with pytest.raises(SystemExit, match=rf"autoencoder\.checkpoint was begun with --{name} .*, not {value}:"):
             train.main([*order, f"--{name}", value])
     with torch.enable_grad():
@@ -158,6 +159,25 @@ def test_a_pool_that_is_filled_late_stands_as_one_that_was_renewed(step: int) ->
     late.fill(step)
     assert torch.equal(renewed.content, late.content)
     assert sorted(late.content.unique().tolist()) == [step, step + 1, step + 2]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_share_of_pairs_shows_the_same_twice_in_other_poses(share: float, prepared: Path, trained: Path) -> None:
+    asked = train_options(trained)
+    asked.device, asked.dtype, asked.processes = "cpu", torch.float32, 1
+    drawings = train.prepared_atlas(prepared)
+    words = load_vocabulary(prepared / "words.json")
+    world = World(drawings, drawings.half(), words, subjects.SUBJECTS, "cpu", torch.float32, 0, share)
+    pairs = drawn_pairs(world, load_autoencoder(asked), 40, 0, False)
+    again = (pairs.subject[:, 0] == pairs.subject[:, 1]).all(1)
+    assert abs(float(again.float().mean()) - share) < 0.2
+    assert not torch.isclose(pairs.latents[again, 0], pairs.latents[again, 1]).flatten(1).all(1).any()
+
+
+def test_a_share_beyond_all_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train.main(["unet", "--repeated", "1.5"])
+    assert "--repeated must lie between 0 and 1" in capsys.readouterr().err
 
 
 def test_strayed_scenes_are_by_possible_hands() -> None:
