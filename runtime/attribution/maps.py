@@ -10,6 +10,7 @@ import torch
 from ...engine.attribution import combined
 from ...engine.layers import LayerId
 from .question import Question
+from .rounding import exact
 from .scaling import head_sensitivity, layer_sensitivity
 
 
@@ -44,7 +45,8 @@ def _weights(question: Question, heads: Mapping[LayerId, int]) -> dict[LayerId, 
     if question.settings.weighting == "uniform":
         return weights
     measure = layer_sensitivity if question.settings.weighting == "by layer" else head_sensitivity
+    prediction = exact(question.prediction)
     return {
-        layer: weight * measure(question.prediction, question.phrases, layer, len(weight)).cpu()
+        layer: weight * measure(prediction, question.phrases, layer, len(weight)).cpu()
         for layer, weight in weights.items()
     }

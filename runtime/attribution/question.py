@@ -11,6 +11,7 @@ from ...engine.subject import Phrase
 from .calls import Respond, with_calls_read
 from .gradients import with_sdpa
 from .prediction import Prediction
+from .rounding import unrounded
 
 if TYPE_CHECKING:
     from .layers import Layers
@@ -32,9 +33,9 @@ class Question:
         """The prediction x0 [B, C, h, w] made once more, with every target layer's call going through `respond`.
 
         What propagation needs is recorded on the way. With `differentiable`, attention runs in a kernel that has a
-        backward pass.
+        backward pass, and no layer rounds its input, which has none.
         """
         options = with_calls_read(self.prediction, self.layers.targets, respond)
         if differentiable:
-            options = with_sdpa(options)
+            options = unrounded(with_sdpa(options))
         return self.prediction.predict(self.propagation.recording(options))

@@ -8,6 +8,7 @@ import torch
 
 from ....engine.attribution import strength
 from ..question import Question
+from ..rounding import exact
 from ..scaling import scaled, step_of
 from .base import Method, register
 
@@ -28,7 +29,8 @@ class JVP(Method):
     sees_areas: ClassVar[bool] = True
 
     def maps(self, question: Question) -> torch.Tensor:
-        prediction, step = question.prediction, step_of(question.prediction)
+        prediction = exact(question.prediction)
+        step = step_of(prediction)
         steps = {layer: step * weight for layer, weight in question.layers.targets.items()}
         maps = []
         for phrase in question.phrases:
