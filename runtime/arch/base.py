@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeVar
 
-import comfy.utils
 import torch
 from torch import nn
 
@@ -162,7 +161,7 @@ class Architecture(ABC):
 
     def width(self, layer: LayerId) -> int:
         """Channels of the layer's queries, all heads."""
-        return comfy.utils.get_attr(self.network, self.projection(layer, "q")).shape[0]
+        return self.network.get_submodule(self.projection(layer, "q").removesuffix(".weight")).out_features
 
     @abstractmethod
     def recording(self, features: Sequence[str], receive: Receive) -> AbstractContextManager[None]:

@@ -8,15 +8,19 @@ from typing import Any
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.quant_ops import QuantizedTensor
 
 from .registry import architecture_of
+
+SIDE = 16
+"""Rows and columns that are read of a weight."""
 
 
 def fingerprint_of(model: ModelPatcher) -> dict[str, Any]:
     """Name, channel width of every self-attention, a hash of a few weights, and how many weights a LoRA has patched.
 
     The hash is of the checkpoint's own weights in 16 bits, so that it is the same with and without LoRA and at any
-    precision that the model is loaded in.
+    precision that the model is loaded in. A quantised copy has other weights, and a hash of its own.
     """
     architecture = architecture_of(model)
     layers = architecture.layers
@@ -29,20 +33,27 @@ def fingerprint_of(model: ModelPatcher) -> dict[str, Any]:
     }
 
 
+@torch.inference_mode()  # elsewhere ComfyUI 0.3.75's quantised weights do not change precision
 def _hash(model: ModelPatcher, keys: list[str]) -> str:
     digest = hashlib.sha256()
     for key in keys[:: max(1, len(keys) // 4)]:
         digest.update(
-            _original(model, key)[:16, :16]
-            .detach()
-            .float()
-            .to("cpu", torch.bfloat16)
-            .contiguous()
-            .view(torch.int16)
-            .numpy()
-            .tobytes()
+            _corner(model, key).float().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()
         )
     return digest.hexdigest()[:16]
+
+
+def _corner(model: ModelPatcher, key: str) -> torch.Tensor:
+    """A part of a weight, in the numbers that it stands for where ComfyUI has quantised it.
+
+    Those do not depend on what the model computes in, nor on which of ComfyUI's classes holds an fp8 checkpoint.
+    """
+    weight = _original(model, key).detach()
+    if isinstance(weight, QuantizedTensor):
+        return weight.to(torch.float32).dequantize()[:SIDE, :SIDE]
+    module = comfy.utils.get_attr(model.model, key.rpartition(".")[0])
+    scaled = getattr(module, "convert_weight", None)
+    return weight[:SIDE, :SIDE] if scaled is None else scaled(weight[:SIDE, :SIDE], inplace=False)
 
 
 def _original(model: ModelPatcher, key: str) -> torch.Tensor:
