@@ -135,10 +135,13 @@ def _content_separation(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def note_on_model(profile: SensitivityProfile, fingerprint: Mapping[str, Any]) -> str:
-    """A sentence when a profile that fits was measured on another finetune or at other widths, else nothing."""
+    """A sentence when a profile that fits was measured on other weights or at other widths, else nothing."""
     measured = profile.provenance.get("model") or {}
     if "weights" not in measured:
         return f"Measured on {measured.get('name', 'a model that it does not name')}; no fingerprint to compare."
     if measured["weights"] == fingerprint["weights"]:
         return ""
-    return "Measured on another finetune of this architecture: rankings usually carry over, measure again to be sure."
+    return (
+        "Measured on another finetune of this architecture, or on this one quantised otherwise: rankings usually carry "
+        "over, measure again to be sure."
+    )
