@@ -8,6 +8,7 @@ call (or for one recording) and are removed in any case.
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import math
 from abc import abstractmethod
@@ -107,6 +108,12 @@ class Transformer(Architecture):
     """Whether a rotation turns channels of both halves instead of neighbours."""
     _told_compiled = False
 
+    def __init__(self, network: nn.Module) -> None:
+        """The blocks are found now: during a call WaveSpeed has put one module in the place of all."""
+        super().__init__(network)
+        self.owners = self._owners()
+        self.text_owners = self._text_owners()
+
     @classmethod
     def matches(cls, network: nn.Module) -> bool:
         return f"{type(network).__module__}.{type(network).__qualname__}" in cls.classes
@@ -179,8 +186,7 @@ class Transformer(Architecture):
     def width(self, layer: LayerId) -> int:
         return self.network.get_submodule(self.projection(layer, "q").removesuffix(".weight")).in_features
 
-    @functools.cached_property
-    def owners(self) -> dict[nn.Module, list[LayerId]]:
+    def _owners(self) -> dict[nn.Module, list[LayerId]]:
         """The modules that call attention, each with the layers of its calls in their order."""
         found: dict[nn.Module, list[LayerId]] = {}
         for layer in self.layers:
@@ -206,8 +212,7 @@ class Transformer(Architecture):
         module = self.network.get_submodule(f"{blocks.path}.{layer.number}.{blocks.out}")
         return lambda x: module(functional.pad(x, (0, module.in_features - x.shape[-1])))
 
-    @functools.cached_property
-    def text_owners(self) -> dict[nn.Module, list[LayerId]]:
+    def _text_owners(self) -> dict[nn.Module, list[LayerId]]:
         """The modules that call attention to text, each with the layers of its calls in their order."""
         if not self.cross:
             return self.owners
@@ -288,7 +293,7 @@ class _Watch:
         outside: bool = False,
     ) -> None:
         self.family, self.operators, self.owners, self.place, self.outside = family, operators, owners, place, outside
-        self.seen = Seen()
+        self.seen, self.override = Seen(), _Override((self,), None, None)
         self.next: list[tuple[LayerId, Place | None]] = []
 
     @contextmanager
@@ -307,14 +312,27 @@ class _Watch:
         self.seen = Seen(self.family.grid(given("x", 0).shape), None if prompt is None else prompt.shape[1])
         options = kwargs.get("transformer_options") or {}
         self.family.tell_if_compiled(options)
-        override = _Override.on(options.get(OVERRIDE), self, options.get(TEXT_PADS))
-        return args, {**kwargs, "transformer_options": {**options, OVERRIDE: override}}
+        self.override = _Override.on(options.get(OVERRIDE), self, options.get(TEXT_PADS))
+        return args, {**kwargs, "transformer_options": {**options, OVERRIDE: self.override}}
 
     def _before_owner(
         self, layers: list[LayerId], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
+    ) -> Any:
         given = Given(args, kwargs)
         self.next = [(layer, self.place(layer, given, self.seen)) for layer in layers]
+        return args, self._handed_on(module, args, kwargs)
+
+    def _handed_on(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What an owner is called with; the override too where a forward of another pack's did not hand it on.
+
+        Those of TeaCache, MagCache and WaveSpeed call Flux's blocks without any options.
+        """
+        options = kwargs.get("transformer_options") or {}
+        found = options.get(OVERRIDE)
+        fewer = isinstance(found, _Override) and len(found.watches) < len(self.override.watches)
+        if not (found is None or fewer) or not _takes_options(module, args):
+            return kwargs
+        return {**kwargs, "transformer_options": {**options, OVERRIDE: self.override}}
 
     def _after_owner(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.next = []
@@ -376,6 +394,16 @@ def _answered(
     **kwargs: Any,
 ) -> torch.Tensor:
     return answer(layered(AttentionCall.of(func, earlier, args, kwargs)))
+
+
+def _takes_options(module: nn.Module, args: tuple[Any, ...]) -> bool:
+    """Whether a module's forward takes options by name beside these arguments."""
+    signature = inspect.signature(module.forward)
+    try:
+        signature.bind_partial(*args, transformer_options={})
+    except TypeError:
+        return False
+    return True
 
 
 def _record(features: Sequence[str], receive: Receive, layer: LayerId, projected: Projected) -> torch.Tensor:

@@ -123,7 +123,8 @@ class _Run(injector.Run):
         self, weakened: Mapping[LayerId, float], executor: Executor, call: ModelCall, layout: Layout
     ) -> torch.Tensor:
         make = {layer: functools.partial(self._replacement, layer, weight) for layer, weight in weakened.items()}
-        return replace(call, options=with_attention_replaced(call.options, KIND, make)).run(executor)
+        with self.called.during_call(weakened, self.sampling):
+            return replace(call, options=with_attention_replaced(call.options, KIND, make)).run(executor)
 
     def _replacement(self, layer: LayerId, weight: float, earlier: ReplaceFunction | None) -> ReplaceFunction:
         if earlier is None:  # gone since: nothing is there to weaken

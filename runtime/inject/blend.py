@@ -24,6 +24,7 @@ from ..attribution.prompts import SubjectPrompts, subject_prompts
 from ..attribution.settings import AttributionSettings
 from ..attribution.subject import Subject
 from ..runs import injector
+from ..runs.caches import without_caches
 from ..runs.injector import Sampling
 from ..runs.loaded import cell_of
 from ..runs.rows import misfit
@@ -245,7 +246,7 @@ class _Covered(_Run):
             alone = [cond if number == place else None for number, cond in enumerate(conds)]
 
             def predict(options: dict[str, Any]) -> torch.Tensor:
-                again = {**model_options, "transformer_options": options}
+                again = without_caches({**model_options, "transformer_options": options})
                 return executor(model, alone, x, sigma, again, *args, **kwargs)[place]
 
             options = model_options.get("transformer_options", {})

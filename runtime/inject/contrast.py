@@ -19,6 +19,7 @@ from comfy.samplers import calc_cond_batch
 
 from ...engine.contrast import guided
 from ..runs import injector
+from ..runs.caches import without_caches
 from ..runs.injector import Sampling
 from ..runs.model_call import with_wrapper
 from ..runs.whose import who_patched
@@ -74,9 +75,11 @@ class _Run(injector.Run):
         if not self.style.acts(float(sigma[0])):
             return denoised
         around = functools.partial(self.style.around_conds, self.contrast.hidden_rows)
-        options = with_wrapper(arguments["model_options"], WrappersMP.CALC_COND_BATCH, around)
-        conds = [arguments["cond"], *_company(arguments)]
-        gated = calc_cond_batch(arguments["model"], conds, arguments["input"], sigma, options)[0]
+        conds, options = [arguments["cond"], *_company(arguments)], without_caches(arguments["model_options"])
+        predict = functools.partial(calc_cond_batch, arguments["model"], conds, arguments["input"], sigma)
+        if options is not arguments["model_options"]:  # what a cache hands out is held against nothing true
+            plain = predict(options)[0]
+        gated = predict(with_wrapper(options, WrappersMP.CALC_COND_BATCH, around))[0]
         if not self.contrast.hidden_rows:  # the first picture is the reference itself
             gated = torch.cat((plain[:1], gated[1:]))
         return guided(denoised, gated, plain, self.contrast.strength, self.contrast.rescale)

@@ -91,7 +91,8 @@ class _Run(injector.Run):
         if behind and not self.heard:
             patch = functools.partial(self._through, patch, behind)
         patches = {**patches, "attn2_patch": [patch, *behind]}
-        return replace(call, options={**call.options, "patches": patches}).run(executor)
+        with self.called.during_call(opened, self.sampling):
+            return replace(call, options={**call.options, "patches": patches}).run(executor)
 
     def _through(self, patch: Patch, behind: tuple[Patch, ...], *given: Any) -> Any:
         """At the first open layer: whether other packs' patches, which run behind this one, hand the text on at all."""

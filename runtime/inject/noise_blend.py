@@ -17,6 +17,7 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 from ...engine.blending import blended, weights_of
 from ...engine.gates import inside
 from ..runs import injector
+from ..runs.caches import without_caches
 from ..runs.injector import Sampling
 from ..runs.model_call import KEY, with_wrapper
 from ..runs.sampler_run import SamplerRun
@@ -143,7 +144,7 @@ class _Run(injector.Run):
             return out
 
         def predict(prompts: list[Any]) -> torch.Tensor:
-            return executor(model, [prompts], x, sigma, model_options, *args, **kwargs)[0]
+            return executor(model, [prompts], x, sigma, without_caches(model_options), *args, **kwargs)[0]
 
         weights = self._weights(x)
         with self.sampling.notices.own_errors():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple
 
@@ -32,6 +33,7 @@ from .own_subject import DampingAt, damping_at, subject_at, with_subject_found
 from .reference import (
     FIRST_ROW,
     HiddenReference,
+    Renoised,
     StyleReference,
     check_latent,
     hidden_rows_alone,
@@ -182,10 +184,11 @@ class StyleRun(injector.Run):
         styles = self.styles(sigma)
         if styles and self.first_row and self.sampling.controlled and not self.frees_first_row:
             self.sampling.notices.say(LATE)
-        if not styles and not self.frees_first_row:
+        if not styles and not self.frees_first_row and not self.keeps_rows:
             return None
+        resting = self.resting(acting) if self.keeps_rows else ()
         self.layers.opened.update(styles)
-        return functools.partial(self._around_call, styles, acting, positive)
+        return functools.partial(self._around_call, styles, acting, resting, positive)
 
     def acts(self, sigma: float) -> bool:
         """Whether any layer takes style at a noise level."""
@@ -200,6 +203,16 @@ class StyleRun(injector.Run):
             and inside(sigma, each.reference.start, each.reference.end, self.sampling.to_sigma)
         )
 
+    @functools.cached_property
+    def keeps_rows(self) -> bool:
+        """Whether every call of the run has the references' rows: a cache hands out by rows what it has kept."""
+        return not self.first_row and bool(self.sampling.caches) and self.acts_anywhere
+
+    def resting(self, acting: Sequence[_Lead]) -> tuple[_Lead, ...]:
+        """References that ride along and do not act; a trajectory need not reach so far."""
+        others = (each for each in self.leads if not any(each is one for one in acting))
+        return tuple(each for each in others if each.hidden is not None and isinstance(each.hidden.way, Renoised))
+
     def styles(self, sigma: float) -> dict[LayerId, LayerStyle]:
         """The open layers at a noise level; none where no reference acts."""
         if not self.acting(sigma):
@@ -213,9 +226,12 @@ class StyleRun(injector.Run):
 
         It is, when the gate opens anywhere in the run: what the first steps draw, no later one takes back.
         """
-        if not self.first_row or not self.sampling.controlled:
-            return False
-        return any(self.styles(sigma) for sigma in self.sampling.levels)
+        return self.first_row and self.sampling.controlled and self.acts_anywhere
+
+    @functools.cached_property
+    def acts_anywhere(self) -> bool:
+        """Whether the gate opens at any level of the run."""
+        return any(map(self.acts, self.sampling.levels))
 
     def finish(self, samples: torch.Tensor) -> torch.Tensor:
         self.layers.report(self.sampling)
@@ -225,6 +241,7 @@ class StyleRun(injector.Run):
         self,
         styles: Mapping[LayerId, LayerStyle],
         acting: tuple[_Lead, ...],
+        resting: tuple[_Lead, ...],
         positive: int,
         executor: Executor,
         call: ModelCall,
@@ -235,21 +252,21 @@ class StyleRun(injector.Run):
             rows = _first_row(layout, self.sampling.pictures)
             styled = self._led(styles, acting, rows, 0, call, layout)
             return self._run_styled(executor, styled, with_free_first_row(call, layout))
-        rows = Rows(layout.chunks, 0, layout.pictures, layout.rows)
-        styled = self._led(styles, acting, rows, len(acting), call, layout)
+        rows, riding = Rows(layout.chunks, 0, layout.pictures, layout.rows), (*acting, *resting)
+        styled = self._led(styles, acting, rows, len(riding), call, layout)
         if self._can_remember(styled, acting, call, executor.class_obj):
             return self._run_beside(executor, styled, acting[0], positive, call, layout)
-        for lead in acting:
+        for lead in riding:
             assert lead.hidden is not None  # or it would be the first row
             call = with_hidden_row(call, layout, lead.hidden, executor.class_obj, positive)
             layout = layout.with_hidden_row()
         call = with_layout(call, layout)
-        return without_hidden_rows(self._run_styled(executor, styled, call), layout.chunks, len(acting))
+        return without_hidden_rows(self._run_styled(executor, styled, call), layout.chunks, len(riding))
 
     def _can_remember(self, styled: _Call, acting: tuple[_Lead, ...], call: ModelCall, model: BaseModel) -> bool:
         """Whether one reference acts everywhere, from rows of its own with which nothing but ComfyUI has to do."""
         alone = len(acting) == 1 and styled.leads is None and bool(styled.styles)
-        return self.injection.remember and alone and undisturbed(call, model)
+        return self.injection.remember and alone and not self.sampling.caches and undisturbed(call, model)
 
     def _run_beside(
         self, executor: Executor, styled: _Call, lead: _Lead, positive: int, call: ModelCall, layout: Layout
@@ -311,8 +328,11 @@ class StyleRun(injector.Run):
             operators |= dict.fromkeys(closed, functools.partial(_apart, styled))
         if not operators:
             return call.run(executor)
-        with architecture.intercepted(call.options, operators) as options:
+        with architecture.intercepted(call.options, operators) as options, self._noted(styled):
             return replace(call, options=options).run(executor)
+
+    def _noted(self, styled: _Call) -> AbstractContextManager[None]:
+        return self.layers.during_call(styled.styles, self.sampling)
 
     def _operator(
         self, architecture: Architecture, layer: LayerId, style: LayerStyle, styled: _Call, projected: Projected

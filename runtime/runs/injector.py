@@ -12,7 +12,8 @@ from __future__ import annotations
 import copy
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
@@ -26,6 +27,7 @@ from ...engine.layers import LayerId
 from ..arch.base import uncompiled
 from ..arch.registry import family_of
 from ..arch.shadows import shadow
+from .caches import caches_in
 from .keys import schedule_of
 from .layout import LAYOUT, Layout, layout_of
 from .model_call import KEY, ModelCall, with_wrapper
@@ -76,6 +78,11 @@ class Sampling:
         levels = self.sigmas.tolist()
         inside = () if stays_on_schedule(self.sampler) else between(levels)
         return (*(levels[:-1] or levels), *inside)
+
+    @functools.cached_property
+    def caches(self) -> tuple[str, ...]:
+        """Whose caches answer some of the run's calls in the layers' place."""
+        return caches_in(self.guider.model_options)
 
     @functools.cached_property
     def controlled(self) -> bool:
@@ -245,6 +252,18 @@ class CalledLayers:
     def __init__(self, layers: Sequence[LayerId]) -> None:
         self.layers, self.opened, self.called = tuple(layers), set[LayerId](), set[LayerId]()
         self.left_out: dict[str, set[LayerId]] = {}
+        self.calls = self.answered = 0
+
+    @contextmanager
+    def during_call(self, opened: Collection[LayerId], sampling: Sampling) -> Iterator[None]:
+        """A call in which these layers are open: a cache that answers it in their place is noted."""
+        before, self.called = self.called, set()
+        try:
+            yield
+        finally:
+            self.calls += bool(opened)
+            self.answered += bool(sampling.caches) and not self.called.issuperset(opened)
+            self.called |= before
 
     def leave_out(self, layer: LayerId, why: str) -> None:
         """Note what a layer could not do: the end of the run names all layers of which that is true."""
@@ -257,12 +276,22 @@ class CalledLayers:
         silent: dict[str | None, list[str]] = {}
         for layer in self.layers:
             if layer in self.opened - self.called:
-                silent.setdefault(sampling.shadow(layer), []).append(str(layer))
+                silent.setdefault(sampling.shadow(layer) or _either(sampling.caches), []).append(str(layer))
         for who, names in silent.items():
             was, it = ("was", "it") if len(names) == 1 else ("were", "them")
             reason = f"so another patch must have replaced or skipped {it}"
             reason = f"because {who} stands in the way" if who else reason
             notices.say(f"{', '.join(names)} {was} selected but never ran, {reason}.")
+        if self.answered and not silent:
+            notices.say(
+                f"Open layers did not run in {self.answered} of {self.calls} calls, because "
+                f"{_either(sampling.caches)} repeated there what an earlier call had made: lower its threshold if too "
+                "little happens."
+            )
+
+
+def _either(names: Sequence[str]) -> str | None:
+    return " or ".join(names) or None
 
 
 def with_layout(call: ModelCall, layout: Layout) -> ModelCall:

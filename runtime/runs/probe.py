@@ -10,6 +10,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.samplers import CFGGuider
 
+from .caches import without_caches
+
 Conditioning = Sequence[Sequence[Any]]
 """ComfyUI's CONDITIONING: for each prompt its text [1, tokens, width] and everything else about it, by name."""
 
@@ -63,5 +65,5 @@ class _Probe:
         *args: Any,
         **kwargs: Any,
     ) -> torch.Tensor:
-        self.look(guider, noise, sigmas, extra_args["model_options"])
+        self.look(guider, noise, sigmas, without_caches(extra_args["model_options"]))
         return latent_image
