@@ -14,7 +14,7 @@ from .layers import Layers
 from .methods import METHODS
 from .prediction import Prediction
 from .propagation import Propagation
-from .question import Question
+from .question import InParts, Question
 from .settings import AttributionSettings
 from .subject import Subject
 
@@ -45,12 +45,13 @@ def attribute(prediction: Prediction, subject: Subject, layers: Layers, settings
 def _maps(question: Question) -> tuple[torch.Tensor, str, str]:
     """Maps, the method that made them, and a warning if it was the fallback."""
     way = question.settings.way
-    if not way.fallback:
-        return way.maps(question), way.name, ""
     try:
         return way.maps(question), way.name, ""
+    except InParts:
+        note = f"{way.name} cannot tell where tiles lie, in which another node calls the model; jvp was used instead."
+        return METHODS["jvp"].maps(question), "jvp", note
     except (RuntimeError, NotImplementedError) as problem:
-        if isinstance(problem, model_management.OOM_EXCEPTION):
+        if not way.fallback or isinstance(problem, model_management.OOM_EXCEPTION):
             raise
         note = f"{way.name} found no gradients here ({_first_line(problem)}); {way.fallback} was used instead."
         return METHODS[way.fallback].maps(question), way.fallback, note

@@ -18,6 +18,7 @@ from ..arch.base import Projected
 from ..arch.transformer import Transformer
 from ..runs.keys import grid_of, prompts_of
 from ..runs.keys import rows_of as rows_entering
+from ..runs.layout import LAYOUT, layout_of, with_layout
 from ..runs.model_call import ModelCall, with_wrapper
 from .prediction import Prediction
 
@@ -82,12 +83,25 @@ def with_calls_read(prediction: Prediction, layers: Iterable[LayerId], respond: 
 
     Which layers were called with the subject, and which other nodes had changed, is noted in `prediction.calls`.
     """
-    family = prediction.architecture
+    family, told = prediction.architecture, functools.partial(_with_layout, prediction)
+    options = with_wrapper({"transformer_options": prediction.options}, WrappersMP.APPLY_MODEL, told)
+    options = options["transformer_options"]
     if isinstance(family, Transformer):
         read = {layer: functools.partial(_answered, prediction, respond, layer) for layer in layers}
-        return with_calls_seen(family, prediction.options, read, of_text=True)
+        return with_calls_seen(family, options, read, of_text=True)
     make = {layer: functools.partial(_reading, prediction, respond, layer) for layer in layers}
-    return with_attention_replaced(prediction.options, "attn2", make)
+    return with_attention_replaced(options, "attn2", make)
+
+
+def _with_layout(
+    prediction: Prediction, executor: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
+) -> torch.Tensor:
+    """A call whose layout is known further in; one of the subject's on a part of the picture is noted."""
+    call = ModelCall.of(*args, **kwargs)
+    layout = layout_of(call.options, call.x, call.c_crossattn, prediction.x)
+    part = call.x.shape[-2:] != prediction.x.shape[-2:]
+    prediction.calls.in_parts |= part and any(name in prediction.texts for name in prompts_of(call.options))
+    return with_layout(call, layout).run(executor)
 
 
 def _reading(
@@ -165,11 +179,12 @@ def rows_of(prediction: Prediction, q: torch.Tensor, k: torch.Tensor, options: d
 
 
 def _chunks(prediction: Prediction, rows: int, options: Mapping[str, Any]) -> Iterator[tuple[slice, int]]:
-    ids = prompts_of(options)
-    for place, name in enumerate(ids):
+    ids, layout = prompts_of(options), options[LAYOUT]
+    size = rows // layout.chunks
+    for chunk in range(layout.chunks):  # a tile's come together, and every tile has all
+        name = ids[chunk % len(ids)]
         if name in prediction.texts:
-            start = place * (rows // len(ids))
-            yield slice(start, start + prediction.x.shape[0]), prediction.texts[name]
+            yield slice(chunk * size, chunk * size + layout.pictures), prediction.texts[name]
 
 
 def as_the_model_made_it(q: torch.Tensor, options: dict[str, Any]) -> bool:

@@ -18,12 +18,14 @@ from ..arch.base import Architecture
 class Calls:
     """The layers whose calls were read: those that held the subject's prompt, other prompts alone, or changed tokens.
 
-    Changed are rows or tokens that another node's patch has merged, tiled or multiplied.
+    Changed are rows or tokens that another node's patch has merged, tiled or multiplied. `in_parts`: calls with the
+    subject's prompt showed a part of the picture each, as an area of the prompt or a node that tiles makes them.
     """
 
     subject: set[LayerId] = field(default_factory=set)
     other: set[LayerId] = field(default_factory=set)
     changed: set[LayerId] = field(default_factory=set)
+    in_parts: bool = False
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,8 @@ class Propagation:
 
         A spread map fills a subject to its borders, and runs over into what looks like it; the map itself does not.
         """
-        return maps * self.spread(maps) if self.times and self.recorded else maps
+        in_parts = self.prediction.calls.in_parts
+        return maps * self.spread(maps) if self.times and self.recorded and not in_parts else maps
 
     def spread(self, maps: torch.Tensor) -> torch.Tensor:
         """Maps [subjects, B, h, w] after `times` steps along self-attention, each the mean over the layers recorded."""
@@ -54,6 +55,8 @@ class Propagation:
     @property
     def note(self) -> str:
         """What could not be done, or nothing."""
+        if self.times and self.prediction.calls.in_parts:
+            return "Propagation was left out: the model is called on parts of the picture."
         missed = [layer for layer in self.layers.propagating if layer not in self.recorded] if self.times else []
         if not missed:
             return ""

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from .settings import AttributionSettings
 
 
+class InParts(Exception):
+    """A method that reads maps was given a prediction whose calls show a part of the picture each."""
+
+
 @dataclass(frozen=True)
 class Question:
     """Where do these phrases act in this prediction, as the target layers see it?"""
@@ -38,4 +42,7 @@ class Question:
         options = with_calls_read(self.prediction, self.layers.targets, respond)
         if differentiable:
             options = unrounded(with_sdpa(options))
-        return self.prediction.predict(self.propagation.recording(options))
+        out = self.prediction.predict(self.propagation.recording(options))
+        if self.prediction.calls.in_parts and not self.settings.way.sees_areas:
+            raise InParts
+        return out

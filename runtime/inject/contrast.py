@@ -75,7 +75,8 @@ class _Run(injector.Run):
         if not self.style.acts(float(sigma[0])):
             return denoised
         around = functools.partial(self.style.around_conds, self.contrast.hidden_rows)
-        conds, options = [arguments["cond"], *_company(arguments)], without_caches(arguments["model_options"])
+        scale = arguments.get("cond_scale", getattr(self.sampling.guider, "cfg", math.nan))  # AutomaticCFG gives none
+        conds, options = [arguments["cond"], *_company(arguments, scale)], without_caches(arguments["model_options"])
         predict = functools.partial(calc_cond_batch, arguments["model"], conds, arguments["input"], sigma)
         if options is not arguments["model_options"]:  # what a cache hands out is held against nothing true
             plain = predict(options)[0]
@@ -85,13 +86,13 @@ class _Run(injector.Run):
         return guided(denoised, gated, plain, self.contrast.strength, self.contrast.rescale)
 
 
-def _company(arguments: Mapping[str, Any]) -> list[Any]:
+def _company(arguments: Mapping[str, Any], scale: float) -> list[Any]:
     """The negative prompts, where a patch may make the positive ones' prediction depend on them.
 
     Alone, the gated prediction would lack what that patch adds to the plain one, and guidance would lead away from it.
     """
     options = arguments["model_options"]
-    one = math.isclose(arguments["cond_scale"], 1.0) and not options.get("disable_cfg1_optimization", False)
+    one = math.isclose(scale, 1.0) and not options.get("disable_cfg1_optimization", False)
     if one or arguments["uncond"] is None:
         return []
     patched = any(who_patched(options.get("transformer_options", {}), kind) for kind in OUTPUTS)

@@ -23,8 +23,8 @@ from ..arch.base import Architecture, Projected, keep
 from ..arch.earlier import TakesNoMoreKeys, with_more_keys
 from ..arch.registry import architecture_of
 from ..runs import injector
-from ..runs.injector import Around, CalledLayers, Executor, Sampling, with_layout
-from ..runs.layout import Layout
+from ..runs.injector import Around, CalledLayers, Executor, Sampling
+from ..runs.layout import Layout, with_layout
 from ..runs.loaded import sampling_of
 from ..runs.model_call import ModelCall
 from ..runs.rows import misfits_of_prompts

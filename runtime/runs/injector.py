@@ -29,7 +29,7 @@ from ..arch.registry import family_of
 from ..arch.shadows import shadow
 from .caches import caches_in
 from .keys import schedule_of
-from .layout import LAYOUT, Layout, layout_of
+from .layout import Layout, layout_of
 from .model_call import KEY, ModelCall, with_wrapper
 from .model_patches import patched_control
 from .notices import Notices, fresh_node
@@ -292,8 +292,3 @@ class CalledLayers:
 
 def _either(names: Sequence[str]) -> str | None:
     return " or ".join(names) or None
-
-
-def with_layout(call: ModelCall, layout: Layout) -> ModelCall:
-    """The call with its layout noted for nodes of ours further in."""
-    return replace(call, options={**call.options, LAYOUT: layout})

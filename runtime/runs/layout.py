@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 
 from .keys import kinds_of
+from .model_call import ModelCall
 
 LAYOUT = "conditional_balance_layout"
 """In transformer_options, once a node of ours has added rows: the layout of the call as it is now."""
@@ -55,6 +57,11 @@ def layout_of(options: Mapping[str, Any], x: torch.Tensor, text: Any, pictures: 
             "in an order that is not known: set that node to one tile at a time, or bypass it."
         )
     return Layout(kinds * tiles, batch)
+
+
+def with_layout(call: ModelCall, layout: Layout) -> ModelCall:
+    """The call with its layout noted for nodes of ours further in."""
+    return replace(call, options={**call.options, LAYOUT: layout})
 
 
 def _tile_by_tile(x: torch.Tensor, text: Any, tiles: int, pictures: torch.Tensor) -> bool:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from gradsam_case import blended, latest, run, subject_of
 from style_case import HEIGHT, WIDTH, model
+from test_style_among_nodes import tiling
 
 from conditional_balance.runtime.attribution.find import ProbeSettings, find_subject
 from conditional_balance.runtime.attribution.methods import METHODS, Method
@@ -197,3 +198,30 @@ def test_a_registered_method_is_offered_described_checked_and_run(new_method: st
 def test_two_methods_of_one_name_are_refused(new_method: str) -> None:
     with pytest.raises(ValueError, match="Two attribution methods are called 'even'"):
         register(type(METHODS[new_method]))
+
+
+# nodes that call the model in tiles -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_subject_is_found_where_the_model_is_called_in_tiles(method: str) -> None:
+    """One call with all tiles, or one for each: nothing is read off one tile for the whole."""
+    together, apart = (find(tiling(model("sd15"), joined), method, propagation=1) for joined in (True, False))
+    spread = float((together.maps - apart.maps).abs().max() / apart.maps.max())
+    assert together.method == apart.method == "jvp" and spread < 0.01
+    assert together.maps.std() > 0.1 * together.maps.mean()
+    assert (f"{method} cannot tell where tiles lie" in together.note) == (method != "jvp")
+    assert "Propagation was left out: the model is called on parts of the picture." in together.note
+
+
+def test_tiles_of_several_pictures_and_prompts() -> None:
+    of = model("sd15")
+    for case in ({"cfg": 1.0}, {"batch": 2}, {"positive": cond(of, 1) + cond(of, 7)}):
+        together, apart = (latest_maps(blended(tiling(of, joined), method="jvp"), **case) for joined in (True, False))
+        torch.testing.assert_close(together, apart, rtol=0.05, atol=0.01 * float(apart.max()))
+
+
+def latest_maps(blend: Any, **case: Any) -> torch.Tensor:
+    kept, attribution = blend
+    run(kept, **case)
+    return torch.stack([each.maps for each in latest(attribution)])

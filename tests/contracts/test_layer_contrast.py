@@ -163,3 +163,22 @@ def test_bad_input_is_one_sentence() -> None:
         ValueError, match="takes style from the first picture of the batch, and this batch has only one"
     ):
         run(contrasted(of), batch=1)
+
+
+def test_a_sampling_function_that_leaves_out_the_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AutomaticCFG puts its own in ComfyUI's place, for every model from then on, and tells less than ComfyUI does."""
+    import comfy.samplers
+
+    of, own = model("sd15"), comfy.samplers.cfg_function
+    both = contrasted(of, reference=hidden(of))
+    expected = run(both)
+
+    def telling_less(base: Any, *args: Any, model_options: Any, **kwargs: Any) -> Any:
+        def poorer(function: Any) -> Any:
+            return lambda given: function({name: value for name, value in given.items() if name != "cond_scale"})
+
+        functions = [poorer(each) for each in model_options["sampler_post_cfg_function"]]
+        return own(base, *args, model_options={**model_options, "sampler_post_cfg_function": functions}, **kwargs)
+
+    monkeypatch.setattr(comfy.samplers, "cfg_function", telling_less)
+    assert torch.equal(run(both), expected)
