@@ -30,6 +30,7 @@ from ..runtime.arch.registry import architecture_of
 from ..runtime.inject.control import gate_control, layout_of
 from ..runtime.profile.ablation import ablate_slots
 from ..runtime.profile.profiling import noise_levels as levels_of
+from ..runtime.runs.loaded import own_classes
 from .gate import NO_CONTENT
 from .profile import Profile
 from .schema import Schema, found_by
@@ -254,7 +255,8 @@ class CBProfileControlSlots(io.ComfyNode):
         seed: int,
         profile: SensitivityProfile | None = None,
     ) -> io.NodeOutput:
-        layout = layout_of(model.model.diffusion_model)
+        with own_classes(model):
+            layout = layout_of(model.model.diffusion_model)
         if profile is not None:
             _check_comparable(profile, model, layout)
         sigmas = levels_of(model, noise_levels).float()

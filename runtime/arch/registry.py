@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
+from ..runs.loaded import own_classes
 from .aura import AuraFlow
 from .base import Architecture, uncompiled
 from .cosmos import CosmosPredict2
@@ -52,11 +53,13 @@ def architecture_of(model: ModelPatcher, what: str = "model") -> Architecture:
 
     Raises ValueError for a model of no known family, or without the attention layers of its family.
     """
-    network = uncompiled(model.model.diffusion_model)
-    found = family_of(network)
-    if found is None:
-        raise ValueError(_unknown(network, what))
-    if not found.layers:
+    with own_classes(model):
+        network = uncompiled(model.model.diffusion_model)
+        found = family_of(network)
+        if found is None:
+            raise ValueError(_unknown(network, what))
+        layers = found.layers
+    if not layers:
         raise ValueError(
             f"'{what}' has no attention layers of {found.name}: another pack has replaced its blocks, or it has none. "
             f"Load it with a core loader node; {KNOWN} are supported."

@@ -24,7 +24,7 @@ def shadow(family: Architecture, layer: LayerId, options: Mapping[str, Any]) -> 
     whole = blocks.get(("single_block" if layer.block == "single" else "double_block", layer.number))
     if whole is not None and layer.block not in UNET_BLOCKS:
         return whose(whole)
-    return next((found for module in _around(family, layer) if (found := _foreign(module))), None)
+    return next((found for module in _around(family, layer) if (found := foreign(module))), None)
 
 
 def _around(family: Architecture, layer: LayerId) -> Iterator[nn.Module]:
@@ -46,7 +46,7 @@ def _left_of_block(network: Any, layer: LayerId) -> nn.Module:
     return network if blocks is None else blocks[layer.number]
 
 
-def _foreign(module: nn.Module) -> str | None:
+def foreign(module: nn.Module) -> str | None:
     """Whose forward a module runs, if it is neither ComfyUI's nor torch's."""
     forward = vars(module).get("forward") or type(module).forward
     return None if str(getattr(forward, "__module__", "")).startswith(OWN) else whose(forward)

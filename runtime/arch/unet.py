@@ -16,6 +16,7 @@ from torch import nn
 
 from ...engine.layers import LayerId
 from ..runs.keys import grid_of, rows_of, with_rows
+from ..runs.loaded import own_classes
 from .attention import ReplaceFunction, plain_attention, with_attention_replaced
 from .base import Architecture, Attend, Operator, Projected, Receive, parameters_under, removed_afterwards
 
@@ -181,7 +182,9 @@ def unet_of(model: ModelPatcher, what: str = "model") -> UNetModel:
     Raises ValueError for models of another architecture (DiT), whose layers have other names.
     """
     unet = model.model.diffusion_model
-    if not isinstance(unet, UNetModel):
+    with own_classes(model):
+        served = isinstance(unet, UNetModel)
+    if not served:
         raise ValueError(
             f"'{what}' is a {type(unet).__name__}, not a UNet: "
             "connect a UNet model such as SD1.5, SDXL or a finetune of either."
@@ -194,7 +197,8 @@ def attention_layers(model: ModelPatcher, what: str = "model") -> dict[LayerId, 
 
     Raises ValueError when the model is no UNet or has no attention.
     """
-    layers = dict(transformer_blocks(unet_of(model, what)))
+    with own_classes(model):
+        layers = dict(transformer_blocks(unet_of(model, what)))
     if not layers:
         raise ValueError(f"'{what}' has no attention layers: connect a UNet with attention, such as SD1.5 or SDXL.")
     return layers

@@ -10,6 +10,8 @@ from comfy import model_management
 
 from ...engine.attribution import contrasted
 from ...engine.layers import LayerId
+from ..arch.base import uncompiled
+from ..arch.shadows import foreign, shadow
 from .layers import Layers
 from .methods import METHODS
 from .prediction import Prediction
@@ -67,7 +69,9 @@ def _left_out(question: Question) -> str:
     missing = [layer for layer in targets if layer not in calls.subject]
     changed = [layer for layer in missing if layer in calls.changed]
     if len(missing) == len(targets):
-        raise ValueError(_why_none(changed, bool(calls.other)))
+        family = question.prediction.architecture
+        who = shadow(family, missing[0], question.prediction.options) or foreign(uncompiled(family.network))
+        raise ValueError(_why_none(changed, bool(calls.other), who))
     uncalled = [layer for layer in missing if layer not in calls.changed]
     notes = []
     if uncalled:
@@ -77,7 +81,7 @@ def _left_out(question: Question) -> str:
     return " ".join(notes)
 
 
-def _why_none(changed: Iterable[LayerId], ran_without: bool) -> str:
+def _why_none(changed: Iterable[LayerId], ran_without: bool, who: str | None) -> str:
     if changed:
         return (
             f"'layers' names layers whose rows or tokens another node changes ({_names(changed)}): choose others, or "
@@ -85,7 +89,10 @@ def _why_none(changed: Iterable[LayerId], ran_without: bool) -> str:
         )
     if ran_without:
         return "The subject's prompt did not run in the call that was looked at: check the ranges in which prompts act."
-    return "'layers' names layers that never ran: another node replaces or skips them; choose others."
+    by = f" ({who})" if who else ""
+    return (
+        f"'layers' names layers that never ran: another node replaces or skips them{by}; choose others, or bypass it."
+    )
 
 
 def _names(layers: Iterable[LayerId]) -> str:

@@ -25,7 +25,7 @@ from ..arch.registry import architecture_of
 from ..runs import injector
 from ..runs.injector import Around, CalledLayers, Executor, Sampling
 from ..runs.layout import Layout
-from ..runs.loaded import sampling_of
+from ..runs.loaded import own_classes, sampling_of
 from ..runs.model_call import ModelCall
 from ..runs.whose import whose
 
@@ -62,7 +62,9 @@ def gate_adapter(model: ModelPatcher, gate: LayerGate) -> tuple[ModelPatcher, Ga
     gate takes the adapters that were applied since the first. Raises ValueError where there is no adapter, for a model
     that is no UNet and for a gate of other layers.
     """
-    if not isinstance(network := uncompiled(model.model.diffusion_model), UNetModel):
+    with own_classes(model):
+        served = isinstance(network := uncompiled(model.model.diffusion_model), UNetModel)
+    if not served:
         raise ValueError(
             f"'model' is a {type(network).__name__}: adapters for transformers put their own code in place of the "
             "model's blocks, out of a gate's reach. Gate adapters on SD1.5, SDXL and their finetunes."

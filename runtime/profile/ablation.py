@@ -17,6 +17,7 @@ from ...engine.ablation import SlotAblation, relative_change
 from ...engine.structure import SlotLayout, SlotWeights
 from ..inject.control import gated_by, layout_of
 from ..inject.reference import with_frames
+from ..runs.loaded import own_classes
 from ..runs.model_call import ModelCall, with_wrapper
 from ..runs.probe import Conditioning, finite, look_at, noise_for
 
@@ -36,7 +37,8 @@ def ablate_slots(
     `positive` carries the ControlNets; all of a chain count together. Slots + 3 calls of the model a level, `on_pass`
     after each. Raises ValueError when the model takes no residuals or no ControlNet is applied.
     """
-    layout = layout_of(model.model.diffusion_model)
+    with own_classes(model):
+        layout = layout_of(model.model.diffusion_model)
     if not any("control" in options for _, options in positive):
         raise ValueError("'positive' carries no ControlNet: connect the output of Apply ControlNet.")
     latents = with_frames(model, latents)

@@ -16,6 +16,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ...engine.texts import quoted, storable
 from ..disk import entries, is_file, is_folder
+from ..runs.loaded import own_classes
 from .pictures import SUFFIXES, Picture, held, stored
 from .subjects import AUTO, subjects_in
 
@@ -153,7 +154,8 @@ def native_side(model: ModelPatcher) -> int:
     """The side in pixels that a model was trained at: 512 for SD1.5's kin, 1024 for SDXL's, which read sizes, and for
     transformers.
     """
-    unet = isinstance(model.model.diffusion_model, UNetModel)
+    with own_classes(model):
+        unet = isinstance(model.model.diffusion_model, UNetModel)
     return 512 if unet and model.model.model_config.unet_config.get("adm_in_channels") != 2816 else 1024
 
 

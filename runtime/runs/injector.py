@@ -26,7 +26,7 @@ from comfy.samplers import CFGGuider
 from ...engine.layers import LayerId
 from ..arch.base import uncompiled
 from ..arch.registry import family_of
-from ..arch.shadows import shadow
+from ..arch.shadows import foreign, shadow
 from .caches import caches_in
 from .keys import schedule_of
 from .layout import Layout, layout_of
@@ -94,7 +94,7 @@ class Sampling:
         """Whose code stands in the place of a layer, as `arch.shadows` finds it."""
         family = family_of(uncompiled(self.model.diffusion_model))
         options = self.guider.model_options.get("transformer_options", {})
-        return None if family is None else shadow(family, layer, options)
+        return foreign(self.model.diffusion_model) if family is None else shadow(family, layer, options)
 
     def positive(self, conds: list[Any]) -> int:
         """Where the run's positive prompts stand among the conditionings of a call.

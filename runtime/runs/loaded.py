@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol, cast
 
 import torch
 from comfy.latent_formats import LatentFormat
 from comfy.model_patcher import ModelPatcher
+from comfy.utils import set_attr
 
 
 class ModelSampling(Protocol):
@@ -30,6 +33,22 @@ def sampling_of(model: ModelPatcher) -> ModelSampling:
 def latent_format_of(model: ModelPatcher) -> LatentFormat:
     """Channels and axes of a MODEL's latents."""
     return cast(LatentFormat, model.get_model_object("latent_format"))
+
+
+@contextmanager
+def own_classes(model: ModelPatcher) -> Iterator[None]:
+    """Inside, the modules of a MODEL have their own classes, whatever another pack makes of them while it samples.
+
+    RES4LYF's model patchers give them others by object patches. Those stay in the network that all clones share until
+    a clone without them is loaded, so that what a module is would depend on what ran last.
+    """
+    names = [name for name in model.object_patches_backup if name.endswith(".__class__")]
+    patched = {name: set_attr(model.model, name, model.object_patches_backup[name]) for name in names}
+    try:
+        yield
+    finally:
+        for name, kind in patched.items():
+            set_attr(model.model, name, kind)
 
 
 CELL = 8

@@ -6,14 +6,23 @@ import functools
 import logging
 import types
 from typing import Any
+from unittest import mock
 
+import comfy.ldm.flux.model as flux_model
 import pytest
 import torch
+from comfy.ldm.modules import attention
 from style_case import differ, gate, model, run, styled
 from test_transformer_style import hidden as hidden_of
 from test_transformers import run as run_transformer
+from tiny_transformers import cond as transformer_cond
+from tiny_transformers import latent as transformer_latent
 from tiny_transformers import tiny_transformer
 
+from conditional_balance.engine.subject import Phrase
+from conditional_balance.runtime.attribution.find import ProbeSettings, find_subject
+from conditional_balance.runtime.attribution.settings import AttributionSettings
+from conditional_balance.runtime.attribution.subject import Subject
 from conditional_balance.runtime.inject.layer_prompt import LayerPrompt, prompt_layers
 from conditional_balance.runtime.runs.whose import whose
 from tiny import cond
@@ -154,3 +163,48 @@ def test_a_text_that_is_put_over_the_layer_prompts_is_named(caplog: pytest.LogCa
     with caplog.at_level(logging.WARNING):
         run(both)
     assert len(told(caplog, "another node of Conditional Balance")) == 1
+
+
+# Classes that another pack gives the model's modules while it samples ------------------------------------------------
+
+
+class Deaf(flux_model.Flux):
+    """Flux with attention of its own, as RES4LYF's model patchers make it by object patches."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        def attend(*args: Any, transformer_options: Any, **kwargs: Any) -> torch.Tensor:
+            return attention.attention_pytorch(*args, **kwargs)
+
+        with mock.patch("comfy.ldm.flux.math.optimized_attention", attend):
+            return super().forward(*args, **kwargs)
+
+
+def deafened(of: Any) -> Any:
+    clone = of.clone()
+    clone.add_object_patch("diffusion_model.__class__", Deaf)
+    return clone
+
+
+def test_what_a_model_is_does_not_depend_on_what_was_loaded_last(caplog: pytest.LogCaptureFixture) -> None:
+    of, reference = tiny_transformer("flux"), hidden_of("flux")
+    alone = run_transformer(styled(of, reference=reference), "flux")
+    theirs = run_transformer(deafened(of), "flux")
+    assert type(of.model.diffusion_model) is Deaf  # and stays so until a clone without it is loaded
+    with caplog.at_level(logging.WARNING):
+        both = styled(deafened(of), reference=reference)
+        assert torch.equal(run_transformer(both, "flux"), theirs)
+        ours = styled(of, reference=reference)
+    assert type(of.model.diffusion_model) is Deaf
+    (sentence,) = told(caplog, "never ran")
+    assert sentence.endswith("because Deaf.forward of test_whose stands in the way.")
+    assert torch.equal(run_transformer(ours, "flux"), alone)
+    assert type(of.model.diffusion_model) is flux_model.Flux
+
+
+def test_a_subject_behind_such_classes_is_refused_by_name() -> None:
+    of, picture = deafened(tiny_transformer("flux")), transformer_latent("flux", 4)["samples"]
+    asked = Subject(transformer_cond("flux", 1), (Phrase("fox", (2, 3)),)), ProbeSettings((0.5,)), AttributionSettings()
+    named = r"replaces or skips them \(Deaf.forward of test_whose\); choose others, or bypass it."
+    with torch.inference_mode(), pytest.raises(ValueError, match=named):
+        find_subject(of, picture, *asked)
+    run_transformer(tiny_transformer("flux"), "flux")
