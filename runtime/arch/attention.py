@@ -49,7 +49,7 @@ def plain_attention(
         v,
         heads=extra_options["n_heads"],
         mask=bias,
-        attn_precision=extra_options["attn_precision"],
+        attn_precision=extra_options.get("attn_precision"),  # copies of ComfyUI's block that packs bring give none
         transformer_options=options,
     )
 

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple
 
 import torch
+from comfy import model_management
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
 
 from ...engine.brought import Brought, inject_brought
 from ...engine.gates import LayerGate, inside
@@ -28,7 +30,7 @@ from ..runs.layout import Layout, with_layout
 from ..runs.loaded import sampling_of
 from ..runs.model_call import ModelCall
 from ..runs.rows import misfits_of_prompts
-from ..runs.whose import who_patched, whose
+from ..runs.whose import OURS, who_patched, whose
 from .own_subject import DampingAt, damping_at, subject_at, with_subject_found
 from .reference import (
     FIRST_ROW,
@@ -57,6 +59,10 @@ UNPLACED = (
 UNDAMPED = (
     "took from the reference's own subject too, because another node's patch there{who} knows no weights of tokens, or "
     "changes their order"
+)
+NO_MORE_ROWS = (
+    "{who} runs the model by itself and fails where a style reference's row rides along ({problem}): leave 'reference' "
+    "open, to take style from the batch's first picture, or bypass that node."
 )
 LATE = (
     "The gate opened between the steps of this sampler only, so a ControlNet has drawn the first picture until then: "
@@ -261,7 +267,11 @@ class StyleRun(injector.Run):
             call = with_hidden_row(call, layout, lead.hidden, executor.class_obj, positive)
             layout = layout.with_hidden_row()
         call = with_layout(call, layout)
-        return without_hidden_rows(self._run_styled(executor, styled, call), layout.chunks, len(riding))
+        try:
+            out = self._run_styled(executor, styled, call)
+        except RuntimeError as problem:
+            raise _with_reason(problem, call) from problem
+        return without_hidden_rows(out, layout.chunks, len(riding))
 
     def _can_remember(self, styled: _Call, acting: tuple[_Lead, ...], call: ModelCall, model: BaseModel) -> bool:
         """Whether one reference acts everywhere, from rows of its own with which nothing but ComfyUI has to do."""
@@ -389,6 +399,15 @@ class StyleRun(injector.Run):
             return _apart(styled, replace(projected, q=q, k=k, v=v))
 
         return through(style=style._replace(share=0.0), attend=alone)
+
+
+def _with_reason(problem: RuntimeError, call: ModelCall) -> Exception:
+    """The error of a call that holds references' rows, with a word on the wrapper that may not have expected them."""
+    wrappers = call.options.get("wrappers", {}).get(WrappersMP.DIFFUSION_MODEL, {}).values()
+    others = dict.fromkeys(name for each in wrappers for name in map(whose, each) if name != OURS)
+    if not others or isinstance(problem, model_management.OOM_EXCEPTION):
+        return problem
+    return ValueError(NO_MORE_ROWS.format(who=" or ".join(others), problem=str(problem).strip().split("\n")[0]))
 
 
 def _in_brackets(names: Sequence[str]) -> str:

@@ -336,6 +336,41 @@ def test_moments_of_wide_half_precision_are_finite() -> None:
     assert torch.isfinite(adain(flat, to.half(), 1.0)).all()
 
 
+# Nodes that run the network by themselves -----------------------------------------------------------------------------
+
+
+def running_twice(of: Any, pictures: int) -> Any:
+    """The network also run on a hint of as many rows as the sampler has, as Advanced-ControlNet's reference does."""
+    from comfy.patcher_extension import WrappersMP
+
+    def wrapper(executor: Callable[..., torch.Tensor], x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        chunks = len(args[4]["cond_or_uncond"])
+        executor(torch.ones_like(x[: chunks * pictures]), *args, **kwargs)
+        return executor(x, *args, **kwargs)
+
+    twice = of.clone()
+    twice.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "hint", wrapper)
+    return twice
+
+
+def test_who_cannot_have_a_reference_ride_along_is_named() -> None:
+    of = model("sd15")
+    named = (
+        r"running_twice.wrapper of test_style_among_nodes runs the model by itself and fails where a style reference"
+    )
+    with pytest.raises(ValueError, match=named):
+        run(styled(running_twice(of, 3), "all", hidden(of)))
+    assert_close(run(styled(running_twice(of, 3))), run(styled(of)))
+
+
+def test_copies_of_comfyuis_block_may_leave_out_the_precision() -> None:
+    from conditional_balance.runtime.arch.attention import plain_attention
+
+    x = torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(0))
+    options = {"n_heads": 2, "attn_precision": None}
+    assert torch.equal(plain_attention(x, x, x, None, {"n_heads": 2}), plain_attention(x, x, x, None, options))
+
+
 # No private key, no guess ---------------------------------------------------------------------------------------------
 
 
