@@ -70,6 +70,12 @@ def bars_transformer() -> str:
     return _bars({name: results(file)["painted"]["best drawn, no medium"] for name, file in files.items()})
 
 
+def bars_of_sharing() -> str:
+    """What full sharing does at several weights of a reference's tokens, and after couples of another kind."""
+    files = {"share 1": "bars_share1", "2": "bars_share2", "4": "bars_share4", "the same twice": "bars_repeated"}
+    return _bars({name: results(file)["painted"]["best drawn, no medium"] for name, file in files.items()})
+
+
 def _bars(painted: dict[str, Any]) -> str:
     wanted = {
         "subject as prompted": "90 %", "both subjects as prompted": "70 %", "hand as prompted": "90 %",
@@ -278,12 +284,15 @@ def microcond() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "bars": bars,
     "bars, transformer": bars_transformer,
+    "bars, sharing": bars_of_sharing,
     "judges": judges,
     "sampling": settings_of_sampling,
     "balance, known hands": lambda: balance("known hands"),
     "balance, at equal style": lambda: balance_at_equal_style("known hands"),
     "balance, best drawn": lambda: balance("known hands", "balance_best"),
     "balance, best drawn at equal style": lambda: balance_at_equal_style("known hands", "balance_best"),
+    "balance, same twice": lambda: balance("known hands", "balance_repeated"),
+    "balance, same twice at equal style": lambda: balance_at_equal_style("known hands", "balance_repeated"),
     "balance, unseen hands": lambda: balance("unseen hands", "balance_unseen"),
     "balance, unseen hands at equal style": lambda: balance_at_equal_style("unseen hands", "balance_unseen"),
     "balance, transformer": lambda: balance("known hands", "balance_transformer"),

@@ -76,6 +76,9 @@ def measured(
     from conditional_balance.nodes.profile import CBProfileSensitivity
     from conditional_balance.runtime.profile.clusters import with_cluster
 
+    for name in (part, "text_encoder", "autoencoder"):
+        if not (weights / f"{name}.safetensors").exists():
+            raise SystemExit(f"There is no {name}.safetensors in {weights}: train it first, or give another --out.")
     with torch.inference_mode(False):
         model = load(weights / f"{part}.safetensors")
         clip = models.load_clip(weights / "text_encoder.safetensors")
