@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from comfy.model_patcher import ModelPatcher
 from tiny_transformers import KINDS, cond, latent, tiny_transformer
 
 import tiny
@@ -274,11 +275,11 @@ def test_text_padding_that_is_named_is_never_seen(kind: str) -> None:
 
 
 def test_models_that_cannot_be_served_are_named_with_the_reason() -> None:
-    from types import SimpleNamespace
-
+    cpu = torch.device("cpu")
     for name, reason in (("PixArtMS", "PixArt calls attention"), ("HunYuanDiT", "HunyuanDiT calls attention")):
-        network = type(name, (torch.nn.Module,), {})()
+        model = torch.nn.Module()
+        model.diffusion_model = type(name, (torch.nn.Module,), {})()
         with pytest.raises(ValueError, match=f"'model' cannot be used here: {reason}"):
-            architecture_of(SimpleNamespace(model=SimpleNamespace(diffusion_model=network)))
+            architecture_of(ModelPatcher(model, cpu, cpu))
     assert len({family.name for family in FAMILIES}) == len(FAMILIES)
     assert all(family.classes for family in FAMILIES if issubclass(family, Transformer))
