@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from devtools import build_examples, comfyui, examples
+from devtools import build_examples, comfyui, examples, families
 from devtools.server import ROOT, Server
 from devtools.sheet import Sheet
 from devtools.workflow import to_prompt
@@ -105,9 +105,11 @@ def nodes_of_ours(workflow: dict[str, Any]) -> set[str]:
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_every_workflow_has_a_demo_twin_with_the_same_nodes_of_ours(name: str) -> None:
+    """But for what is run on a tiny model of its own family (test_family_templates): a demo saves no ranking."""
     twin = f"{name.rpartition('_')[0]}_demo"
     assert twin in EXAMPLES
-    assert nodes_of_ours(EXAMPLES[name]) <= nodes_of_ours(EXAMPLES[twin])
+    tried = {"CBSaveSensitivityProfile"} if name in families.WORKFLOWS else set()
+    assert nodes_of_ours(EXAMPLES[name]) - tried <= nodes_of_ours(EXAMPLES[twin])
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
