@@ -13,9 +13,14 @@ from ..runtime.inject.reference import StyleReference
 from ..runtime.profile.effect import measure_layers
 from .profile import CATEGORY, Profile, profile_outputs, shown_profile
 from .schema import Schema, found_by
-from .shown import timed
+from .shown import timed, warning
 
 Reference = io.Custom("STYLE_REFERENCE")
+NOTHING_BROUGHT = (
+    "No layer by itself brings the pictures nearer to the reference, so this ranking says nothing about style: choose "
+    "a reference that looks unlike what the prompt gives by itself, and do not keep this profile."
+)
+LEAST_GAIN = 1e-3  # of the way to the reference's style; less is rounding
 
 
 class CBMeasureLayers(io.ComfyNode):
@@ -81,7 +86,14 @@ class CBMeasureLayers(io.ComfyNode):
         profile: SensitivityProfile | None = None,
     ) -> io.NodeOutput:
         found = measure_layers(model, reference, latent["samples"], positive, noise_levels, seed)
-        return shown_profile(found, _agreement(found, profile) if profile is not None else "")
+        output = shown_profile(found, _agreement(found, profile) if profile is not None else "")
+        output.ui |= warning(None if _brings_style(found) else NOTHING_BROUGHT)
+        return output
+
+
+def _brings_style(found: SensitivityProfile) -> bool:
+    """Whether any layer brings the pictures nearer to the reference; scores are 1 - gain."""
+    return bool((1 - found.scores.mean((0, 1)) > LEAST_GAIN).any())
 
 
 def _agreement(found: SensitivityProfile, profile: SensitivityProfile) -> str:

@@ -65,6 +65,23 @@ def test_a_layer_whose_attention_is_not_heard_does_nothing(sd15_model):
     assert int((profile.scores[0] - 1).abs().argmax()) != place
 
 
+def test_a_reference_that_no_layer_leads_to_is_said(sd15_model):
+    """No layer's attention is heard: a ranking of nothing would be kept and rule every later style."""
+    deaf = sd15_model.clone()
+    outs = {name: w for name, w in deaf.model.diffusion_model.named_parameters() if ".attn1.to_out.0." in name}
+    deaf.add_patches({f"diffusion_model.{name}": ("diff", (-w.detach().clone(),)) for name, w in outs.items()}, 1.0)
+    reference = StyleReference(3 * tiny.latent(seed=9)["samples"] + 1)
+    said = {}
+    for name, model in (("deaf", deaf), ("hearing", sd15_model)):
+        with torch.inference_mode():
+            shown = CBMeasureLayers.execute(model, reference, tiny.latent(batch=2), tiny.cond(model, 1), 2, 0)
+        gains = 1 - shown.result[0].scores.mean((0, 1))
+        said[name] = shown.ui["cb_warning"]
+        assert bool(said[name]) == (float(gains.max()) <= 1e-3)
+    assert said["deaf"][0].startswith("No layer by itself brings the pictures nearer")
+    assert said["hearing"] == []
+
+
 def test_a_transformer_is_measured_too():
     model = tiny_transformer("sd3")
     generator = torch.Generator().manual_seed(0)
