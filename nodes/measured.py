@@ -86,9 +86,8 @@ class CBMeasureLayers(io.ComfyNode):
         profile: SensitivityProfile | None = None,
     ) -> io.NodeOutput:
         found = measure_layers(model, reference, latent["samples"], positive, noise_levels, seed)
-        output = shown_profile(found, _agreement(found, profile) if profile is not None else "")
-        output.ui |= warning(None if _brings_style(found) else NOTHING_BROUGHT)
-        return output
+        agreed = _agreement(found, profile) if profile is not None else ""
+        return shown_profile(found, agreed, warning(None if _brings_style(found) else NOTHING_BROUGHT))
 
 
 def _brings_style(found: SensitivityProfile) -> bool:

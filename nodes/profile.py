@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import folder_paths
@@ -578,12 +579,14 @@ def _subjects_in_words(clusters: Sequence[Cluster]) -> str:
     return f" {counted(len(known), 'subject')}, {recurring} of them in two clusters or more."
 
 
-def shown_profile(profile: SensitivityProfile, note: str = "") -> io.NodeOutput:
-    """Profile, heat map [1, h, w, 3] and report; on the node itself the layer map, a summary and the report."""
+def shown_profile(
+    profile: SensitivityProfile, note: str = "", more: Mapping[str, list[str]] = MappingProxyType({})
+) -> io.NodeOutput:
+    """Profile, heat map [1, h, w, 3] and report; on the node itself the layer map, a summary, the report and `more`."""
     pixels = np.asarray(draw(profile, title_of(profile)), dtype=np.float32) / 255
     text = "\n".join(part for part in (note, report(profile)) if part)
     words = " ".join(part for part in (in_short(profile), note) if part)
-    shown = summary(words) | layer_map(profile) | ui.PreviewText(text).as_dict()
+    shown = summary(words) | layer_map(profile) | ui.PreviewText(text).as_dict() | dict(more)
     return io.NodeOutput(profile, torch.from_numpy(pixels)[None], text, ui=shown)
 
 
