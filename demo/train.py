@@ -1,9 +1,10 @@
 """Train the demo models: `python dev.py train [PART ...]`; the painting parts in order by default.
 
-Parts are autoencoder, unet, controlnet and transformer, and where it is named the judge, which fetches its network and
-icons. Each ends after its share of `--minutes` or after `--samples` pictures, writes its weights to `--out`, and leaves
-a checkpoint there: the same command goes on where it was stopped (or where `--stop` stopped it), and leaves alone what
-is finished. `prepare` draws the atlas and makes the folder that a machine without network needs (see `demo/gpu.py`).
+Parts are autoencoder, unet, controlnet and transformer, and where they are named the judge, which fetches its network
+and icons, and hands, the judge that names those. Each ends after its share of `--minutes` or after `--samples`
+pictures, writes its weights to `--out`, and leaves a checkpoint there: the same command goes on where it was stopped
+(or where `--stop` stopped it), and leaves alone what is finished. `prepare` draws the atlas and makes the folder that a
+machine without network needs (see `demo/gpu.py`).
 `profile` measures the UNet and the transformer in `--out`, by default those that are shipped, `geometry` the UNet.
 """
 
@@ -21,6 +22,7 @@ import torch
 from demo import nets
 from demo.training.autoencoder import train_autoencoder
 from demo.training.controlnet import train_controlnet
+from demo.training.hands import train_hands
 from demo.training.judge import train_judge
 from demo.training.pool import World
 from demo.training.processes import default_processes, spread
@@ -40,8 +42,10 @@ PARTS = {
     "controlnet": train_controlnet,
     "transformer": train_transformer,
     "judge": train_judge,
+    "hands": train_hands,
 }
-PAINTING = tuple(part for part in PARTS if part != "judge")  # the judge fetches what a machine without network has not
+JUDGES = ("judge", "hands")  # they fetch what a machine without network has not
+PAINTING = tuple(part for part in PARTS if part not in JUDGES)
 ALONE = ("prepare", "profile", "geometry")  # each a command of its own
 MINUTES = {"autoencoder": 0.08, "unet": 0.55, "controlnet": 0.13, "transformer": 0.25}  # shares of the whole
 # What suits a GPU, and what suits two cores.
@@ -53,7 +57,7 @@ SIZES = {
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    usual = f"{', '.join(PAINTING)} by default; judge, {', '.join(ALONE)}"
+    usual = f"{', '.join(PAINTING)} by default; {', '.join(JUDGES)}, {', '.join(ALONE)}"
     parser.add_argument("parts", nargs="*", metavar="part", help=usual)
     parser.add_argument("--minutes", type=float, default=math.inf, help="for all parts together, shared out among them")
     parser.add_argument("--samples", type=float, help="pictures to train each part on; by default as the clock allows")

@@ -43,7 +43,6 @@ class LayerStyle(NamedTuple):
     v: float = 0.0
     share: float = 0.0
 
-
     def times(self, strength: float) -> LayerStyle:
         """The same, so many times as strong."""
         return LayerStyle(*(strength * weight for weight in self))

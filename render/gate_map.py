@@ -157,9 +157,7 @@ def _row_title(layer: LayerId) -> str:
     return f"{layer.block} {layer.number}" if layer.block in UNET_BLOCKS else str(layer)
 
 
-def _label_sigmas(
-    pen: ImageDraw.ImageDraw, font: Font, sigmas: Sequence[float], left: int, y: int
-) -> None:
+def _label_sigmas(pen: ImageDraw.ImageDraw, font: Font, sigmas: Sequence[float], left: int, y: int) -> None:
     for column in np.linspace(0, len(sigmas) - 1, 7).round().astype(int):
         x = left + CELL_WIDTH * (column + 0.5)
         pen.line((x, y, x, y + 4), fill=INK)

@@ -61,7 +61,8 @@ def train_judge(options: argparse.Namespace, world: World) -> None:
         return
     shown = gathered([folder / name for name, _ in makers])
     judge = fitted(shown, torch.Generator().manual_seed(options.seed))
-    save(judge.state_dict(), options.out / "judge.safetensors")
+    heads = {name: weight for name, weight in judge.state_dict().items() if not name.startswith("named_hand.")}
+    save(heads, options.out / "judge.safetensors")
     torch.save({"done": True}, options.out / "judge.checkpoint")
 
 
@@ -224,14 +225,14 @@ def spoilt(pictures: Tensor, vae: Autoencoder, dice: torch.Generator) -> Tensor:
 
 
 def fitted(shown: Features, dice: torch.Generator) -> Judge:
-    """All heads, each on its own rows; a tenth of the blocks, the last, only say when to stop and how sure to be."""
+    """All heads but the one that names hands (see `hands`), each on its own rows; a tenth of the blocks, the last, only
+    say when to stop and how sure to be."""
     judge = Judge()
     torch.manual_seed(dice.initial_seed())
     look, hand = shown["whole"][:, : judging.LOOK], shown["hand"]
     known = hand < len(KNOWN_HANDS)
     discriminate("subject", judge.subject, shown["thing"], shown["subject"])
     told("place", judge.place, look, shown["place"], dice)
-    told("named hand", judge.named_hand, look[known], hand[known], dice)
     for name, head, rows in (("hand", judge.hand, look), ("line", judge.line, shown["line"])):
         learn_hands(name, head, rows, hand, dice)
     learn_styles(judge.manner, look[known].view(-1, 2, PAIRS, judging.LOOK).transpose(1, 2).flatten(0, 1), dice)

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from demo.judge import Head
+from demo.imagenet import WIDTHS, Retrained
+from demo.judge import STROKES, HandNamer, Head
+from demo.training import hands
 from demo.training import judge as training
 
 
@@ -110,3 +112,50 @@ def test_all_kinds_of_blocks_come_in_turns() -> None:
     for kind in ("pair", "subj", "icon", "redr"):
         assert half.count(kind) == pytest.approx(sum(name.startswith(kind) for name in names) / 2, abs=1)
     assert len(training.blocks(None, None, 1000)) < len(names) / 8
+
+
+def maps_by_hand(count: int, seed: int) -> training.Features:
+    """Maps [count, 24, 20, 20] in which one channel in some corner tells the hand, among noise."""
+    chance = dice(seed)
+    hand = torch.randint(8, (count,), generator=chance)
+    maps = 0.1 * torch.randn(count, WIDTHS[STROKES.start], 20, 20, generator=chance)
+    for row, (top, left) in enumerate(torch.randint(4, 10, (count, 2), generator=chance).tolist()):
+        maps[row, hand[row], top : top + 10, left : left + 10] += 2
+    return {"maps": maps.half(), "hand": hand, "plain": torch.ones(count, dtype=torch.bool)}
+
+
+def test_the_namer_learns_hands_from_maps_and_is_as_sure_as_it_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hands, "CROP", 16)
+    monkeypatch.setattr(hands, "BATCH", 16)
+    torch.manual_seed(0)
+    namer = HandNamer()
+    for weight in namer.blocks.parameters():
+        torch.nn.init.kaiming_normal_(weight) if weight.dim() > 1 else None
+    seen, others = maps_by_hand(160, 0), maps_by_hand(96, 1)
+    before = namer.blocks.block3_wide_kernel.detach().clone()
+    hands.fit(namer, seen["maps"], seen["hand"], torch.arange(160), 100, seed=0)
+    hands.calibrate(namer, others)
+    sure, named = hands.logits_of(namer, others).softmax(1).max(1)
+    right = (named == others["hand"]).float().mean()
+    assert right > 0.5, f"of eight hands {right:.2f}, by chance 0.12"
+    assert float(sure.mean()) == pytest.approx(float(right), abs=0.12)
+    assert (namer.blocks.block3_wide_kernel != before).any(), "the network's blocks learn as well"
+    assert "96" in hands.rates(namer, others) and not namer.training
+
+
+def test_blocks_that_are_trained_on_begin_as_the_networks() -> None:
+    from demo import imagenet
+
+    try:
+        net = imagenet.load_imagenet()
+    except ValueError as why:
+        pytest.skip(str(why))
+    blocks = Retrained(STROKES.start, STROKES.stop)
+    blocks.begin(net)
+    pictures = torch.rand(2, 3, 64, 64, generator=dice())
+    with torch.no_grad():
+        maps = net(pictures)
+        mine = blocks(maps[STROKES.start])
+    assert len(mine) == len(STROKES)
+    for own, theirs in zip(mine, maps[STROKES.start + 1 : STROKES.stop + 1], strict=True):
+        assert own.allclose(theirs, atol=1e-5)
