@@ -14,6 +14,8 @@ import torch
 from einops import rearrange
 from torch.nn import functional
 
+from .devices import able
+
 STEPS = {torch.float32: 0.05, torch.float16: 0.25}
 """Share by which `jvp` turns a column up, by precision: small enough to be linear, large enough not to drown in
 rounding. Precisions not named here (bfloat16) take COARSE_STEP."""
@@ -97,7 +99,7 @@ def resized(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """[B, N, h, w] at another size, never below zero (bicubic overshoots)."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
-    return functional.interpolate(maps, size=size, mode="bicubic", antialias=True).clamp_min(0)
+    return functional.interpolate(able(maps), size=size, mode="bicubic", antialias=True).clamp_min(0).to(maps)
 
 
 def combined(maps: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
