@@ -79,8 +79,8 @@ def _known(value: Any) -> Any:
 class _Computing(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         key = torch._C.DispatchKey.CompositeImplicitAutograd
-        if torch.is_inference_mode_enabled() and function.has_kernel_for_dispatch_key(key):
-            with self:  # elsewhere PyTorch itself takes it apart before it comes here
+        if function.has_kernel_for_dispatch_key(key):
+            with self:  # where autograd is at work, PyTorch has taken it apart before it comes here
                 return function._op_dk(key, *args, **(kwargs or {}))
         return computed(function, args, kwargs or {})
 
