@@ -67,7 +67,8 @@ def main() -> None:
     parser = command_line(__doc__, levels=12, side=128, actors=0, series=96, rounds=3)
     parser.add_argument("--sizes", type=int, nargs="*", default=[500, 5000], help="pictures of each run")
     options = parser.parse_args()
-    figures: dict[str, Any] = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
+    kept = options.json.read_text(encoding="utf-8") if options.json and options.json.exists() else "{}"
+    figures: dict[str, Any] = json.loads(kept)
     figures["cores"] = os.cpu_count()
     under = f"at {options.levels} noise levels and {options.side} pixels"
     with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as process:

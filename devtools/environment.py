@@ -108,7 +108,7 @@ def _look(python: Path, needs: Sequence[str]) -> dict:
 
 def _imports(python: Path, module: str) -> str | None:
     """None when the module can be imported, else the end of the complaint."""
-    done = subprocess.run([python, "-c", f"import {module}"], capture_output=True, text=True)
+    done = subprocess.run([python, "-c", f"import {module}"], capture_output=True, text=True, errors="replace")
     return done.stderr[-2000:] if done.returncode else None
 
 
@@ -120,7 +120,8 @@ def _make_venv(parent: Path, seen: dict) -> None:
             "This Python lacks venv or pip; on Debian and Ubuntu: apt install python3-venv.",
         )
     if seen["torch"] and parent != VENV_PYTHON and seen["python"] == list(sys.version_info[:2]):
-        (_site_packages() / "_borrowed.pth").write_text("\n".join(seen["paths"]))
+        borrowed = _site_packages() / "_borrowed.pth"
+        borrowed.write_text("\n".join(seen["paths"]), encoding="locale")  # in which Python reads it
 
 
 def _site_packages() -> Path:
@@ -132,7 +133,7 @@ def _install_torch() -> None:
         _pip(f"installing {TORCH}, the largest", TORCH)
     held = _look(VENV_PYTHON, [])["torch"]
     constraint = VENV / "constraint.txt"  # whatever else is installed, torch stays
-    constraint.write_text(f"torch=={held}\n")
+    constraint.write_text(f"torch=={held}\n", encoding="utf-8")
     if "torchvision" in _look(VENV_PYTHON, [])["lacks"]:
         _pip("installing torchvision", TORCHVISION if TORCH.endswith(held.split("+")[0]) else "torchvision")
     _mend_torchvision()
@@ -190,7 +191,7 @@ def _mend_torchvision() -> None:
     """A torchvision for CUDA does not import beside a torch without: put the shim into `.venv`."""
     if "torchvision::nms" in (_imports(VENV_PYTHON, "torchvision") or ""):
         shutil.copy(ROOT / "devtools" / "torchvision_shim.py", _site_packages() / "_torchvision_shim.py")
-        (_site_packages() / "_torchvision_shim.pth").write_text("import _torchvision_shim\n")
+        (_site_packages() / "_torchvision_shim.pth").write_text("import _torchvision_shim\n", encoding="utf-8")
 
 
 def _check(python: Path, comfy: ComfyUI) -> None:
@@ -211,7 +212,7 @@ def _stub_torchaudio() -> None:
     stub = _site_packages() / "torchaudio"
     stub.mkdir(exist_ok=True)
     for name in ("__init__.py", "functional.py"):
-        (stub / name).write_text('"""Empty: ComfyUI only imports the name."""\n')
+        (stub / name).write_text('"""Empty: ComfyUI only imports the name."""\n', encoding="utf-8")
 
 
 def _lacks_accelerator(python: Path) -> bool:

@@ -29,10 +29,10 @@ def main() -> None:
     needs = {*pinned.requirements, *UNNAMED, *TEST_TOOLS, *BENCH_TOOLS, *TRAIN_TOOLS} - set(TORCHES)
     with tempfile.TemporaryDirectory() as scratch:
         wanted, never = Path(scratch) / "wanted.in", Path(scratch) / "never.txt"
-        wanted.write_text("\n".join(sorted(needs)) + "\n")
-        never.write_text("".join(f"{name} ; python_version < '0'\n" for name in TORCHES))
+        wanted.write_text("\n".join(sorted(needs)) + "\n", encoding="utf-8")
+        never.write_text("".join(f"{name} ; python_version < '0'\n" for name in TORCHES), encoding="utf-8")
         _lock(LOCK, wanted, "--override", never, "--upgrade")
-        wanted.write_text(f"{RAY}\n")
+        wanted.write_text(f"{RAY}\n", encoding="utf-8")
         _lock(RAY_LOCK, wanted, "--constraint", LOCK)
 
 

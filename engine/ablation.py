@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from .agreement import spearman
+from .devices import double
 from .profile import SensitivityProfile
 from .structure import SlotLayout, slot_scores
 
@@ -24,8 +25,8 @@ class SlotAblation:
 
 def relative_change(full: torch.Tensor, without: torch.Tensor, none: torch.Tensor) -> float:
     """|full - without| / |full - none| over all pictures, of predictions [B, C, h, w]; 0 where no control acts."""
-    effect = float((full - none).double().norm())
-    return 0.0 if effect == 0 else float((full - without).double().norm()) / effect
+    effect = float(torch.linalg.vector_norm(double(full - none)))
+    return 0.0 if effect == 0 else float(torch.linalg.vector_norm(double(full - without))) / effect
 
 
 def agreement(ablation: SlotAblation, profile: SensitivityProfile, layout: SlotLayout) -> torch.Tensor:

@@ -14,10 +14,14 @@ import torch
 from einops import rearrange
 from torch.nn import functional
 
+from .devices import able
+
 STEPS = {torch.float32: 0.05, torch.float16: 0.25}
 """Share by which `jvp` turns a column up, by precision: small enough to be linear, large enough not to drown in
 rounding. Precisions not named here (bfloat16) take COARSE_STEP."""
 COARSE_STEP = 0.5
+LARGEST = 2**24
+"""Logits of attention that are held at once: 64 MB, and as much again for what is made of them."""
 
 
 def split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
@@ -31,16 +35,30 @@ def columns(
     """Attention [rows, heads, queries, positions] paid to the text tokens at `positions`, in fp32.
 
     A `bias` [rows or 1, heads or 1, queries or 1, keys] is added to the logits: -inf for keys that no query may see.
+    Where a picture's tokens are keys as well, the logits of all queries would take gigabytes: some are taken at a time.
     """
     q, k = split_heads(q, heads).float(), split_heads(k, heads).float()
+    step = max(1, LARGEST // (q.shape[:2].numel() * k.shape[-2]))
+    parts = [slice(start, start + step) for start in range(0, q.shape[-2], step)]
+    biases = [bias if bias is None or bias.shape[-2] == 1 else bias[..., part, :] for part in parts]
+    found = [_columns(q[..., part, :], k, positions, each) for part, each in zip(parts, biases, strict=True)]
+    return found[0] if len(found) == 1 else torch.cat(found, -2)
+
+
+def _columns(q: torch.Tensor, k: torch.Tensor, positions: Sequence[int], bias: torch.Tensor | None) -> torch.Tensor:
     logits = q @ k.mT * q.shape[-1] ** -0.5
     logits = logits if bias is None else logits + bias
-    return (logits[..., list(positions)] - logits.logsumexp(-1, keepdim=True)).exp()
+    return (at_positions(logits, positions) - logits.logsumexp(-1, keepdim=True)).exp()
+
+
+def at_positions(x: torch.Tensor, positions: Sequence[int], axis: int = -1) -> torch.Tensor:
+    """x at some places of an axis. A list as an index would be brought to the GPU, which waits for it."""
+    return torch.stack([x.select(axis, position) for position in positions], axis)
 
 
 def contribution(column: torch.Tensor, v: torch.Tensor, positions: Sequence[int], heads: int) -> torch.Tensor:
     """Contribution of tokens to a layer's output: sum over positions of W_k V_k [rows, queries, heads * channels]."""
-    values = split_heads(v, heads)[:, :, list(positions)].float()
+    values = at_positions(split_heads(v, heads), positions, 2).float()
     return rearrange(column @ values, "rows heads queries channels -> rows queries (heads channels)").to(v)
 
 
@@ -49,7 +67,7 @@ def gradients_of(output: torch.Tensor, v: torch.Tensor, positions: Sequence[int]
 
     O = W V, so dL/dW_qk = <dL/dO_q, V_k>: no attention matrix is kept for the backward pass.
     """
-    values = split_heads(v, heads)[:, :, list(positions)].float()
+    values = at_positions(split_heads(v, heads), positions, 2).float()
     output = rearrange(output, "... queries (heads channels) -> ... heads queries channels", heads=heads)
     return output.float() @ values.mT
 
@@ -85,7 +103,7 @@ def nearest(points: torch.Tensor, grid: tuple[int, int], size: tuple[int, int]) 
 
 def strength(change: torch.Tensor) -> torch.Tensor:
     """Length of a change of the latent over its channels: [B, C, h, w] to [B, h, w]."""
-    return change.float().norm(dim=1)
+    return torch.linalg.vector_norm(change.float(), dim=1)
 
 
 def on_grid(values: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
@@ -97,7 +115,7 @@ def resized(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """[B, N, h, w] at another size, never below zero (bicubic overshoots)."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
-    return functional.interpolate(maps, size=size, mode="bicubic", antialias=True).clamp_min(0)
+    return functional.interpolate(able(maps), size=size, mode="bicubic", antialias=True).clamp_min(0).to(maps)
 
 
 def combined(maps: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
@@ -116,11 +134,13 @@ def combined(maps: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], size
 def propagated(maps: torch.Tensor, q: torch.Tensor, k: torch.Tensor, heads: int, grid: tuple[int, int]) -> torch.Tensor:
     """Maps [B, N, h, w] spread along a self-attention layer: mean over heads of softmax(q k / sqrt(d)) @ map.
 
-    Positions that self-attention groups together get similar scores (DiffSegmenter, arXiv 2309.02773).
+    Positions that self-attention groups together get similar scores (DiffSegmenter, arXiv 2309.02773). Values are made
+    as wide as keys, since kernels that hold no attention matrix take no others.
     """
     q, k = split_heads(q, heads).float(), split_heads(k, heads).float()
-    values = rearrange(resized(maps, grid), "rows maps h w -> rows 1 (h w) maps").expand(-1, heads, -1, -1)
-    spread = functional.scaled_dot_product_attention(q, k, values.float().contiguous()).mean(1)
+    values = rearrange(resized(maps, grid), "rows maps h w -> rows 1 (h w) maps").expand(-1, heads, -1, -1).float()
+    values = functional.pad(values, (0, max(0, q.shape[-1] - values.shape[-1])))
+    spread = functional.scaled_dot_product_attention(q, k, values).mean(1)[..., : maps.shape[1]]
     spread = rearrange(spread, "rows (h w) maps -> rows maps h w", h=grid[0])
     return resized(spread, maps.shape[-2:])
 

@@ -21,6 +21,7 @@ import torch
 from scipy.integrate import trapezoid
 from scipy.interpolate import RectBivariateSpline
 
+from .devices import able
 from .moments import Moments
 
 TILE = 1 << 18  # elements worked on at once: on a CPU a tile stays in its cache
@@ -99,7 +100,8 @@ class _Tile(NamedTuple):
 
 def _tiles_of(sets: Iterable[Sides], found: list[_Found]) -> Generator[_Tile]:
     """The tiles of all sets, one set after the other; what they fill is added to `found`."""
-    for place, sides in enumerate(sets):
+    for place, given in enumerate(sets):
+        sides = [Moments(*map(able, side)) for side in given]
         if not all(_finite(part) for side in sides for part in side):
             raise FeaturesNotFinite(place)
         prepared = [_prepared(side) for side in sides]

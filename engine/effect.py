@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import avg_pool2d, interpolate
 
+from .devices import double
+
 EPS = 1e-5
 HALVINGS = 2  # how often the picture is halved to tell fine detail from coarse
 
@@ -43,7 +45,7 @@ def style_gap(pictures: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
 
 def _moments(pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and deviation [B, bands * C] of what is lost with each halving, and of what is left."""
-    rest, bands = pictures.double(), []
+    rest, bands = double(pictures), []
     for _ in range(HALVINGS):
         if min(rest.shape[-2:]) < 4:
             break
@@ -57,7 +59,7 @@ def _moments(pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _layout(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """Correlation [B] over places, a mean over channels: the moments of a channel do not count."""
-    one, other = (_standard(picture.double()) for picture in (one, other))
+    one, other = (_standard(double(picture)) for picture in (one, other))
     return (one * other).mean((-1, -2)).mean(-1)
 
 

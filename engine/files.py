@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import platform
+import time
 from pathlib import Path
 from types import MappingProxyType
 
@@ -15,12 +16,17 @@ _CURES = MappingProxyType(
     {
         errno.ENOSPC: "free some space on the disk",
         errno.EDQUOT: "free some of your quota on the disk",
-        errno.EACCES: "allow ComfyUI to write into that folder",
+        errno.EACCES: "allow ComfyUI to write into that folder, close what has the file open",
         errno.EPERM: "allow ComfyUI to write into that folder",
         errno.EROFS: "the disk is read-only, so make it writable or move the folder",
         errno.ENAMETOOLONG: "choose a shorter name",
     }
 )
+
+PATIENCE = 1.0 if os.name == "nt" else 0.0
+"""Seconds in which a file that cannot be replaced is tried again. Windows refuses while somebody reads the old file, as
+a layer map does, or looks through the new one, as a virus scanner does."""
+PAUSE = 0.05
 
 
 def write(path: Path, data: bytes) -> None:
@@ -34,12 +40,23 @@ def write(path: Path, data: bytes) -> None:
             raise IsADirectoryError(errno.EISDIR, "there is a folder of that name")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(data)
-        os.replace(temporary, path)
+        _replace(temporary, path)
     except OSError as error:
         raise type(error)(_not_saved(path, error)) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _replace(new: Path, old: Path) -> None:
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return os.replace(new, old)
+        except PermissionError:
+            if time.monotonic() >= end:
+                raise
+        time.sleep(PAUSE)
 
 
 def _not_saved(path: Path, error: OSError) -> str:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .devices import double
+
 Predict = Callable[[torch.Tensor, float], torch.Tensor]
 """The clean picture x0 [B, C, ..., H, W] that a model predicts from x at sigma > 0."""
 
@@ -73,6 +75,6 @@ def retrace(
 
 def decibels(found: torch.Tensor, expected: torch.Tensor) -> float:
     """Peak signal to noise ratio in dB, where the peak is the range of what was expected; infinite when equal."""
-    error = (found - expected).double().square().mean()
-    span = (expected.max() - expected.min()).double()
+    error = double(found - expected).square().mean()
+    span = double(expected.max() - expected.min())
     return float("inf") if error == 0 else float(10 * torch.log10(span.square() / error))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from .devices import double
 from .texts import quoted
 
 
@@ -104,11 +105,11 @@ def mean_plus(maps: torch.Tensor, amount: float) -> torch.Tensor:
 
 def otsu(maps: torch.Tensor, amount: float = 0.0) -> torch.Tensor:
     """The threshold with most variance between its two sides (Otsu 1979, eq. 18), over all values, no histogram."""
-    values = maps.flatten(-2).double().sort(-1).values
+    values = double(maps.flatten(-2)).sort(-1).values
     count = values.shape[-1]
     if count == 1:
         return maps
-    below = torch.arange(1, count, dtype=torch.float64, device=maps.device)
+    below = torch.arange(1, count, dtype=torch.float64, device=values.device)
     left = values.cumsum(-1)[..., :-1] / below
     right = (values.sum(-1, keepdim=True) - left * below) / (count - below)
     between = below * (count - below) * (right - left).square()

@@ -11,10 +11,12 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
+from .devices import able
+
 
 def cell_means(x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     """A x: means [..., rows, columns] of x [..., h, w] over a grid of cells, which may differ by one in size."""
-    return functional.adaptive_avg_pool2d(x.flatten(0, -3), grid).unflatten(0, x.shape[:-2])
+    return functional.adaptive_avg_pool2d(able(x).flatten(0, -3), grid).unflatten(0, x.shape[:-2]).to(x)
 
 
 def spread(means: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

@@ -146,7 +146,8 @@ def _described(file: Path) -> dict[str, Any]:
             header = opened.metadata() or {}
             if (header.get("format"), header.get("version")) != (FORMAT, VERSION):
                 raise _NotAPicture
-            picture = json.loads(header["picture"][:MOST_TEXT]) | {"sigmas": opened.get_tensor("sigmas")}
+            sigmas = opened.get_tensor("sigmas").clone()  # or the file stays mapped, which locks it on Windows
+            picture = json.loads(header["picture"][:MOST_TEXT]) | {"sigmas": sigmas}
             shapes = [opened.get_slice(name).get_shape() for name in _names(picture)]
         is_whole = _is_whole(picture, shapes)
     except _NotAPicture as error:

@@ -80,9 +80,12 @@ def holds_folders(folder: str | os.PathLike[str], most: int = MOST_ENTRIES) -> b
 
 
 def files_below(root: str | os.PathLike[str], suffix: str) -> list[str]:
-    """Files of an ending in `root` and in folders below it, relative to `root`; for a menu, as `folders_of_folders`."""
+    """Files of an ending in `root` and in folders below it, relative to `root`; for a menu, as `folders_of_folders`.
+
+    Folders end in a slash on Windows too, as a name that stands in a workflow goes from one system to the other.
+    """
     found = (path for path in islice(_walk(str(root)), MOST_ENTRIES) if path.lower().endswith(suffix))
-    return [os.path.relpath(path, root) for path in found]
+    return [os.path.relpath(path, root).replace(os.sep, "/") for path in found]
 
 
 def _walk(root: str) -> Iterator[str]:
@@ -121,7 +124,13 @@ def _say(words: str) -> None:
 
 
 def inside(root: str | os.PathLike[str], name: str) -> Path | None:
-    """The path of `name` in `root`; None for a name that leaves it, that a menu hides, or that is no relative path."""
+    """The path of `name` in `root`; None for a name that leaves it, that a menu hides, or that is no relative path.
+
+    Backslashes part folders as on Windows, where the workflow that holds the name may have been saved; elsewhere they
+    may also belong to a name.
+    """
     parts = name.replace("\\", "/").split("/")
-    plain = all(part.strip() and not _has_a_systems_name(part) and not set(part) & {":", "\0"} for part in parts)
-    return Path(root, name) if plain else None
+    if not all(part.strip() and not _has_a_systems_name(part) and not set(part) & {":", "\0"} for part in parts):
+        return None
+    as_written = Path(root, name)
+    return as_written if os.path.exists(as_written) else Path(root, *parts)

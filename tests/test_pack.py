@@ -74,6 +74,32 @@ def test_the_pack_loads_with_what_comfyui_promises(path: Path) -> None:
     assert set(named) <= PROMISED
 
 
+SOURCES = [
+    *CODE,
+    ROOT / "dev.py",
+    *(path for part in ("devtools", "demo", "benchmarks") for path in (ROOT / part).rglob("*.py")),
+]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_text_files_are_read_and_written_in_an_encoding_that_is_named(path: Path) -> None:
+    """Else Windows takes its code page, in which most names of styles and subjects cannot be written."""
+    for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(call, ast.Call) and _opens_text(call):
+            assert any(word.arg == "encoding" for word in call.keywords), f"{path.name}:{call.lineno}"
+
+
+def _opens_text(call: ast.Call) -> bool:
+    if isinstance(call.func, ast.Attribute):
+        return call.func.attr in ("read_text", "write_text")
+    modes = [
+        part.value
+        for part in (*call.args[1:], *(word.value for word in call.keywords))
+        if isinstance(part, ast.Constant)
+    ]
+    return getattr(call.func, "id", "") == "open" and not any("b" in str(mode) for mode in modes)
+
+
 def test_the_pack_does_not_shadow_comfyui() -> None:
     import nodes
 

@@ -38,7 +38,7 @@ def _hash(model: ModelPatcher, keys: list[str]) -> str:
     digest = hashlib.sha256()
     for key in keys[:: max(1, len(keys) // 4)]:
         digest.update(
-            _corner(model, key).float().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()
+            _corner(model, key).float().cpu().to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()
         )
     return digest.hexdigest()[:16]
 

@@ -48,4 +48,4 @@ def _moved(prediction: Prediction, phrases: Sequence[Phrase], layer: LayerId, he
     changes = [
         prediction.predict(scaled(prediction, phrase, {layer: step * heads})) - prediction.base for phrase in phrases
     ]
-    return torch.stack(changes).float().norm() / step
+    return torch.linalg.vector_norm(torch.stack(changes).float()) / step

@@ -13,6 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from torch.nn import functional
 
 from ...engine.attribution import normalised
+from ...engine.devices import able
 from ...engine.masks import MaskSettings, mask_of, smoothed
 from ...engine.windows import Span, Window, percent_of, rises, spans
 from ...render.coverage import caveat
@@ -151,11 +152,10 @@ def _left_out(blend: Blend, noise: torch.Tensor) -> torch.Tensor | None:
     """Where nothing of the reference is taken, [B, h, w] on the run's latent: a cell of which any part is masked."""
     if blend.left_out is None:
         return None
-    cells = functional.adaptive_max_pool2d(blend.left_out[:, None].to(noise), blend.reference.shape[-2:])
+    cells = functional.adaptive_max_pool2d(able(blend.left_out)[:, None].float(), blend.reference.shape[-2:])
     height, width = noise.shape[-2:]
-    return utils.repeat_to_batch_size(utils.common_upscale(cells, width, height, "bilinear", "center"), len(noise))[
-        :, 0
-    ]
+    fitted = utils.common_upscale(cells, width, height, "bilinear", "center").to(noise)
+    return utils.repeat_to_batch_size(fitted, len(noise))[:, 0]
 
 
 class _Run(injector.Run):

@@ -10,6 +10,7 @@ import torch
 from comfy import utils
 from comfy.model_patcher import ModelPatcher
 
+from ...engine.devices import able
 from ...engine.gates import inside
 from ...engine.projection import projected
 
@@ -47,7 +48,7 @@ def _after_cfg(projection: Projection) -> Callable[[dict[str, Any]], torch.Tenso
         known = base.process_latent_in(_framed(projection.latent, x).to(x))
         known = utils.repeat_to_batch_size(known, x.shape[0])
         if known.shape[-2:] != size:
-            known = utils.common_upscale(known, size[1], size[0], "area", "center")
+            known = utils.common_upscale(able(known), size[1], size[0], "area", "center").to(known)
         grid = tuple(max(side // projection.cell, 1) for side in size) if projection.cell else (1, 1)
         return projected(x, known, grid, projection.strength)
 

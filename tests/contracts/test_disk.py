@@ -155,9 +155,29 @@ def test_only_names_inside_the_folders_are_profiles(places, name):
     assert "'profile'" in CBLoadSensitivityProfile.validate_inputs(name)
 
 
-def test_profiles_in_subfolders_are_listed_and_found(places):
+@pytest.mark.parametrize("saved_as", ["deeper/mine.safetensors", "deeper\\mine.safetensors"])
+def test_profiles_in_subfolders_are_found_by_names_of_every_system(places, saved_as):
+    """Workflows go from Windows to Linux and back, and older versions of this pack have saved names of either kind."""
     (places / "models" / "deeper").mkdir()
-    (places / "models" / "deeper" / "mine.safetensors").write_text("")
-    listed = os.path.join("deeper", "mine.safetensors")
-    assert listed in options("CBLoadSensitivityProfile")
-    assert profile_path(listed) == places / "models" / "deeper" / "mine.safetensors"
+    mine = places / "models" / "deeper" / "mine.safetensors"
+    mine.write_text("")
+    assert "deeper/mine.safetensors" in options("CBLoadSensitivityProfile")
+    assert profile_path(saved_as) == mine and CBLoadSensitivityProfile.validate_inputs(saved_as) is True
+    assert "'profile'" in CBLoadSensitivityProfile.validate_inputs(f"{'long' * 100}\\mine.safetensors")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="There, a backslash is in no name.")
+def test_a_backslash_may_belong_to_a_name(places):
+    """As archives that were packed on Windows leave it."""
+    mine = places / "models" / "deeper\\mine.safetensors"
+    mine.write_text("")
+    (listed,) = {name for name in options("CBLoadSensitivityProfile") if "mine" in name}
+    assert profile_path(listed) == mine
+
+
+def test_a_cluster_folder_may_lie_deeper_whatever_system_has_written_its_name(places):
+    (places / "input" / "series").mkdir()
+    (places / "input" / "styles").rename(places / "input" / "series" / "styles")
+    for name in ("series/styles", "series\\styles"):
+        assert CBLoadImageClusters.validate_inputs(name) is True
+        assert [cluster.name for cluster in CBLoadImageClusters.execute(name, 12)[0]] == ["ink", "oil"]

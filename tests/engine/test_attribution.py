@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from conditional_balance.engine import attribution
 
@@ -40,6 +42,39 @@ def test_columns_know_nothing_of_keys_that_are_hidden(seed: int, seen: int) -> N
     bias = torch.zeros(1, 1, 1, TOKENS).index_fill(-1, torch.arange(seen, TOKENS), -torch.inf)
     expected = attribution.columns(q, k[:, :seen], range(seen), HEADS)
     torch.testing.assert_close(attribution.columns(q, k, range(seen), HEADS, bias), expected)
+
+
+@pytest.mark.parametrize("queries", [1, QUERIES])
+def test_columns_of_some_queries_at_a_time_are_those_of_all(monkeypatch, queries: int) -> None:
+    q, k, _ = projections(0)
+    bias = torch.randn(1, HEADS, queries, TOKENS, generator=torch.Generator().manual_seed(1))
+    whole = attribution.columns(q, k, [0, 3], HEADS, bias)
+    monkeypatch.setattr(attribution, "LARGEST", 4 * len(q) * HEADS * TOKENS)  # four queries, then two
+    torch.testing.assert_close(attribution.columns(q, k, [0, 3], HEADS, bias), whole)
+
+
+class _Largest(TorchDispatchMode):
+    """The most elements that any tensor has had."""
+
+    most = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        self.most = max([self.most, *(leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor))])
+        return out
+
+
+@pytest.mark.parametrize("maps", [1, 3])
+def test_no_picture_attends_to_itself_in_a_matrix(monkeypatch, maps: int) -> None:
+    """At SDXL's and Flux's sizes that takes gigabytes, of which ComfyUI has freed none."""
+    side, width = 24, HEADS * 8
+    dice = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 1, side**2, width, generator=dice)
+    monkeypatch.setattr(attribution, "LARGEST", side**3)
+    with _Largest() as largest:
+        attribution.propagated(torch.rand(1, maps, side, side, generator=dice), q, k, HEADS, (side, side))
+        attribution.columns(q, k, [2, 3], HEADS)
+    assert largest.most < HEADS * side**4 / 4
 
 
 def test_all_columns_together_say_the_whole_output() -> None:

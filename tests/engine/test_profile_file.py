@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from test_profile import profile
 
+from conditional_balance.engine import files
 from conditional_balance.engine.combining import contrast, trimmed_mean
 from conditional_balance.engine.layers import LayerId
 from conditional_balance.engine.profile import SensitivityProfile
@@ -77,6 +78,26 @@ def test_a_failed_save_names_file_and_cure_and_leaves_the_old_file_and_nothing_e
         save(profile(scores=torch.ones(2, 4, 3, dtype=torch.float64)), path)
     assert "\n" not in str(said.value) and str(said.value).endswith(".")
     assert path.read_bytes() == before and [entry.name for entry in tmp_path.iterdir()] == ["mine.safetensors"]
+
+
+def test_a_file_that_somebody_reads_for_a_moment_is_replaced_all_the_same(tmp_path, monkeypatch):
+    """Windows refuses meanwhile; a file that stays locked is said in the end."""
+    path, replace, refusals = tmp_path / "mine.safetensors", os.replace, [2]
+
+    def refusing(*paths):
+        refusals[0] -= 1
+        if refusals[0] >= 0:
+            raise PermissionError(errno.EACCES, "Access is denied")
+        return replace(*paths)
+
+    monkeypatch.setattr(files, "PATIENCE", 0.5)
+    monkeypatch.setattr(os, "replace", refusing)
+    save(profile(), path)
+    assert load(path).layers == profile().layers
+    refusals[0] = 1000
+    with pytest.raises(PermissionError, match=r"'mine\.safetensors' was not saved in .*close what has the file open"):
+        save(profile(), path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["mine.safetensors"]
 
 
 def test_a_folder_of_that_name_and_a_file_in_place_of_the_folder_are_said(tmp_path):

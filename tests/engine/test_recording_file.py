@@ -116,6 +116,19 @@ def test_a_whole_recording_comes_back(tmp_path) -> None:
     assert len(picture_files(tmp_path / "mine")) == 3 and found[LAYERS[0]].mean.shape == (2, 2, 3)
 
 
+def test_what_was_read_of_a_recording_keeps_no_file_mapped(tmp_path) -> None:
+    """Windows neither replaces nor deletes a file that is mapped, as long as a profile made of it is in a cache."""
+    files = [append(picture(seed), tmp_path / "mine") for seed in range(2)]
+    recording = open_recording(tmp_path / "mine")
+    found = recording.level(0, [0, 1])
+    if (maps := pathlib.Path("/proc/self/maps")).exists():
+        assert str(tmp_path) not in maps.read_text(encoding="utf-8", errors="replace")
+    assert append(picture(0), tmp_path / "mine") in files
+    for file in files:
+        file.unlink()
+    assert len(found) == 2 and torch.equal(recording.sigmas, SIGMAS)
+
+
 def test_pictures_of_another_model_are_refused(tmp_path) -> None:
     append(picture(0), tmp_path / "mine")
     other = picture(1)

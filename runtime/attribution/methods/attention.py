@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from einops import rearrange
 
-from ....engine.attribution import on_grid, split_heads
+from ....engine.attribution import at_positions, on_grid, split_heads
 from ....engine.subject import Phrase
 from ..calls import LayerCall, Rows
 from ..maps import Columns
@@ -59,10 +59,11 @@ class ValueNorm(Attention):
         The layer itself projects, so that LoRA, casts and offloaded weights count.
         """
         project, heads = question.layers.architecture.writing(call.layer), call.heads
-        values = split_heads(call.v[part.rows], heads)[:, :, part.positions(phrase)]
+        values = at_positions(split_heads(call.v[part.rows], heads), part.positions(phrase), 2)
         alone = torch.eye(heads, dtype=values.dtype, device=values.device)[:, None, :, None] * rearrange(
             values, "rows heads tokens channels -> rows 1 tokens heads channels"
         )
         alone = rearrange(alone, "rows head tokens heads channels -> rows (head tokens) (heads channels)")
         added = project(alone) - project(torch.zeros_like(alone[:, :1]))  # without the bias
-        return rearrange(added.float().norm(dim=-1), "rows (head tokens) -> rows head 1 tokens", head=heads)
+        lengths = torch.linalg.vector_norm(added.float(), dim=-1)
+        return rearrange(lengths, "rows (head tokens) -> rows head 1 tokens", head=heads)
