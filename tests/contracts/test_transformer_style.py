@@ -18,7 +18,7 @@ from conditional_balance.runtime.inject.reference import FIRST_ROW, StyleReferen
 from conditional_balance.runtime.inject.style import StyleInjection, inject_style
 
 JOINT = [kind for kind in EVERY if kind not in ("wan", "cosmos", "anima")]
-REFINED = ("lumina2", "z-image", "hunyuan-video", "krea2")
+REFINED = ("lumina2", "z-image", "hunyuan-video", "krea2", "qwen21")
 ROTARY = [kind for kind in EVERY if kind not in ("sd3", "sd35-medium", "aura")]
 SEVERAL = ["sd35-medium", "flux", "qwen", "z-image", "cosmos"]
 
