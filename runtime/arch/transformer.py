@@ -26,7 +26,7 @@ from torch.nn import functional
 from ...engine.joint_style import Cure
 from ...engine.layers import LayerId, in_forward_order
 from ...engine.style import KEEP, SHIFT
-from .attention import OVERRIDE
+from .attention import OVERRIDE, chosen_attention
 from .attention_call import AttentionCall
 from .base import Architecture, Operator, Projected, Receive, keep, parameters_under, removed_afterwards, uncompiled
 from .rotation import Rotation, untwisting
@@ -234,6 +234,11 @@ class Transformer(Architecture):
         return Place(given("x", 0).shape[1] - seen.tokens, slice(0, given("context", 1).shape[1]))
 
     @functools.cached_property
+    def choosing(self) -> list[nn.Module]:
+        """The modules whose weights bring the attention to call. Newer ComfyUI forgets it where an override stands."""
+        return [module for module in self.network.modules() if chosen_attention(module) is not None]
+
+    @functools.cached_property
     def _compiled_inside(self) -> bool:
         return any(module is not uncompiled(module) for module in self.network.modules())
 
@@ -301,11 +306,15 @@ class _Watch:
         self.family, self.operators, self.owners, self.place, self.outside = family, operators, owners, place, outside
         self.seen, self.override = Seen(), _Override((self,), None, None)
         self.next: list[tuple[LayerId, Place | None]] = []
+        self.chosen: Callable[..., torch.Tensor] | None = None
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
         network = self.family.network
         with removed_afterwards([network.register_forward_pre_hook(self._before_network, with_kwargs=True)]) as handles:
+            for module in self.family.choosing:
+                handles.append(module.register_forward_pre_hook(self._before_choosing))
+                handles.append(module.register_forward_hook(self._after_choosing, always_call=True))
             for owner, layers in self.owners.items():
                 before = functools.partial(self._before_owner, layers)
                 handles.append(owner.register_forward_pre_hook(before, with_kwargs=True))
@@ -340,6 +349,12 @@ class _Watch:
         if not (found is None or fewer) or not _takes_options(module, args):
             return kwargs
         return {**kwargs, "transformer_options": {**options, OVERRIDE: self.override}}
+
+    def _before_choosing(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self.chosen = chosen_attention(module)
+
+    def _after_choosing(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.chosen = None
 
     def _after_owner(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.next = []
@@ -387,6 +402,8 @@ class _Override:
         return replace(found, watches=tuple(sorted((*found.watches, watch), key=lambda each: each.outside)))
 
     def __call__(self, func: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self.earlier is None:
+            func = self.watches[0].chosen or func
         keys = (args[1] if len(args) > 1 else kwargs["k"]).shape[-2]
         answers = [answer for watch in self.watches if (answer := watch.answer(keys)) is not None]
         attention = self.earlier

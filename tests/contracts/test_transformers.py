@@ -274,6 +274,46 @@ def test_qwen_image_21_is_met_where_the_painted_picture_attends(cache: str, to_e
     assert len(found) == (0 if to_edit else 9)  # a subject's words cannot be told from what stands among them
 
 
+def in_steps(*args: Any, **kwargs: Any) -> torch.Tensor:
+    """Attention that rounds queries and keys, as kernels in eight bits do."""
+    from comfy.ldm.modules.attention import attention_pytorch
+
+    q, k, *others = args
+    return attention_pytorch((8 * q).round() / 8, (8 * k).round() / 8, *others, **kwargs)
+
+
+@QWEN21
+def test_layers_that_are_left_alone_keep_the_attention_that_a_checkpoint_brings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Newer ComfyUI forgets it where an override stands; a difference that it would swallow is taken without it."""
+    from test_transformer_attribution import find
+
+    kind = "qwen21"
+    model, layers = tiny_transformer(kind), architecture_of(tiny_transformer(kind)).layers
+    plain, exact = run(model, kind), find(kind, "jvp").maps
+    for block in model.model.diffusion_model.transformer_blocks:
+        monkeypatch.setattr(block.attn.comfy_attention, "function", in_steps)
+    rounded = run(model, kind)
+    assert not torch.equal(rounded, plain)
+    for some in ({}, {layers[1]: Projected.plain}, dict.fromkeys(layers, Projected.plain)):
+        assert torch.equal(run(intercepting(model, some), kind), rounded)
+    torch.testing.assert_close(find(kind, "jvp").maps, exact, rtol=1e-3, atol=1e-3 * float(exact.max()))
+
+
+def test_a_difference_is_taken_without_an_attention_that_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as SageAttention, or ComfyUI's own in eight bits."""
+    from comfy.ldm.modules import attention
+    from test_transformer_attribution import find
+
+    exact = find("wan", "jvp").maps
+    kernel = attention.wrap_attn(in_steps)
+    kernel.__name__ = "attention_sage"
+    monkeypatch.setattr(attention, "optimized_attention", kernel)
+    monkeypatch.setattr("comfy.ldm.wan.model.optimized_attention", kernel)
+    torch.testing.assert_close(find("wan", "jvp").maps, exact, rtol=1e-3, atol=1e-3 * float(exact.max()))
+
+
 @QWEN21
 def test_what_qwen_image_21_keeps_from_step_to_step_changes_no_style() -> None:
     """Text keeps its keys and values where a reference and a mask act, and with two nodes at the same layers."""
