@@ -89,6 +89,20 @@ _QWEN = {
     "pooled_projection_dim": 32,
     "axes_dims_rope": (8, 12, 12),
 }
+_QWEN21 = {
+    "num_layers": 3,
+    "attention_head_dim": 32,
+    "num_attention_heads": 2,
+    "context_in_dim": 32,
+    "axes_dims_rope": (8, 12, 12),
+}
+_MAGE_FLOW = {
+    "num_layers": 3,
+    "attention_head_dim": 32,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 32,
+    "axes_dims_rope": (8, 12, 12),
+}
 _LUMINA = {
     "in_channels": 16,
     "dim": 64,
@@ -180,6 +194,8 @@ _ALL: dict[str, Kind] = {
     "flux2": Kind("Flux2", "Flux2", _FLUX2, 32, 32, channels=128, layers="j0 j1 s0 s1 s2"),
     "chroma": Kind("Chroma", "Chroma", _CHROMA, 32, 32, layers="j0 j1 s0 s1 s2"),
     "qwen": Kind("QwenImage", "QwenImage", _QWEN, 32, frames=True, layers="j0 j1 j2"),
+    "qwen21": Kind("QwenImage21", "QwenImage21", _QWEN21, 32, channels=64, layers="s0 s1 s2"),
+    "mage-flow": Kind("MageFlow", "MageFlow", _MAGE_FLOW, 32, channels=128, layers="j0 j1 j2"),
     "lumina2": Kind("Lumina2", "Lumina2", _LUMINA, 32, layers="r0 j0 j1 j2"),
     "z-image": Kind("ZImage", "Lumina2", _ZIMAGE, 32, layers="r0 j0 j1 j2"),
     "aura": Kind("AuraFlow", "AuraFlow", _AURA, 32, channels=4, layers="j0 j1 s0 s1"),

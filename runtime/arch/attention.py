@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from comfy import model_management
 from comfy.ldm.modules import attention
+from torch import nn
 
 from ...engine.layers import LayerId
 from ..runs.whose import OURS, whose
@@ -52,6 +53,11 @@ def plain_attention(
         attn_precision=extra_options.get("attn_precision"),  # copies of ComfyUI's block that packs bring give none
         transformer_options=options,
     )
+
+
+def chosen_attention(module: nn.Module) -> Callable[..., torch.Tensor] | None:
+    """The attention that a checkpoint brings for a module, as newer ComfyUI reads it: one in eight bits."""
+    return getattr(getattr(module, "comfy_attention", None), "function", None)
 
 
 def heeds_masks(override: Callable[..., torch.Tensor] | None, like: torch.Tensor) -> bool:

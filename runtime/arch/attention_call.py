@@ -23,7 +23,9 @@ class AttentionCall:
     `mask` [rows or 1, heads or 1, queries or 1, keys] or None. `unseen`: for every row, how many tokens before
     `text_stop` are padding, which no query may see; `pads`: the same where this call leaves them out, or nothing.
     `together`: `function` has to be given all rows at once. `masked`: `mask` holds what another node of ours has put
-    there, and has to be heeded as a bias is.
+    there, and has to be heeded as a bias is. `flat`: `function` is given heads side by side, as the caller did: kernels
+    round in the order in which numbers lie. `lead`: how many tokens stand before the call's own in q, as zeros, and in
+    what `attend` returns; `function` does not see them.
     """
 
     function: Callable[..., torch.Tensor]
@@ -37,6 +39,8 @@ class AttentionCall:
     unseen: tuple[int, ...] = ()
     together: bool = False
     masked: bool = False
+    flat: bool = False
+    lead: int = 0
 
     @classmethod
     def of(
@@ -49,7 +53,8 @@ class AttentionCall:
         """From the arguments of `optimized_attention_override`; `earlier` is the override that was there before."""
         named = {**dict(zip(_POSITIONAL, args, strict=False)), **kwargs}
         q, k, v, mask = (named.pop(name, None) for name in ("q", "k", "v", "mask"))
-        if not named.pop("skip_reshape", False):
+        flat = not named.pop("skip_reshape", False)
+        if flat:
             channels = q.shape[-1] // named["heads"]
             q, k, v = (_heads_first(x, channels) for x in (q, k, v))
 
@@ -60,11 +65,19 @@ class AttentionCall:
                 return core(*args, **kwargs)
             return earlier(core, *args, **kwargs)
 
-        return cls(function, q, k, v, _four_dimensional(mask), {**named, "skip_reshape": True})
+        return cls(function, q, k, v, _four_dimensional(mask), {**named, "skip_reshape": not flat}, flat=flat)
 
     def ending_at(self, text_stop: int) -> AttentionCall:
         """The call, whose text ends there."""
         return replace(self, text_stop=text_stop)
+
+    def led_by(self, lead: int) -> AttentionCall:
+        """The call, whose q is of its last tokens only, with so many more before them as stand among its keys."""
+        return replace(self, q=pad(self.q, (0, 0, lead, 0)), lead=lead)
+
+    def own(self, out: torch.Tensor) -> torch.Tensor:
+        """Of what `attend` returns, the tokens that the call was asked for."""
+        return out[..., self.lead :, :]
 
     def bias(self) -> torch.Tensor | None:
         """What the mask and padding add to logits, [rows or 1, heads or 1, queries or 1, keys]; None adds nothing."""
@@ -128,11 +141,18 @@ class AttentionCall:
         rows: list[int],
         keys: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        biased = bias is not None or self.masked
+        if bias is not None and bias.shape[-2] > 1:
+            bias = self.own(bias)
         mask = _with_bias(_for_rows(self.mask, rows, k.shape[-2]), bias)
         if keys is not None:
             k, v = k[..., keys, :], v[..., keys, :]
             mask = None if mask is None else mask[..., keys]
-        return self.function(q, k, v, mask=mask, biased=bias is not None or self.masked, **self.others)
+        given = self.own(q), k, v
+        if self.flat:
+            given = tuple(x.transpose(1, 2).flatten(2) for x in given)
+        out = self.function(*given, mask=mask, biased=biased, **self.others)
+        return pad(out, (0, 0, self.lead, 0)) if self.lead else out
 
 
 def _heads_first(x: torch.Tensor, channels: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Qwen-Image and Qwen-Image-Edit: joint blocks, text first; pictures to edit stand behind the one being painted."""
+"""Qwen-Image, its Edit, and Mage-Flow: joint blocks, text first; pictures to edit behind the one being painted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from .transformer import Blocks, Given, Place, Seen, Transformer
 class QwenImage(Transformer):
     name = "Qwen-Image"
     control = (("input", "transformer_blocks"),)
-    classes = ("comfy.ldm.qwen_image.model.QwenImageTransformer2DModel",)
+    classes = (
+        "comfy.ldm.qwen_image.model.QwenImageTransformer2DModel",
+        "comfy.ldm.mage_flow.model.MageFlowTransformer2DModel",
+    )
     blocks = (Blocks("joint", "transformer_blocks", "attn.to_{feature}", owner="attn", out="attn.to_out.0"),)
 
     def place(self, layer: LayerId, given: Given, seen: Seen) -> Place | None:

@@ -14,6 +14,7 @@ from .hunyuan_video import HunyuanVideo
 from .krea import Krea2
 from .lumina import NextDiT
 from .qwen import QwenImage
+from .qwen21 import QwenImage21
 from .sd3 import SD3
 from .unet import UNet
 from .wan import Wan
@@ -23,6 +24,7 @@ FAMILIES: tuple[type[Architecture], ...] = (
     SD3,
     Flux,
     QwenImage,
+    QwenImage21,
     NextDiT,
     AuraFlow,
     HunyuanVideo,
@@ -32,8 +34,8 @@ FAMILIES: tuple[type[Architecture], ...] = (
 )
 
 KNOWN = (
-    "SD1.5, SDXL, SD3 and SD3.5, Flux.1 and Flux.2, Chroma, Qwen-Image, Lumina2, Z-Image, AuraFlow, Wan, HunyuanVideo, "
-    "Cosmos-Predict2, Anima or Krea 2"
+    "SD1.5, SDXL, SD3 and SD3.5, Flux.1 and Flux.2, Chroma, Qwen-Image and Qwen-Image 2.1, Lumina2, Z-Image, AuraFlow, "
+    "Wan, HunyuanVideo, Cosmos-Predict2, Anima or Krea 2"
 )
 
 REFUSED = {

@@ -26,7 +26,7 @@ from torch.nn import functional
 from ...engine.joint_style import Cure
 from ...engine.layers import LayerId, in_forward_order
 from ...engine.style import KEEP, SHIFT
-from .attention import OVERRIDE
+from .attention import OVERRIDE, chosen_attention
 from .attention_call import AttentionCall
 from .base import Architecture, Operator, Projected, Receive, keep, parameters_under, removed_afterwards, uncompiled
 from .rotation import Rotation, untwisting
@@ -56,24 +56,30 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the tokens of one attention call stand: the picture's begin at `start`; how they are rotated, if at all."""
+    """Where the tokens of one attention call stand: the picture's begin at `start`; how they are rotated, if at all.
+
+    An owner that calls attention for one stretch of tokens after the other, each with the keys up to its end, says by
+    how many `keys` the picture's call is known.
+    """
 
     start: int
     text: slice = field(default_factory=lambda: slice(0, 0))
     matrices: torch.Tensor | None = None
+    keys: int | None = None
 
 
 @dataclass
 class Seen:
     """What a call of the network has shown so far: the picture's `grid` (frames, rows, columns), lengths of text.
 
-    `prompt` is how many tokens of text the network was given, `text` how many its blocks see.
+    `prompt` is how many tokens of text the network was `given`, `text` how many its blocks see.
     """
 
     grid: tuple[int, int, int] = (1, 0, 0)
     prompt: int | None = None
     text: int | None = None
     image: int | None = None
+    given: Given = field(default_factory=lambda: Given((), {}))
 
     @property
     def tokens(self) -> int:
@@ -228,6 +234,11 @@ class Transformer(Architecture):
         return Place(given("x", 0).shape[1] - seen.tokens, slice(0, given("context", 1).shape[1]))
 
     @functools.cached_property
+    def choosing(self) -> list[nn.Module]:
+        """The modules whose weights bring the attention to call. Newer ComfyUI forgets it where an override stands."""
+        return [module for module in self.network.modules() if chosen_attention(module) is not None]
+
+    @functools.cached_property
     def _compiled_inside(self) -> bool:
         return any(module is not uncompiled(module) for module in self.network.modules())
 
@@ -295,11 +306,15 @@ class _Watch:
         self.family, self.operators, self.owners, self.place, self.outside = family, operators, owners, place, outside
         self.seen, self.override = Seen(), _Override((self,), None, None)
         self.next: list[tuple[LayerId, Place | None]] = []
+        self.chosen: Callable[..., torch.Tensor] | None = None
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
         network = self.family.network
         with removed_afterwards([network.register_forward_pre_hook(self._before_network, with_kwargs=True)]) as handles:
+            for module in self.family.choosing:
+                handles.append(module.register_forward_pre_hook(self._before_choosing))
+                handles.append(module.register_forward_hook(self._after_choosing, always_call=True))
             for owner, layers in self.owners.items():
                 before = functools.partial(self._before_owner, layers)
                 handles.append(owner.register_forward_pre_hook(before, with_kwargs=True))
@@ -309,7 +324,8 @@ class _Watch:
     def _before_network(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = Given(args, kwargs)
         prompt = given("context", 2)
-        self.seen = Seen(self.family.grid(given("x", 0).shape), None if prompt is None else prompt.shape[1])
+        grid = self.family.grid(given("x", 0).shape)
+        self.seen = Seen(grid, None if prompt is None else prompt.shape[1], given=given)
         options = kwargs.get("transformer_options") or {}
         self.family.tell_if_compiled(options)
         self.override = _Override.on(options.get(OVERRIDE), self, options.get(TEXT_PADS))
@@ -334,16 +350,31 @@ class _Watch:
             return kwargs
         return {**kwargs, "transformer_options": {**options, OVERRIDE: self.override}}
 
+    def _before_choosing(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self.chosen = chosen_attention(module)
+
+    def _after_choosing(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.chosen = None
+
     def _after_owner(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.next = []
 
-    def answer(self) -> Callable[[AttentionCall], torch.Tensor] | None:
-        """What is done to the attention call that has begun; to be asked for once a call."""
-        layer, place = self.next.pop(0) if self.next else (None, None)
+    def answer(self, keys: int) -> Callable[[AttentionCall], torch.Tensor] | None:
+        """What is done to the attention call that has begun, of so many keys; to be asked for once a call."""
+        layer, place = self.next[0] if self.next else (None, None)
+        if place is not None and place.keys not in (None, keys):
+            return None  # of a stretch before the picture
+        self.next = self.next[1:]
         operator = None if layer is None else self.operators.get(layer)
         if operator is None or place is None:
             return None
-        return lambda call: operator(self._projected(call.ending_at(place.text.stop), place))
+        return functools.partial(self._answered, operator, place)
+
+    def _answered(self, operator: Operator, place: Place, call: AttentionCall) -> torch.Tensor:
+        call = call.ending_at(place.text.stop)
+        if place.keys is not None:
+            call = call.led_by(place.keys - call.q.shape[-2])
+        return call.own(operator(self._projected(call, place)))
 
     def _projected(self, call: AttentionCall, place: Place) -> Projected:
         rotation = None if place.matrices is None else Rotation(place.matrices, self.family.halves)
@@ -371,7 +402,10 @@ class _Override:
         return replace(found, watches=tuple(sorted((*found.watches, watch), key=lambda each: each.outside)))
 
     def __call__(self, func: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
-        answers = [answer for watch in self.watches if (answer := watch.answer()) is not None]
+        if self.earlier is None:
+            func = self.watches[0].chosen or func
+        keys = (args[1] if len(args) > 1 else kwargs["k"]).shape[-2]
+        answers = [answer for watch in self.watches if (answer := watch.answer(keys)) is not None]
         attention = self.earlier
         for number, answer in enumerate(answers):
             layered = functools.partial(self._layered, innermost=number == 0, outermost=number == len(answers) - 1)

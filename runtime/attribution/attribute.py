@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from comfy import model_management
 
 from ...engine.attribution import contrasted
 from ...engine.layers import LayerId
 from ..arch.base import uncompiled
 from ..arch.shadows import foreign, shadow
+from ..runs.memory import out_of_memory
 from .layers import Layers
 from .methods import METHODS
 from .prediction import Prediction
@@ -53,7 +53,7 @@ def _maps(question: Question) -> tuple[torch.Tensor, str, str]:
         note = f"{way.name} cannot tell where tiles lie, in which another node calls the model; jvp was used instead."
         return METHODS["jvp"].maps(question), "jvp", note
     except (RuntimeError, NotImplementedError) as problem:
-        if not way.fallback or isinstance(problem, model_management.OOM_EXCEPTION):
+        if not way.fallback or out_of_memory(problem):
             raise
         note = f"{way.name} found no gradients here ({_first_line(problem)}); {way.fallback} was used instead."
         return METHODS[way.fallback].maps(question), way.fallback, note

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from comfy import model_management
 from comfy.ldm.modules.attention import attention_pytorch
+from torch.nn.functional import layer_norm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
@@ -44,15 +45,18 @@ class _OverInferenceTensors(TorchFunctionMode):
     """Hands every function plain tensors over the same memory, cut off from weights' own graphs.
 
     Autograd refuses to save inference tensors. And `h += control` becomes an addition out of place: the next block has
-    saved h for its backward pass.
+    saved h for its backward pass. So has a norm, where a part of h is added to (Qwen-Image 2.1): it gets a copy.
     """
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         given, named = tree_map(_plain, args), tree_map(_plain, kwargs or {})
-        if function in (torch.Tensor.__iadd__, torch.Tensor.add_) and torch.is_grad_enabled():
-            function = torch.add
+        if torch.is_grad_enabled():
+            if function in (torch.Tensor.__iadd__, torch.Tensor.add_):
+                function = torch.add
+            elif function is layer_norm:
+                given = given[0].clone(), *given[1:]
         return function(*given, **named)
 
 

@@ -2,7 +2,7 @@
 
 Rounding swallows the small step of a finite difference and cuts the graph of a gradient. Both are taken in passes in
 which layers multiply what they are given as it is: their weights stay quantised, and are put back into numbers one
-layer at a time, as on cards that cannot multiply them.
+layer at a time, as on cards that cannot multiply them. Attention that rounds queries and keys gives way to PyTorch's.
 """
 
 from __future__ import annotations
@@ -14,21 +14,30 @@ from typing import Any
 
 import comfy.ops
 import torch
+from comfy.ldm.modules import attention
 from comfy.patcher_extension import WrappersMP
 from torch import nn
 
+from ..arch.attention import OVERRIDE, chosen_attention
 from ..arch.base import removed_afterwards
 from ..arch.transformer import uncompiled_calls
 from ..runs.model_call import with_wrapper
+from .gradients import with_sdpa
 from .prediction import Prediction
+
+ROUNDING = frozenset(("attention_sage", "attention3_sage", "attention_comfy_kitchen_int8"))
+"""ComfyUI's functions of attention that work in eight or four bits."""
 
 
 def exact(prediction: Prediction) -> Prediction:
     """The prediction without rounded inputs; itself where the network rounds none."""
-    network = prediction.architecture.network
-    if not any(map(_rounds, network.modules())):
-        return prediction
-    return dataclasses.replace(prediction, options=unrounded(prediction.options), known=None)
+    modules, options = list(prediction.architecture.network.modules()), prediction.options
+    if any(map(_rounds, modules)):
+        options = unrounded(options)
+    rounding = attention.optimized_attention.__name__ in ROUNDING or any(map(chosen_attention, modules))
+    if rounding and options.get(OVERRIDE) is None:
+        options = with_sdpa(options)
+    return prediction if options is prediction.options else dataclasses.replace(prediction, options=options, known=None)
 
 
 def unrounded(options: dict[str, Any]) -> dict[str, Any]:

@@ -61,12 +61,23 @@ def blend_prompts(model: ModelPatcher, blend: NoiseBlend) -> ModelPatcher:
     if not blend.strength or (blend.mask is not None and not bool(blend.mask.any())):
         return model.clone()
     place = f"{KEY}_{len(injector.injectors_of(model, _Blending))}"
-    patched = injector.inject(model, _Blending(blend, place))
+    patched = injector.inject(_hookable(model, blend.conditioning), _Blending(blend, place))
     around = functools.partial(_around_sampling, place, blend.conditioning)
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, around)
     hooked = functools.partial(_register_hooks, blend.conditioning)
     patched.add_callback_with_key(CallbacksMP.ON_REGISTER_ALL_HOOK_PATCHES, KEY, hooked)
     return patched
+
+
+def _hookable(model: ModelPatcher, conditioning: Conditioning) -> ModelPatcher:
+    """The model in a form that this prompt's hooks can be put into.
+
+    Newer ComfyUI streams weights, and takes another form where the guider's own prompts have hooks: it knows no other.
+    """
+    newer: Any = model
+    streams = hasattr(model, "is_dynamic") and newer.is_dynamic()
+    hooked = streams and sampler_helpers.cond_has_hooks(conditioning)
+    return newer.get_non_dynamic_delegate() if hooked else model
 
 
 def _register_hooks(

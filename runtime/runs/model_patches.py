@@ -1,4 +1,4 @@
-"""ControlNets that patch a transformer (DiffSynth's for Qwen-Image, Fun's for Z-Image) and act in its blocks."""
+"""ControlNets that patch a transformer and act in its blocks: those of DiffSynth, of Fun, and LLLite for Anima."""
 
 from __future__ import annotations
 
@@ -8,41 +8,58 @@ from typing import Any
 
 import torch
 
-KINDS = ("double_block", "single_block", "noise_refiner")
-"""Patches that are given the picture's stream behind a block, and change it in place or return another."""
+BEHIND = ("double_block", "single_block", "noise_refiner", "mlp_patch")
+"""Patches that are given the picture's stream behind a block or within it, and change it in place or return another."""
+BEFORE = ("attn1_patch", "attn2_patch")
+"""Patches that are given what a block projects queries, keys and values from."""
 
-Patch = Callable[[dict[str, Any]], dict[str, Any]]
+Patch = Callable[..., dict[str, Any]]
 
 
 def patched_control(options: Mapping[str, Any]) -> bool:
     """Whether the model is controlled by patches, in a run or a call with these `transformer_options`."""
     patches = options.get("patches", {})
-    return any(_controls(patch) for kind in KINDS for patch in patches.get(kind, ()))
+    return any(_controls(patch) for kind in (*BEHIND, *BEFORE) for patch in patches.get(kind, ()))
 
 
 def with_row_spared(options: dict[str, Any], chunks: int, row: int) -> dict[str, Any]:
     """`transformer_options` in which no such control acts on this row of each of the call's equal `chunks`."""
     if not patched_control(options):
         return options
-    patches = options["patches"]
-    spared = {
-        kind: [functools.partial(_spared, patch, chunks, row) if _controls(patch) else patch for patch in patches[kind]]
-        for kind in KINDS
-        if kind in patches
-    }
-    return {**options, "patches": {**patches, **spared}}
+    spared = dict(options["patches"])
+    for kinds, around in ((BEHIND, _spared_behind), (BEFORE, _spared_before)):
+        for kind in kinds:
+            if kind in spared:
+                spared[kind] = [
+                    functools.partial(around, patch, chunks, row) if _controls(patch) else patch
+                    for patch in spared[kind]
+                ]
+    return {**options, "patches": spared}
 
 
 def _controls(patch: Any) -> bool:
-    """ComfyUI's nodes of this kind hold what Load Model Patch gave them."""
-    return hasattr(patch, "model_patch") or (isinstance(patch, functools.partial) and patch.func is _spared)
+    """ComfyUI's nodes of this kind hold what Load Model Patch gave them, or another patch that does."""
+    if isinstance(patch, functools.partial):
+        return patch.func in (_spared_behind, _spared_before)
+    return hasattr(patch, "model_patch") or hasattr(getattr(patch, "patch", None), "model_patch")
 
 
-def _spared(patch: Patch, chunks: int, row: int, given: dict[str, Any]) -> dict[str, Any]:
-    stream = given["img"]
+def _spared_behind(patch: Patch, chunks: int, row: int, given: dict[str, Any]) -> dict[str, Any]:
+    name = "img" if "img" in given else "x"
+    stream = given[name]
     before = _row(stream, chunks, row).clone()
     out = patch(given)
-    _row(out.get("img", stream), chunks, row).copy_(before)
+    _row(out.get(name, stream), chunks, row).copy_(before)
+    return out
+
+
+def _spared_before(
+    patch: Patch, chunks: int, row: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **others: Any
+) -> dict[str, Any]:
+    before = {name: _row(x, chunks, row).clone() for name, x in (("q", q), ("k", k), ("v", v))}
+    out = patch(q, k, v, **others)
+    for name in before.keys() & out.keys():
+        _row(out[name], chunks, row).copy_(before[name])
     return out
 
 

@@ -346,6 +346,21 @@ def test_without_gradients_jvp_stands_in_and_says_so() -> None:
     torch.testing.assert_close(found.maps, find(model("sd15"), "jvp", layers="o").maps)
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, torch.AcceleratorError])
+def test_memory_that_runs_out_is_no_lack_of_gradients(error: type[RuntimeError]) -> None:
+    """Also where a device tells it late, by an error that ComfyUI 0.3.75 does not know."""
+    of = model("sd15").clone()
+
+    def full(executor: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            raise error("CUDA error: out of memory")
+        return executor(*args, **kwargs)
+
+    of.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "test", full)
+    with pytest.raises(error, match="out of memory"):
+        find(of, "grad_sam", layers="o")
+
+
 # nothing stays -------------------------------------------------------------------------------------------------------
 
 

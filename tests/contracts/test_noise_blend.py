@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import node_helpers
@@ -29,6 +30,7 @@ from tiny_transformers import cond as transformer_cond
 from tiny_transformers import tiny_transformer
 
 from conditional_balance.nodes.noise_blend import CBNoiseBlend
+from conditional_balance.runtime.runs import injector
 from tiny import cond, tiny_model
 
 __all__ = ["little_memory"]
@@ -125,6 +127,28 @@ def test_the_other_prompt_brings_its_own_lora() -> None:
     assert_close(run(patched), expected)
     assert differ(expected, run(of, positive=cond(of, 7))) and torch.equal(run(of), plain)
     assert_close(run(patched, positive=hooked(of, cond(of, 1), with_lora[0][1]["hooks"])), expected)
+
+
+def test_a_model_whose_weights_are_streamed_is_loaded_anew_for_a_prompt_with_a_lora_of_its_own() -> None:
+    """As ComfyUI does for the guider's own prompts: weights on their way to a card take no hooks."""
+    import comfy.model_patcher
+
+    if not hasattr(comfy.model_patcher, "ModelPatcherDynamic"):
+        pytest.skip("This version of ComfyUI does not stream weights.")
+
+    class Streamed(comfy.model_patcher.ModelPatcherDynamic):
+        """Without the memory of a card, which it would ask for at once."""
+
+        def register_load_device(self, device: torch.device) -> None: ...
+        def unpin_all_weights(self) -> None: ...
+        def detach(self, unpatch_all: bool = True) -> None: ...
+
+    of = tiny_model("sd15")
+    streamed = Streamed(copy.copy(of.model), torch.device("cuda", 0), torch.device("cpu"))
+    streamed.cached_patcher_init = (lambda **asked: of, ())
+    assert blended(streamed, cond(of, 7)).is_dynamic() and blended(streamed, strength=0.0).is_dynamic()
+    other = blended(streamed, hooked(of, cond(of, 7)))
+    assert not other.is_dynamic() and other.model is of.model and injector.injectors_of(other, injector.Injector)
 
 
 def hooked(of: Any, prompt: Any, hooks: Any = None) -> Any:

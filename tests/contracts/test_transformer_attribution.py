@@ -35,7 +35,7 @@ from conditional_balance.runtime.inject.reference import StyleReference
 from conditional_balance.runtime.inject.style import StyleInjection, inject_style
 
 PHRASE = Phrase("fox", (2, 3))
-MOST_USED = ["sd3", "flux", "qwen", "z-image"]
+MOST_USED = [kind for kind in ("sd3", "flux", "qwen", "qwen21", "z-image") if kind in EVERY]
 
 
 def subject_of(kind: str) -> Subject:
@@ -125,7 +125,7 @@ def test_reading_every_layer_changes_no_prediction(kind: str) -> None:
     assert called == list(layers)
 
 
-@pytest.mark.parametrize("kind", ["sd3", "flux"])
+@pytest.mark.parametrize("kind", [kind for kind in ("sd3", "flux", "qwen21") if kind in EVERY])
 def test_gradients_of_columns_are_finite_differences(kind: str) -> None:
     """d<probe, eps> / d a, where a turns a phrase's columns up at one layer: W * dL/dW against a central difference."""
 

@@ -18,7 +18,7 @@ from conditional_balance.runtime.inject.reference import FIRST_ROW, StyleReferen
 from conditional_balance.runtime.inject.style import StyleInjection, inject_style
 
 JOINT = [kind for kind in EVERY if kind not in ("wan", "cosmos", "anima")]
-REFINED = ("lumina2", "z-image", "hunyuan-video", "krea2")
+REFINED = ("lumina2", "z-image", "hunyuan-video", "krea2", "qwen21")
 ROTARY = [kind for kind in EVERY if kind not in ("sd3", "sd35-medium", "aura")]
 SEVERAL = ["sd35-medium", "flux", "qwen", "z-image", "cosmos"]
 
@@ -265,17 +265,43 @@ def controlled_by_patches(of: Any) -> Any:
     return patched
 
 
-def test_a_controlnet_that_patches_the_model_leaves_references_free() -> None:
+def under_lllite(of: Any) -> Any:
+    """Anima under what Apply Anima LLLite makes of a picture, at every place that it can act."""
+    import comfy.ldm.anima.lllite as lllite
+    import comfy.ops
+    from comfy_extras.nodes_model_patch import AnimaLLLiteApply
+
+    from tiny import _fill, _patcher
+
+    first = {"conv1": (8, 3, 4, 4), "conv3": (16, 8, 4, 4), "proj": (16, 16, 1, 1)}
+    shapes = {f"lllite_conditioning1.{name}.weight": shape for name, shape in first.items()}
+    for block in range(3):
+        for target in ("self_attn_q_proj", "self_attn_k_proj", "self_attn_v_proj", "cross_attn_q_proj", "mlp_layer1"):
+            name = f"lllite_dit_blocks_{block}_{target}"
+            shapes |= {f"{name}.down.weight": (8, 72), f"{name}.cond_to_film.weight": (16, 16)}
+    with torch.inference_mode():
+        weights = {name: torch.zeros(shape) for name, shape in shapes.items()}
+        net = lllite.AnimaLLLite(weights, {}, device="cpu", operations=comfy.ops.manual_cast)
+        _fill(net, 9)
+        return AnimaLLLiteApply().apply_patch(of, _patcher(net), torch.rand(1, 80, 64, 3), 1.0, 0.0, 1.0)[0]
+
+
+PATCHED = {"qwen": controlled_by_patches, "anima": under_lllite}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in PATCHED if kind in KINDS])
+def test_a_controlnet_that_patches_the_model_leaves_references_free(kind: str) -> None:
     """As one that brings residuals does: the first row of the batch, and every hidden row."""
-    model, kind = tiny_transformer("qwen"), "qwen"
-    controlled = controlled_by_patches(model)
+    model = tiny_transformer(kind)
+    controlled = PATCHED[kind](model)
     first_row = run(styled(controlled), kind)
     assert_close(first_row[:1], run(model, kind)[:1])
     assert differ(first_row[1:], run(styled(model), kind)[1:]) and differ(run(controlled, kind)[0], first_row[0])
     found: list[torch.Tensor] = []
     handle = model.model.diffusion_model.register_forward_hook(lambda module, args, out: found.append(out.clone()))
-    both = styled(styled(controlled, reference=hidden(kind)), "j1", hidden(kind, 19), remember=False)
-    plain = styled(styled(model, reference=hidden(kind)), "j1", hidden(kind, 19), remember=False)
+    second = str(architecture_of(model).layers[1])
+    both = styled(styled(controlled, reference=hidden(kind)), second, hidden(kind, 19), remember=False)
+    plain = styled(styled(model, reference=hidden(kind)), second, hidden(kind, 19), remember=False)
     try:
         for of in (both, plain):
             run(of, kind, steps=1)

@@ -101,9 +101,7 @@ def test_only_the_picture_is_recorded_after_the_norm_and_before_rotation(kind: s
     finally:
         for handle in handles:
             handle.remove()
-    rows, columns = 5, 4
-    if KINDS[kind].channels == 128:
-        rows, columns = 10, 7
+    _, rows, columns = architecture.grid(latent(kind)["samples"].shape)
     for layer in architecture.layers:
         assert recorded[layer].shape[:2] == (batch, rows * columns)
         expected = normed_keys(model.model.diffusion_model, architecture, layer, projections[layer])
@@ -122,7 +120,7 @@ def normed_keys(network: Any, architecture: Any, layer: Any, projected: torch.Te
     if name in ("Flux", "HunyuanVideo"):
         norm = block.img_attn.norm if layer.block == "joint" else block.norm
         return norm.key_norm(projected[..., width : 2 * width].unflatten(-1, (heads, -1))).flatten(2)
-    if name == "QwenImage":
+    if name in ("QwenImage", "QwenImage21"):
         return block.attn.norm_k(projected.unflatten(-1, (heads, -1))).flatten(2)
     if name == "NextDiT":
         attention = block.attention
@@ -184,7 +182,7 @@ def test_an_earlier_attention_override_still_acts_once_a_call(kind: str) -> None
     assert torch.equal(run(intercepting(other, operators), kind), plain) and len(calls) == alone
 
 
-@pytest.mark.parametrize("kind", [kind for kind in ("flux", "qwen", "krea2") if kind in KINDS])
+@pytest.mark.parametrize("kind", [kind for kind in ("flux", "qwen", "krea2", "mage-flow") if kind in KINDS])
 def test_a_picture_to_edit_stands_behind_the_one_that_is_painted(kind: str) -> None:
     model, shapes = tiny_transformer(kind), []
     references = [latent(kind, 5, height=6, width=6)["samples"]]
@@ -196,7 +194,8 @@ def test_a_picture_to_edit_stands_behind_the_one_that_is_painted(kind: str) -> N
 
     operators = dict.fromkeys(architecture_of(model).layers, seen)
     run(intercepting(model, operators), kind, positive=positive, steps=1, cfg=1.0)
-    assert set(shapes) == {(13 + 20 + 9, 13, 33)}
+    painted, to_edit = (70, 36) if kind == "mage-flow" else (20, 9)
+    assert set(shapes) == {(13 + painted + to_edit, 13, 13 + painted)}
 
 
 @pytest.mark.parametrize(("newer", "before"), [({}, 0), ({"use_cond_type_embedding": True}, 6)])
@@ -239,6 +238,96 @@ def test_pictures_to_edit_stand_before_the_one_that_is_painted_in_z_image() -> N
         places.clear()
         run(model, "z-image", positive=positive, steps=1, cfg=1.0)
     assert not places
+
+
+QWEN21 = pytest.mark.skipif("qwen21" not in KINDS, reason="This version of ComfyUI does not know Qwen-Image 2.1.")
+
+
+@QWEN21
+@pytest.mark.parametrize("cache", ["auto", "off"])
+@pytest.mark.parametrize("to_edit", [0, 2])
+def test_qwen_image_21_is_met_where_the_painted_picture_attends(cache: str, to_edit: int) -> None:
+    """Behind the text and the pictures to edit, whether ComfyUI keeps those from the first step on or not."""
+    kind, found = "qwen21", []
+    model = tiny_transformer(kind).clone()
+    model.model_options["transformer_options"]["qwen_image21_cache"] = {"device": cache}
+    references = [latent(kind, seed, height=6, width=5)["samples"] for seed in range(to_edit)]
+    extra = {"reference_latents": references, "image_slots": [4, 9][:to_edit]} if to_edit else {}
+    positive = cond(kind, 1, **extra)
+    before = 13 + 30 * to_edit
+
+    def seen(projected: Projected) -> torch.Tensor:
+        found.append((projected.q.shape[2], projected.k.shape[2], projected.image.start, projected.image.stop))
+        assert projected.rotation is not None and projected.rotation.matrices.shape[2] == before + 70
+        assert not projected.q[:, :, :before].any() and projected.of_picture("q").abs().sum(-1).all()
+        return projected.plain()
+
+    operators = dict.fromkeys(architecture_of(model).layers, seen)
+    options = {"positive": positive, "cfg": 1.0, "steps": 3}
+    assert torch.equal(run(intercepting(model, operators), kind, **options), run(model, kind, **options))
+    assert found == [(before + 70, before + 70, before, before + 70)] * 9
+    network = model.model.diffusion_model
+    assert network.prefix_cache is None  # as after every run
+    found.clear()
+    with architecture_of(model).seen(operators, of_text=True):
+        run(model, kind, **options)
+    assert len(found) == (0 if to_edit else 9)  # a subject's words cannot be told from what stands among them
+
+
+def in_steps(*args: Any, **kwargs: Any) -> torch.Tensor:
+    """Attention that rounds queries and keys, as kernels in eight bits do."""
+    from comfy.ldm.modules.attention import attention_pytorch
+
+    q, k, *others = args
+    return attention_pytorch((8 * q).round() / 8, (8 * k).round() / 8, *others, **kwargs)
+
+
+@QWEN21
+def test_layers_that_are_left_alone_keep_the_attention_that_a_checkpoint_brings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Newer ComfyUI forgets it where an override stands; a difference that it would swallow is taken without it."""
+    from test_transformer_attribution import find
+
+    kind = "qwen21"
+    model, layers = tiny_transformer(kind), architecture_of(tiny_transformer(kind)).layers
+    plain, exact = run(model, kind), find(kind, "jvp").maps
+    for block in model.model.diffusion_model.transformer_blocks:
+        monkeypatch.setattr(block.attn.comfy_attention, "function", in_steps)
+    rounded = run(model, kind)
+    assert not torch.equal(rounded, plain)
+    for some in ({}, {layers[1]: Projected.plain}, dict.fromkeys(layers, Projected.plain)):
+        assert torch.equal(run(intercepting(model, some), kind), rounded)
+    torch.testing.assert_close(find(kind, "jvp").maps, exact, rtol=1e-3, atol=1e-3 * float(exact.max()))
+
+
+def test_a_difference_is_taken_without_an_attention_that_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as SageAttention, or ComfyUI's own in eight bits."""
+    from comfy.ldm.modules import attention
+    from test_transformer_attribution import find
+
+    exact = find("wan", "jvp").maps
+    kernel = attention.wrap_attn(in_steps)
+    kernel.__name__ = "attention_sage"
+    monkeypatch.setattr(attention, "optimized_attention", kernel)
+    monkeypatch.setattr("comfy.ldm.wan.model.optimized_attention", kernel)
+    torch.testing.assert_close(find("wan", "jvp").maps, exact, rtol=1e-3, atol=1e-3 * float(exact.max()))
+
+
+@QWEN21
+def test_what_qwen_image_21_keeps_from_step_to_step_changes_no_style() -> None:
+    """Text keeps its keys and values where a reference and a mask act, and with two nodes at the same layers."""
+    from test_transformer_style import hidden, styled
+
+    kind, results = "qwen21", []
+    for cache in ("auto", "off"):
+        model = tiny_transformer(kind).clone()
+        model.model_options["transformer_options"]["qwen_image21_cache"] = {"device": cache}
+        twice = styled(styled(model, reference=hidden(kind), share=0.5), reference=hidden(kind, 19), remember=False)
+        results.append(run(twice, kind, steps=4))
+    torch.testing.assert_close(*results, rtol=0, atol=1e-4 * float(results[0].std()))
+    plain = run(model, kind, steps=4)
+    assert (results[0] - plain).abs().amax() > 0.02 * plain.std()
 
 
 def test_tokens_that_another_pack_puts_before_the_text_move_the_picture() -> None:
