@@ -6,11 +6,13 @@ import functools
 import logging
 import types
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
+from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from gradsam_case import HALF
 from style_case import assert_close, assert_same_traces, differ, gate, model, styled, traces
@@ -24,13 +26,16 @@ from torch import nn
 import tiny
 from conditional_balance.engine.gates import windowed
 from conditional_balance.engine.subject import Phrase
+from conditional_balance.engine.trajectory import Trajectory
 from conditional_balance.engine.windows import parse_windows
 from conditional_balance.nodes.contrast import CBLayerContrast
+from conditional_balance.nodes.trajectory import CBRecordTrajectory
 from conditional_balance.runtime.attribution.find import ProbeSettings, find_subject
 from conditional_balance.runtime.attribution.settings import AttributionSettings
 from conditional_balance.runtime.attribution.subject import Subject
 from conditional_balance.runtime.inject.blend import Blend, blend_reference
 from conditional_balance.runtime.inject.noise_blend import NoiseBlend, blend_prompts
+from conditional_balance.runtime.inject.reference import StyleReference
 from conditional_balance.runtime.runs.caches import caches_in, without_caches
 
 STEPS = 8
@@ -76,6 +81,33 @@ def _style(kind: str, start: float, end: float) -> ModelOf:
     return lambda of: styled(of, windowed(gate("all"), start, end), hidden(of, kind))
 
 
+@functools.cache
+def painted(kind: str) -> Trajectory:
+    """The way of a picture, of the levels in the first half of a run only."""
+    of = network_of(kind)
+    recording, ways = CBRecordTrajectory.execute(of).args
+    way = ways.of(run(recording, kind))
+    return Trajectory(way.sigmas[: STEPS // 2 + 1], way.states[: STEPS // 2 + 1])
+
+
+def own_noise(of: Any, kind: str, start: float = 0.0, end: float = 0.4) -> StyleReference:
+    return StyleReference(None, conditioning(of, kind, 31), painted(kind), start=start, end=end)
+
+
+def _own_noise(kind: str) -> ModelOf:
+    return lambda of: styled(of, "all", own_noise(of, kind))
+
+
+def _in_turn(kind: str) -> ModelOf:
+    """Two references, of which never both act."""
+
+    def applied(of: Any) -> Any:
+        first = replace(hidden(of, kind), start=0.0, end=0.2)
+        return styled(of, "all", replace(own_noise(of, kind, 0.25, 0.45), previous=first))
+
+    return applied
+
+
 def _blend(kind: str, method: str) -> ModelOf:
     def applied(of: Any) -> Any:
         subject = Subject(conditioning(of, kind, 1), (Phrase("fox", (2, 3)),))
@@ -99,6 +131,8 @@ CONDITIONS: dict[str, Callable[[str], ModelOf]] = {
     "style": lambda kind: _style(kind, 0.0, 1.0),
     "style that ends": lambda kind: _style(kind, 0.0, 0.5),
     "style that begins": lambda kind: _style(kind, 0.1, 1.0),
+    "style of its own noise that ends": _own_noise,
+    "style of two in turn": _in_turn,
     "contrast": _contrast,
     "blend by attention": lambda kind: _blend(kind, "attention"),
     "blend by gradients": lambda kind: _blend(kind, "grad_sam"),
@@ -247,6 +281,31 @@ def test_a_cache_of_the_network_hears_of_the_samplers_calls_alone(
     assert bool(both.isfinite().all()) and differ(both, cached)
     assert torch.equal(run(repeating(ours(of)), kind), both)
     assert ("a cache of Some-Cache repeated there" in caplog.text) == condition.startswith("style")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_reference_keeps_its_row_in_a_cached_run_and_a_resting_one_changes_nothing_there(kind: str) -> None:
+    """What a cache holds against an earlier call is then the same picture's."""
+    of, seen, plain = network_of(kind), list[torch.Tensor](), list[torch.Tensor]()
+
+    def cache(into: list[torch.Tensor]) -> ModelOf:
+        def wrapper(executor: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+            into.append(args[0].unflatten(0, (2, -1)))  # of both prompts
+            return executor(*args, **kwargs)
+
+        def applied(to: Any) -> Any:
+            clone = to.clone()
+            clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "a", of_pack(wrapper))
+            return clone
+
+        return applied
+
+    run(cache(plain)(of), kind)
+    run(_in_turn(kind)(cache(seen)(of)), kind)
+    assert [x.shape[1] for x in seen] == [3] * STEPS == [x.shape[1] * 3 for x in plain]
+    acting = [tuple(not torch.equal(x[:, 0], x[:, row]) for row in (1, 2)) for x in seen]
+    assert sorted(set(acting)) == [(False, False), (False, True), (True, False)]
+    assert acting[0] == (True, False) and acting[-1] == (False, False)
 
 
 def test_style_at_strength_nothing_leaves_a_caches_result(repeating: ModelOf) -> None:
