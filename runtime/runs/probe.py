@@ -10,7 +10,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.samplers import CFGGuider
 
-from .caches import without_caches
+from .caches import STEPS, without_caches
 
 Conditioning = Sequence[Sequence[Any]]
 """ComfyUI's CONDITIONING: for each prompt its text [1, tokens, width] and everything else about it, by name."""
@@ -65,5 +65,6 @@ class _Probe:
         *args: Any,
         **kwargs: Any,
     ) -> torch.Tensor:
+        guider.model_options = without_caches(guider.model_options, STEPS)  # whose steps it asks about; ours alone
         self.look(guider, noise, sigmas, without_caches(extra_args["model_options"]))
         return latent_image

@@ -34,6 +34,7 @@ from conditional_balance.runtime.attribution.find import ProbeSettings, find_sub
 from conditional_balance.runtime.attribution.settings import AttributionSettings
 from conditional_balance.runtime.attribution.subject import Subject
 from conditional_balance.runtime.inject.blend import Blend, blend_reference
+from conditional_balance.runtime.inject.inversion import Inversion, invert_latent
 from conditional_balance.runtime.inject.noise_blend import NoiseBlend, blend_prompts
 from conditional_balance.runtime.inject.reference import StyleReference
 from conditional_balance.runtime.runs.caches import caches_in, without_caches
@@ -163,6 +164,36 @@ def test_how_often_a_cache_stood_in_is_said(caplog: pytest.LogCaptureFixture) ->
         run(styled(easy(of), "all", hidden_of_unet(of)), "sd15")
     (sentence,) = [each.getMessage() for each in caplog.records if "did not run" in each.getMessage()]
     assert f"of {STEPS} calls, because a cache of ComfyUI's nodes_easycache repeated there" in sentence
+
+
+@pytest.mark.parametrize("cache", [easy, lazy])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_recorded_way_holds_steps_that_a_cache_answered(kind: str, cache: ModelOf) -> None:
+    of, states = network_of(kind), list[torch.Tensor]()
+
+    def keep(executor: Any, x: torch.Tensor, *args: Any) -> torch.Tensor:
+        states.append(x[0].clone())
+        return executor(x, *args)
+
+    inner, first = CBRecordTrajectory.execute(of).args
+    inner.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "of a test", keep)  # before the cache
+    both, second = CBRecordTrajectory.execute(cache(inner)).args
+    out = run(both, kind)
+    assert torch.equal(out, run(cache(of), kind)) and differ(out, run(of, kind)) and len(states) == STEPS
+    for ways in (first, second):
+        way = ways.of(out)
+        assert len(way.states) == STEPS + 1 and all(map(torch.equal, way.states, states))
+
+
+@pytest.mark.parametrize("cache", [easy, lazy])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_picture_is_inverted_past_a_cache(kind: str, cache: ModelOf) -> None:
+    of, how = network_of(kind), Inversion(STEPS, "normal")
+    asked = latent(kind, 4)["samples"], conditioning(of, kind, 1), how
+    with torch.inference_mode():
+        expected = invert_latent(of, *asked).trajectory
+        found = invert_latent(cache(of), *asked).trajectory
+    assert torch.equal(found.states, expected.states)
 
 
 def test_a_subject_is_looked_for_past_a_cache() -> None:
