@@ -275,7 +275,8 @@ class StyleRun(injector.Run):
     def _can_remember(self, styled: _Call, acting: tuple[_Lead, ...], call: ModelCall, model: BaseModel) -> bool:
         """Whether one reference acts everywhere, from rows of its own with which nothing but ComfyUI has to do."""
         alone = len(acting) == 1 and styled.leads is None and bool(styled.styles)
-        return self.injection.remember and alone and not self.sampling.caches and undisturbed(call, model)
+        remember = self.injection.remember and self.sampling.undisturbed and not self.sampling.caches
+        return remember and alone and undisturbed(call, model)
 
     def _run_beside(
         self, executor: Executor, styled: _Call, lead: _Lead, positive: int, call: ModelCall, layout: Layout

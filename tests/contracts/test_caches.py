@@ -6,6 +6,7 @@ import functools
 import logging
 import types
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
@@ -211,15 +212,15 @@ def test_a_subject_is_looked_for_past_a_cache() -> None:
 # Caches that packs put into the network -------------------------------------------------------------------------------
 
 
-def of_pack(function: Any) -> Any:
+def of_pack(function: Any, pack: str = "Some-Cache") -> Any:
     """A function as if a custom node had brought it."""
-    module = "/comfy/custom_nodes/Some-Cache.nodes"
+    module = f"/comfy/custom_nodes/{pack}.nodes"
     made = types.FunctionType(function.__code__, function.__globals__, function.__name__, None, function.__closure__)
     made.__module__, made.__qualname__ = module, function.__name__
     return made
 
 
-def around_the_network(of: Any, patched: Callable[[Any], Any]) -> Any:
+def around_the_network(of: Any, patched: Callable[[Any], Any], pack: str = "Some-Cache") -> Any:
     """A clone that runs under `patched`(network), a context, in every call: as TeaCache and its kin take hold of it."""
     network, clone = of.model.diffusion_model, of.clone()
 
@@ -227,7 +228,7 @@ def around_the_network(of: Any, patched: Callable[[Any], Any]) -> Any:
         with patched(network):
             return apply_model(call["input"], call["timestep"], **call["c"])
 
-    clone.set_model_unet_function_wrapper(of_pack(wrapper))
+    clone.set_model_unet_function_wrapper(of_pack(wrapper, pack))
     return clone
 
 
@@ -294,6 +295,38 @@ class Repeating:
         return out
 
 
+def on_the_network(of: Any, pack: str = "Some-Cache") -> Any:
+    """A clone that puts another forward on the network for a whole run, as CacheDiT."""
+
+    def wrapper(executor: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        network, cache = executor.class_obj.model_patcher.model.diffusion_model, Repeating()
+        own = network.forward
+
+        def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            return cache.forward(own, x, *args, **kwargs)
+
+        with patch.object(network, "forward", of_pack(forward, pack)):
+            return executor(*args, **kwargs)
+
+    clone = of.clone()
+    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "speed", wrapper)
+    return clone
+
+
+def around_the_model(of: Any, pack: str = "Some-Cache") -> Any:
+    """A clone whose every second call of the model repeats what the one before it returned, as Spectrum's node."""
+    clone, kept = of.clone(), list[torch.Tensor]()
+
+    def wrapper(apply_model: Callable[..., torch.Tensor], call: dict[str, Any]) -> torch.Tensor:
+        if kept:
+            return kept.pop()
+        kept.append(apply_model(call["input"], call["timestep"], **call["c"]))
+        return kept[0].clone()
+
+    clone.set_model_unet_function_wrapper(of_pack(wrapper, pack))
+    return clone
+
+
 @pytest.fixture
 def repeating() -> Iterator[ModelOf]:
     yield lambda of: around_the_network(of, Repeating().on)
@@ -312,6 +345,49 @@ def test_a_cache_of_the_network_hears_of_the_samplers_calls_alone(
     assert bool(both.isfinite().all()) and differ(both, cached)
     assert torch.equal(run(repeating(ours(of)), kind), both)
     assert ("a cache of Some-Cache repeated there" in caplog.text) == condition.startswith("style")
+
+
+@pytest.mark.parametrize("pack", ["Some-Cache", "Some-Speed"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cache_is_told_of_by_what_it_does_where_its_name_tells_nothing(
+    kind: str, pack: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where nothing is known of it, a reference rides along with the pictures too, and is not called by itself."""
+    of = network_of(kind)
+    style, known = _style(kind, 0.0, 1.0), pack == "Some-Cache"
+    for cached, what, who in (
+        (around_the_network(of, Repeating().on, pack), "Open layers did not run in 4 of 8 calls", "wrapper of"),
+        (on_the_network(of, pack), "Open layers did not run in 4 of 8 calls", ""),
+        (around_the_model(of, pack), "The model did not run in 4 of 8 predictions in which", "wrapper of"),
+    ):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            both = run(style(cached), kind)
+        assert bool(both.isfinite().all())
+        (sentence,) = [each.getMessage() for each in caplog.records if what in each.getMessage()]
+        named = "because a cache of Some-Cache" if known else f"{who} {pack}" if who else "another pack's code"
+        assert named in sentence and ("lower its threshold" in sentence) == known
+
+
+@pytest.mark.parametrize("condition", ["contrast", "blend by attention", "two prompts"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cache_that_no_options_are_without_is_told_of(
+    kind: str, condition: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    of = network_of(kind)
+    with caplog.at_level(logging.WARNING):
+        run(CONDITIONS[condition](kind)(of), kind)
+    assert "stands on the model itself" not in caplog.text
+    with caplog.at_level(logging.WARNING), suppress(RuntimeError):  # of a cache that has kept other rows
+        run(CONDITIONS[condition](kind)(on_the_network(of)), kind)
+    assert "A cache of Some-Cache stands on the model itself" in caplog.text
+
+
+def test_a_cache_on_the_network_is_told_of_where_it_is_measured(caplog: pytest.LogCaptureFixture) -> None:
+    of, how = model("sd15"), Inversion(STEPS, "normal")
+    with torch.inference_mode(), caplog.at_level(logging.WARNING):
+        invert_latent(on_the_network(of), latent("sd15", 4)["samples"], tiny.cond(of, 1), how)
+    assert "A cache of Some-Cache stands on the model itself" in caplog.text
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -344,6 +420,11 @@ def test_style_at_strength_nothing_leaves_a_caches_result(repeating: ModelOf) ->
     of = model("sd15")
     kept = run(repeating(of), "sd15")
     assert torch.equal(run(_style("sd15", 0.97, 0.98)(repeating(of)), "sd15"), kept)
+
+
+@pytest.mark.parametrize("pack", ["ComfyUI-TeaCache", "ComfyUI-TaylorSeer", "ComfyUI-Spectrum-sdxl"])
+def test_caches_are_known_by_the_names_of_packs_and_methods(pack: str) -> None:
+    assert caches_in({"model_function_wrapper": of_pack(easy, pack)}) == (f"a cache of {pack}",)
 
 
 def test_only_caches_are_set_aside() -> None:
