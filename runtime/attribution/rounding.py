@@ -55,7 +55,8 @@ def _unrounded(network: nn.Module) -> Iterator[None]:
     layers = list(filter(_rounds, network.modules()))
     with removed_afterwards([]) as handles, ExitStack() as restored, uncompiled_calls():
         for layer in layers:
-            handles += layer.register_forward_pre_hook(_lifted), layer.register_forward_hook(_lowered)
+            handles.append(layer.register_forward_pre_hook(_lifted))
+            handles.append(layer.register_forward_hook(_lowered))
             restored.enter_context(_with_function(layer))
         yield
 

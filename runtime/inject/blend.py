@@ -203,6 +203,7 @@ class _Covered(_Run):
         self.masks: dict[Span, torch.Tensor] = {}
 
     def blended_run(self, sampler: SamplerRun) -> torch.Tensor:
+        self.sampling.asks_beside()
         if self.blend.mode == PAPER:
             return self.in_parts(sampler)
         if self.blend.mode == MEASURE:

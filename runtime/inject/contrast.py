@@ -67,7 +67,10 @@ class _Run(injector.Run):
     def sample(self, sampler: injector.SamplerRun) -> torch.Tensor:
         functions = [*sampler.options.get("sampler_post_cfg_function", ()), self._after_cfg]
         options = {**sampler.options, "sampler_post_cfg_function": functions}
-        return self.style.finish(sampler.with_options(options).sample())
+        self.sampling.asks_beside()
+        out = self.style.finish(sampler.with_options(options).sample())
+        self.style.report()
+        return out
 
     def _after_cfg(self, arguments: dict[str, Any]) -> torch.Tensor:
         """ComfyUI's post-CFG function, behind those of other nodes: what they made is moved on."""

@@ -134,6 +134,7 @@ class _Run(injector.Run):
 
     def sample(self, sampler: SamplerRun) -> torch.Tensor:
         """Outside of what other nodes of ours do to predictions, and of blends before this one: the last is on top."""
+        self.sampling.asks_beside()
         options = with_wrapper(sampler.options, WrappersMP.CALC_COND_BATCH, self._around, outermost=True)
         return sampler.with_options(options).sample()
 

@@ -258,6 +258,30 @@ def with_hidden_row(
     return replace(more, options=with_row_spared(more.options, layout.chunks, layout.rows))
 
 
+def with_resting_row(call: ModelCall, layout: Layout) -> ModelCall:
+    """The call with a copy of its last picture at the end of every chunk, in the place of a reference that rests.
+
+    A cache that holds a chunk against an earlier one finds as much of a change as without that row.
+    """
+    own, last = [False] * layout.chunks, layout.pictures - 1
+    extend = functools.partial(_extend, call=call, made=None, own=own, last=last, join=_append)
+    sigmas = sigmas_of(call.options)
+    return replace(
+        call,
+        x=extend(call.x),
+        sigma=extend(call.sigma),
+        c_concat=extend(call.c_concat),
+        c_crossattn=extend(call.c_crossattn),
+        control=_each_residual(call, extend),
+        options={
+            **call.options,
+            "sigmas": torch.cat((sigmas, sigmas[-1:])),
+            **_with_pads(call.options, layout, (0, 0), own),
+        },
+        conds={name: extend(value) for name, value in call.conds.items()},
+    )
+
+
 def hidden_rows_alone(
     call: ModelCall, layout: Layout, reference: HiddenReference, model: BaseModel, positive: int
 ) -> ModelCall:

@@ -35,13 +35,13 @@ from .own_subject import DampingAt, damping_at, subject_at, with_subject_found
 from .reference import (
     FIRST_ROW,
     HiddenReference,
-    Renoised,
     StyleReference,
     check_latent,
     hidden_rows_alone,
     prepare,
     with_free_first_row,
     with_hidden_row,
+    with_resting_row,
     without_hidden_rows,
 )
 from .regions import LeadsAt, fitted, leads_of
@@ -186,15 +186,14 @@ class StyleRun(injector.Run):
         return self.leads[0].hidden is None
 
     def at(self, sigma: float, positive: int) -> Around | None:
-        acting = self.acting(sigma)
         styles = self.styles(sigma)
+        acting = self.acting(sigma) if styles else ()
         if styles and self.first_row and self.sampling.controlled and not self.frees_first_row:
             self.sampling.notices.say(LATE)
         if not styles and not self.frees_first_row and not self.keeps_rows:
             return None
-        resting = self.resting(acting) if self.keeps_rows else ()
         self.layers.opened.update(styles)
-        return functools.partial(self._around_call, styles, acting, resting, positive)
+        return functools.partial(self._around_call, styles, acting, positive)
 
     def acts(self, sigma: float) -> bool:
         """Whether any layer takes style at a noise level."""
@@ -211,13 +210,8 @@ class StyleRun(injector.Run):
 
     @functools.cached_property
     def keeps_rows(self) -> bool:
-        """Whether every call of the run has the references' rows: a cache hands out by rows what it has kept."""
+        """Whether every call of the run has all references' rows: a cache hands out by rows what it has kept."""
         return not self.first_row and bool(self.sampling.caches) and self.acts_anywhere
-
-    def resting(self, acting: Sequence[_Lead]) -> tuple[_Lead, ...]:
-        """References that ride along and do not act; a trajectory need not reach so far."""
-        others = (each for each in self.leads if not any(each is one for one in acting))
-        return tuple(each for each in others if each.hidden is not None and isinstance(each.hidden.way, Renoised))
 
     def styles(self, sigma: float) -> dict[LayerId, LayerStyle]:
         """The open layers at a noise level; none where no reference acts."""
@@ -247,7 +241,6 @@ class StyleRun(injector.Run):
         self,
         styles: Mapping[LayerId, LayerStyle],
         acting: tuple[_Lead, ...],
-        resting: tuple[_Lead, ...],
         positive: int,
         executor: Executor,
         call: ModelCall,
@@ -256,15 +249,21 @@ class StyleRun(injector.Run):
         """The open layers' self-attention is replaced for this call only."""
         if self.first_row:
             rows = _first_row(layout, self.sampling.pictures)
-            styled = self._led(styles, acting, rows, 0, call, layout)
+            styled = self._led(styles, acting, rows, (0,), 0, call, layout)
             return self._run_styled(executor, styled, with_free_first_row(call, layout))
-        rows, riding = Rows(layout.chunks, 0, layout.pictures, layout.rows), (*acting, *resting)
-        styled = self._led(styles, acting, rows, len(riding), call, layout)
+        riding = self.leads if self.keeps_rows else acting
+        acts = [any(each is one for one in acting) for each in riding]
+        places = tuple(layout.rows + place for place, acting_there in enumerate(acts) if acting_there)
+        rows = Rows(layout.chunks, 0, layout.pictures, next(iter(places), layout.rows))
+        styled = self._led(styles, acting, rows, places, len(riding), call, layout)
         if self._can_remember(styled, acting, call, executor.class_obj):
             return self._run_beside(executor, styled, acting[0], positive, call, layout)
-        for lead in riding:
+        for lead, acting_there in zip(riding, acts, strict=True):
             assert lead.hidden is not None  # or it would be the first row
-            call = with_hidden_row(call, layout, lead.hidden, executor.class_obj, positive)
+            if acting_there:
+                call = with_hidden_row(call, layout, lead.hidden, executor.class_obj, positive)
+            else:
+                call = with_resting_row(call, layout)
             layout = layout.with_hidden_row()
         call = with_layout(call, layout)
         try:
@@ -276,7 +275,8 @@ class StyleRun(injector.Run):
     def _can_remember(self, styled: _Call, acting: tuple[_Lead, ...], call: ModelCall, model: BaseModel) -> bool:
         """Whether one reference acts everywhere, from rows of its own with which nothing but ComfyUI has to do."""
         alone = len(acting) == 1 and styled.leads is None and bool(styled.styles)
-        return self.injection.remember and alone and not self.sampling.caches and undisturbed(call, model)
+        remember = self.injection.remember and self.sampling.undisturbed and not self.sampling.caches
+        return remember and alone and undisturbed(call, model)
 
     def _run_beside(
         self, executor: Executor, styled: _Call, lead: _Lead, positive: int, call: ModelCall, layout: Layout
@@ -309,17 +309,20 @@ class StyleRun(injector.Run):
         styles: Mapping[LayerId, LayerStyle],
         acting: tuple[_Lead, ...],
         rows: Rows,
+        places: tuple[int, ...],
         hidden: int,
         call: ModelCall,
         layout: Layout,
     ) -> _Call:
-        """One reference that acts everywhere is the operator of the paper, as strong as it is told."""
+        """One reference that acts everywhere is the operator of the paper, as strong as it is told.
+
+        `places` are the acting references' rows in every chunk.
+        """
         strengths = [(each.reference.strength, each.mask) for each in acting]
         masked = any(mask is not None for _, mask in strengths)
         dampings = tuple(None if each.subject is None else damping_at(each.subject, call) for each in acting)
         alone = _Call(styles, rows, hidden, dampings=dampings)
         if masked or len(acting) > 1 or any(strength < 0 for strength, _ in strengths):
-            places = range(rows.reference, rows.reference + len(acting))
             return alone._replace(leads=leads_of(strengths, places, call, layout), masked=masked)
         if any(strength != 1 for strength, _ in strengths):
             styles = {layer: style.times(strengths[0][0]) for layer, style in styles.items()}

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
+from comfy.samplers import CFGGuider
 
 from ...engine.trajectory import Trajectory
 from ..attribution.measured import digest
 from ..runs.model_call import KEY
 from ..runs.sampler_run import SamplerRun
 
+PLACE = f"{KEY}_trajectory"
 KEPT = 8
 """Runs that are remembered: at SDXL's size each takes about 13 MB in 50 steps."""
 
@@ -52,7 +54,7 @@ class Trajectories:
 def record_trajectory(model: ModelPatcher, trajectories: Trajectories) -> ModelPatcher:
     """A clone of the model that keeps the way of the first picture of every run; it samples the same bits."""
     patched = model.clone()
-    patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, f"{KEY}_trajectory", partial(_around_run, trajectories))
+    patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, PLACE, partial(_around_run, trajectories))
     return patched
 
 
@@ -65,7 +67,8 @@ def _around_run(
     """
     seen: dict[float, torch.Tensor] = {}
     run = SamplerRun.of(executor, *args, **kwargs)
-    out = run.wrapped(WrappersMP.CALC_COND_BATCH, partial(_around_conds, seen, run.noise.shape)).sample()
+    with _around_steps(run.guider, partial(_around_step, seen, run.noise.shape)):
+        out = run.sample()
     model, last = run.guider.inner_model, run.sigmas[-1:]
     end = model.model_sampling.noise_scaling(last.reshape([1] * out.ndim), torch.zeros_like(out), out)
     seen[float(last)] = _kept(end)
@@ -73,20 +76,34 @@ def _around_run(
     return out
 
 
-def _around_conds(
+@contextmanager
+def _around_steps(guider: CFGGuider, wrapper: Callable[..., torch.Tensor]) -> Iterator[None]:
+    """PREDICT_NOISE, outside of all others: LazyCache answers some of a sampler's steps there."""
+    before = guider.model_options
+    options = before.get("transformer_options", {})
+    wrappers = options.get("wrappers", {})
+    steps: dict[str | None, list[Any]] = {PLACE: [], **wrappers.get(WrappersMP.PREDICT_NOISE, {})}
+    steps[PLACE] = [wrapper, *steps[PLACE]]
+    options = {**options, "wrappers": {**wrappers, WrappersMP.PREDICT_NOISE: steps}}
+    guider.model_options = {**before, "transformer_options": options}
+    try:
+        yield
+    finally:
+        guider.model_options = before
+
+
+def _around_step(
     seen: dict[float, torch.Tensor],
     size: torch.Size,
-    executor: Callable[..., Any],
-    model: BaseModel,
-    conds: list[Any],
+    executor: Callable[..., torch.Tensor],
     x: torch.Tensor,
     sigma: torch.Tensor,
     *args: Any,
     **kwargs: Any,
-) -> Any:
+) -> torch.Tensor:
     if x.shape == size:  # some samplers also look at a smaller or a larger picture
         seen[float(sigma[0])] = _kept(x)
-    return executor(model, conds, x, sigma, *args, **kwargs)
+    return executor(x, sigma, *args, **kwargs)
 
 
 def _kept(x: torch.Tensor) -> torch.Tensor:

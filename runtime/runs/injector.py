@@ -22,12 +22,13 @@ from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy.samplers import CFGGuider
+from torch import nn
 
 from ...engine.layers import LayerId
 from ..arch.base import uncompiled
 from ..arch.registry import family_of
 from ..arch.shadows import foreign, shadow
-from .caches import caches_in
+from .caches import FUNCTION, around_calls, caches_in, caches_on, put_on, unavoidable
 from .keys import schedule_of
 from .layout import Layout, layout_of
 from .model_call import KEY, ModelCall, with_wrapper
@@ -80,9 +81,32 @@ class Sampling:
         return (*(levels[:-1] or levels), *inside)
 
     @functools.cached_property
+    def network(self) -> nn.Module:
+        return uncompiled(self.model.diffusion_model)
+
+    @functools.cached_property
     def caches(self) -> tuple[str, ...]:
         """Whose caches answer some of the run's calls in the layers' place."""
-        return caches_in(self.guider.model_options)
+        return tuple(dict.fromkeys((*caches_in(self.guider.model_options), *caches_on(self.network))))
+
+    @functools.cached_property
+    def repeated(self) -> str:
+        """Why layers did not run in some calls, in the words that end a sentence; names all that may be a cache."""
+        what = "repeated there what an earlier call had made"
+        if self.caches:
+            return f", because {_either(self.caches)} {what}: lower its threshold if too little happens."
+        who = _either(around_calls(self.guider.model_options)) or "another pack's code"
+        return f": it seems that {who} {what}. Bypass it if too little happens."
+
+    @functools.cached_property
+    def undisturbed(self) -> bool:
+        """Whether nobody goes round the network's calls, or has put a function on it, of which options tell nothing."""
+        return FUNCTION not in self.guider.model_options and not put_on(self.network)
+
+    def asks_beside(self) -> None:
+        """Say which caches take what a condition asks of the model beside the sampler for the sampler's steps."""
+        for sentence in unavoidable(self.network):
+            self.notices.say(sentence)
 
     @functools.cached_property
     def controlled(self) -> bool:
@@ -92,7 +116,7 @@ class Sampling:
 
     def shadow(self, layer: LayerId) -> str | None:
         """Whose code stands in the place of a layer, as `arch.shadows` finds it."""
-        family = family_of(uncompiled(self.model.diffusion_model))
+        family = family_of(self.network)
         options = self.guider.model_options.get("transformer_options", {})
         return foreign(self.model.diffusion_model) if family is None else shadow(family, layer, options)
 
@@ -114,6 +138,7 @@ class Run:
 
     def __init__(self, sampling: Sampling) -> None:
         self.sampling = sampling
+        self.asked = self.unheard = 0
 
     def sample(self, sampler: SamplerRun) -> torch.Tensor:
         """The run's result: of the sampler as a whole, unless a condition changes the latent between its steps."""
@@ -144,10 +169,19 @@ class Run:
             around = self.at(float(sigma[0]), self.sampling.positive(conds))
         if around is None:
             return executor(model, conds, x, sigma, model_options, *args, **kwargs)
-        around_call = functools.partial(_around_call, around, x, notices)
+        calls: list[None] = []
+        around_call = functools.partial(_around_call, around, x, notices, calls)
         options = with_wrapper(model_options, WrappersMP.APPLY_MODEL, around_call)
         counting = counting_hidden_rows(model, hidden, x.shape[0]) if hidden else model
-        return executor(counting, conds, x, sigma, options, *args, **kwargs)
+        out = executor(counting, conds, x, sigma, options, *args, **kwargs)
+        self.asked, self.unheard = self.asked + 1, self.unheard + (not calls)
+        return out
+
+    def report(self) -> None:
+        """Say in how many predictions the model did not run at all, whoever answered in its place."""
+        if self.unheard:
+            sampling, where = self.sampling, f"{self.unheard} of {self.asked} predictions in which this node acts"
+            sampling.notices.say(f"The model did not run in {where}{sampling.repeated}")
 
     def finish(self, samples: torch.Tensor) -> torch.Tensor:
         """The samples [B, C, ..., H, W] that the sampler returned, and the time to say what did not happen."""
@@ -218,13 +252,22 @@ def _around_run(injector: Injector, node: str | None, executor: Executor, *args:
     if run is None:
         return sampler.sample()
     around = functools.partial(run.around_conds, injector.hidden_rows)
-    return run.sample(sampler.wrapped(WrappersMP.CALC_COND_BATCH, around))
+    out = run.sample(sampler.wrapped(WrappersMP.CALC_COND_BATCH, around))
+    run.report()
+    return out
 
 
 def _around_call(
-    around: Around, pictures: torch.Tensor, notices: Notices, executor: Executor, *args: Any, **kwargs: Any
+    around: Around,
+    pictures: torch.Tensor,
+    notices: Notices,
+    calls: list[None],
+    executor: Executor,
+    *args: Any,
+    **kwargs: Any,
 ) -> torch.Tensor:
-    """APPLY_MODEL: one call, with its rows told apart."""
+    """APPLY_MODEL: one call, with its rows told apart; `calls` counts it."""
+    calls.append(None)
     call = replace(ModelCall.of(*args, **kwargs), pictures=pictures)
     with notices.own_errors():
         return around(executor, call, layout_of(call.options, call.x, call.c_crossattn, pictures))
@@ -256,13 +299,14 @@ class CalledLayers:
 
     @contextmanager
     def during_call(self, opened: Collection[LayerId], sampling: Sampling) -> Iterator[None]:
-        """A call in which these layers are open: a cache that answers it in their place is noted."""
+        """A call in which these layers are open: one that a cache answers in their place is noted."""
         before, self.called = self.called, set()
         try:
             yield
         finally:
             self.calls += bool(opened)
-            self.answered += bool(sampling.caches) and not self.called.issuperset(opened)
+            ran = self.called.issuperset(opened) if sampling.caches else bool(self.called)  # or some are left out
+            self.answered += bool(opened) and not ran
             self.called |= before
 
     def leave_out(self, layer: LayerId, why: str) -> None:
@@ -283,11 +327,7 @@ class CalledLayers:
             reason = f"because {who} stands in the way" if who else reason
             notices.say(f"{', '.join(names)} {was} selected but never ran, {reason}.")
         if self.answered and not silent:
-            notices.say(
-                f"Open layers did not run in {self.answered} of {self.calls} calls, because "
-                f"{_either(sampling.caches)} repeated there what an earlier call had made: lower its threshold if too "
-                "little happens."
-            )
+            notices.say(f"Open layers did not run in {self.answered} of {self.calls} calls{sampling.repeated}")
 
 
 def _either(names: Sequence[str]) -> str | None:

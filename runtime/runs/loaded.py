@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Protocol, cast
 
 import torch
@@ -42,13 +42,11 @@ def own_classes(model: ModelPatcher) -> Iterator[None]:
     RES4LYF's model patchers give them others by object patches. Those stay in the network that all clones share until
     a clone without them is loaded, so that what a module is would depend on what ran last.
     """
-    names = [name for name in model.object_patches_backup if name.endswith(".__class__")]
-    patched = {name: set_attr(model.model, name, model.object_patches_backup[name]) for name in names}
-    try:
+    own = {name: kind for name, kind in model.object_patches_backup.items() if name.endswith(".__class__")}
+    with ExitStack() as changed:  # puts back what has been changed, also where one of them refuses its class
+        for name, kind in own.items():
+            changed.callback(set_attr, model.model, name, set_attr(model.model, name, kind))
         yield
-    finally:
-        for name, kind in patched.items():
-            set_attr(model.model, name, kind)
 
 
 CELL = 8

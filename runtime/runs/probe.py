@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -10,7 +11,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.samplers import CFGGuider
 
-from .caches import without_caches
+from ..arch.base import uncompiled
+from .caches import STEPS, unavoidable, without_caches
 
 Conditioning = Sequence[Sequence[Any]]
 """ComfyUI's CONDITIONING: for each prompt its text [1, tokens, width] and everything else about it, by name."""
@@ -65,5 +67,8 @@ class _Probe:
         *args: Any,
         **kwargs: Any,
     ) -> torch.Tensor:
+        for sentence in unavoidable(uncompiled(guider.inner_model.diffusion_model)):
+            logging.warning(sentence)
+        guider.model_options = without_caches(guider.model_options, STEPS)  # whose steps it asks about; ours alone
         self.look(guider, noise, sigmas, without_caches(extra_args["model_options"]))
         return latent_image

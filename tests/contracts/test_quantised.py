@@ -124,6 +124,22 @@ def test_a_look_that_fails_leaves_layers_that_round_as_they_were(form: str) -> N
     assert state(model) == before and hooks_of(model) == 0 and torch.equal(run(model, "flux"), plain)
 
 
+def test_a_layer_that_takes_no_hook_leaves_none_on_the_network() -> None:
+    model = rounding("flux", FORMS[0])
+    last = model.model.diffusion_model.single_blocks[-1].linear2
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("takes no hook")
+
+    last.register_forward_hook = refuse
+    try:
+        with pytest.raises(RuntimeError, match="takes no hook"):
+            find(model, "flux", "jvp")
+    finally:
+        del last.register_forward_hook
+    assert hooks_of(model) == 0
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_gated_lora_patches_quantised_weights_as_the_ordinary_loader_does(kind: str, form: str) -> None:

@@ -24,6 +24,7 @@ from conditional_balance.runtime.attribution.find import ProbeSettings, find_sub
 from conditional_balance.runtime.attribution.settings import AttributionSettings
 from conditional_balance.runtime.attribution.subject import Subject
 from conditional_balance.runtime.inject.layer_prompt import LayerPrompt, prompt_layers
+from conditional_balance.runtime.runs.loaded import own_classes
 from conditional_balance.runtime.runs.whose import whose
 from tiny import cond
 
@@ -198,6 +199,22 @@ def test_what_a_model_is_does_not_depend_on_what_was_loaded_last(caplog: pytest.
     (sentence,) = told(caplog, "never ran")
     assert sentence.endswith("because Deaf.forward of test_whose stands in the way.")
     assert torch.equal(run_transformer(ours, "flux"), alone)
+    assert type(of.model.diffusion_model) is flux_model.Flux
+
+
+def test_a_class_that_cannot_be_put_back_leaves_all_modules_as_they_were() -> None:
+    of = tiny_transformer("flux")
+    run_transformer(deafened(of), "flux")
+    of.object_patches_backup["diffusion_model.gone_since.__class__"] = flux_model.Flux
+    with pytest.raises(AttributeError, match="gone_since"), own_classes(of):
+        pass
+    assert type(of.model.diffusion_model) is Deaf
+    del of.object_patches_backup["diffusion_model.gone_since.__class__"]
+    with pytest.raises(ZeroDivisionError), own_classes(of):
+        assert type(of.model.diffusion_model) is flux_model.Flux
+        raise ZeroDivisionError
+    assert type(of.model.diffusion_model) is Deaf
+    run_transformer(of, "flux")
     assert type(of.model.diffusion_model) is flux_model.Flux
 
 
