@@ -16,6 +16,9 @@ from ..runtime.attribution.settings import DEFAULT, WEIGHTINGS, AttributionSetti
 from .subject import Subject
 from .widgets import advanced
 
+CELL = "8 pixels with most models, 16 with Flux.2"
+"""The side of a cell of the latent: a node does not know its model's before it runs."""
+
 
 def model_input() -> io.Input:
     return io.Model.Input(
@@ -35,7 +38,7 @@ def attribution_inputs() -> list[io.Input]:
 
 
 def mask_inputs(dilate: float = 0.0) -> list[io.Input]:
-    """How the map becomes a mask; lengths in cells of the latent, 8 pixels each."""
+    """How the map becomes a mask; lengths in cells of the latent, of which `CELL` says the size."""
     return [_blur(), *_threshold(), _dilate(dilate), _feather(), _invert()]
 
 
@@ -132,8 +135,8 @@ def _blur() -> io.Input:
         min=0.0,
         max=16.0,
         step=0.1,
-        tooltip="Smooths the map before the threshold; in cells of the latent (8 pixels). Raise it when the mask "
-        "is ragged.",
+        tooltip=f"Smooths the map before the threshold; in cells of the latent ({CELL}). Raise it when the mask is "
+        "ragged.",
     )
 
 
@@ -165,8 +168,8 @@ def _dilate(default: float) -> io.Input:
         min=0.0,
         max=32.0,
         step=0.5,
-        tooltip="Grows the mask by so many cells (8 pixels each). 0 for the tightest mask; 1 keeps a blend from "
-        "cutting into the subject.",
+        tooltip=f"Grows the mask by so many cells of the latent ({CELL}). 0 for the tightest mask; 1 keeps a blend "
+        "from cutting into the subject.",
     )
 
 

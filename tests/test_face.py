@@ -74,6 +74,16 @@ def test_the_help_page_is_translated(language: str, schema: Any) -> None:
     assert f"](figures/{schema.node_id}.webp)" in face.page(schema, language)
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_no_text_takes_a_cell_of_the_latent_for_8_pixels_in_every_model(language: str) -> None:
+    """Flux.2's are of 16."""
+    words = (face.LOCALES / language / "nodeDefs.json").read_text(encoding="utf-8").splitlines()
+    pages = (face.prose_of(schema.node_id, language).read_text(encoding="utf-8") for schema in SCHEMAS)
+    lines = [line for text in (*words, *pages) for line in text.splitlines()]
+    found = [line for line in lines if re.search(r"(?<!\d)8 ?(pixels|像素|ピクセル)", line)]
+    assert found and all("Flux.2" in line for line in found)
+
+
 ENGLISH = "Paints at 0.5.\n\n## Figure\n\nA picture.\n\n## When not to use it\n\n- With *model* or `x`."
 CHINESE = "以 0.5 绘制。\n\n## 图\n\n一张图片。\n\n## 不适用的情况\n\n- 使用 *模型* 或 `x`。"
 STAMP = f"\n\n<!-- english: {translations.digest(ENGLISH)} -->\n"

@@ -24,7 +24,7 @@ from conditional_balance.nodes.extension import ConditionalBalance
 from conditional_balance.nodes.jobs import PRESETS
 from conditional_balance.runtime.arch.registry import architecture_of
 from conditional_balance.runtime.attribution.measured import Attribution, Measured, RunMeasured
-from conditional_balance.runtime.inject.picture import under_control
+from conditional_balance.runtime.inject.picture import latent_of, under_control
 from conditional_balance.runtime.runs.loaded import cell_of
 from tiny import sample, tiny_vae
 
@@ -244,6 +244,28 @@ def test_a_mask_without_a_picture_is_as_large_as_the_picture() -> None:
     found.keep([after], RunMeasured((window,)))
     mask, *_ = execute("CBAttributionPreview", attribution=found, after={"samples": after}).args
     assert mask.shape == (1, 128, 128)
+
+
+@pytest.mark.parametrize(("kind", "kept"), [("flux", (8, 24, 64)), ("flux2", (16, 16, 64))])
+def test_a_node_says_how_large_the_cells_are_whose_means_it_keeps(kind: str, kept: tuple[int, ...]) -> None:
+    for asked, side in zip((8, 24, 64), kept, strict=True):
+        shown = execute("CBProject", model=tiny_transformer(kind), latent=latent(kind, 3), cell=asked).ui
+        assert shown["cb_summary"][0].startswith(f"Keeps means of cells of {side} pixels,")
+
+
+class Coarse:
+    """A VAE of Flux.2's kind, of 16 pixels to a cell, which would cut off what is left over."""
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        rows, columns = (side / 16 for side in pixels.shape[1:3])
+        assert rows.is_integer() and columns.is_integer()
+        return torch.zeros(1, 128, int(rows), int(columns))
+
+
+@pytest.mark.parametrize("size", [(1000, 1048), (40, 72), (2000, 1336)])
+def test_no_edge_of_a_picture_is_cut_off_where_cells_are_larger(size: tuple[int, int]) -> None:
+    found = latent_of(Coarse(), torch.rand(1, *size, 3), tiny_transformer("flux2"))
+    assert abs(found.shape[-2] / found.shape[-1] - size[0] / size[1]) < 0.12
 
 
 def painted(kind: str, of: Any, start: dict[str, Any]) -> torch.Tensor:
