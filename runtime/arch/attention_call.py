@@ -96,8 +96,9 @@ class AttentionCall:
         out: dict[int, torch.Tensor] = {}
         for count in sorted({self.pads[row] for row in numbers}):
             places = [place for place, row in enumerate(numbers) if self.pads[row] == count]
-            keys = _without(k.shape[-2], self.text_stop - count, self.text_stop, k.device)
-            part = self._run(q[places], k[places], v[places], bias, [numbers[place] for place in places], keys)
+            some_q, some_k, some_v = (_taken(x, places) for x in (q, k, v))
+            unseen = slice(max(self.text_stop - count, 0), self.text_stop)  # no text, nothing unseen
+            part = self._run(some_q, some_k, some_v, bias, [numbers[place] for place in places], unseen)
             for place, row in zip(places, part, strict=True):
                 out[place] = row
         return torch.stack([out[place] for place in range(len(numbers))])
@@ -107,17 +108,16 @@ class AttentionCall:
     ) -> torch.Tensor:
         """Attention of some rows, where the function is given the others as well: with tokens more that none sees."""
         more, queries = k.shape[-2] - self.k.shape[-2], 1 if bias is None else bias.shape[-2]
-        places = torch.tensor(rows, device=q.device)
         q, k, v = (
-            pad(own, (0, 0, 0, x.shape[-2] - own.shape[-2])).index_copy(0, places, x)
+            _with_rows(pad(own, (0, 0, 0, x.shape[-2] - own.shape[-2])), rows, x)
             for own, x in zip((self.q, self.k, self.v), (q, k, v), strict=True)
         )
         if more or bias is not None:
             mask = q.new_zeros(len(q), 1, queries, k.shape[-2])
             mask[..., k.shape[-2] - more :] = -torch.inf
-            mask[places] = 0.0 if bias is None else bias
-            bias = mask
-        return self._run(q, k, v, bias, list(range(len(q))))[places]
+            seen = mask.new_zeros(1, 1, queries, k.shape[-2]) if bias is None else bias
+            bias = _with_rows(mask, rows, seen.to(mask).expand(len(rows), *mask.shape[1:]))
+        return _taken(self._run(q, k, v, bias, list(range(len(q)))), rows)
 
     def _run(
         self,
@@ -126,12 +126,12 @@ class AttentionCall:
         v: torch.Tensor,
         bias: torch.Tensor | None,
         rows: list[int],
-        keys: torch.Tensor | None = None,
+        unseen: slice = slice(0, 0),
     ) -> torch.Tensor:
         mask = _with_bias(_for_rows(self.mask, rows, k.shape[-2]), bias)
-        if keys is not None:
-            k, v = k[..., keys, :], v[..., keys, :]
-            mask = None if mask is None else mask[..., keys]
+        if unseen.start < unseen.stop:
+            k, v = _without(k, unseen, -2), _without(v, unseen, -2)
+            mask = None if mask is None else _without(mask, unseen, -1)
         return self.function(q, k, v, mask=mask, biased=bias is not None or self.masked, **self.others)
 
 
@@ -150,7 +150,7 @@ def _for_rows(mask: torch.Tensor | None, rows: list[int], keys: int) -> torch.Te
     """The mask of some rows, with columns for more keys at the end that are open to everyone."""
     if mask is None:
         return None
-    mask = mask[rows] if mask.shape[0] > 1 else mask
+    mask = _taken(mask, rows) if mask.shape[0] > 1 else mask
     missing = keys - mask.shape[-1]
     if not missing:
         return mask
@@ -166,6 +166,24 @@ def _with_bias(mask: torch.Tensor | None, bias: torch.Tensor | None) -> torch.Te
     return mask + bias
 
 
-def _without(count: int, start: int, stop: int, device: torch.device) -> torch.Tensor:
-    every = torch.arange(count, device=device)
-    return every[(every < start) | (every >= stop)]
+# Below, rows and keys are taken by slices: a list of numbers would be brought to the GPU, and what a comparison chooses
+# be counted there, and every layer would wait for that.
+
+
+def _taken(x: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    """x[rows]."""
+    if list(rows) == list(range(len(x))):
+        return x
+    return torch.stack([x[row] for row in rows])
+
+
+def _with_rows(x: torch.Tensor, rows: Sequence[int], own: torch.Tensor) -> torch.Tensor:
+    """x with others in the place of some rows."""
+    found = dict(zip(rows, own, strict=True))
+    return torch.stack([found.get(row, each) for row, each in enumerate(x)])
+
+
+def _without(x: torch.Tensor, unseen: slice, axis: int) -> torch.Tensor:
+    """x without a stretch of an axis."""
+    before = x.narrow(axis, 0, unseen.start)
+    return torch.cat((before, x.narrow(axis, unseen.stop, x.shape[axis] - unseen.stop)), axis)
