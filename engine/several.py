@@ -99,9 +99,10 @@ def inject_several(
         return attend(own[0].flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), bias, styled_rows)
 
     bias = None
-    if dampings or not (leads.whole and style.share == 1):
+    if leads.toward and (dampings or not (leads.whole and style.share == 1)):
         damped = [dampings[number] for number in leads.toward] if dampings else []
-        bias = _bias(weights[list(leads.toward)], rows, own[1], brought[0][0].shape[-2], damped)
+        toward = torch.stack([weights[number] for number in leads.toward])
+        bias = _bias(toward, rows, own[1], brought[0][0].shape[-2], damped)
     return joined(plain, _led(shared, bias, weights, rows, leads), rows)
 
 
@@ -200,7 +201,7 @@ def _led(
     leads: Leads,
 ) -> torch.Tensor:
     """Attention with what references of positive weight bring in one softmax, led away from that of negative ones."""
-    out = shared(leads.toward, bias if leads.toward else None)
+    out = shared(leads.toward, bias)
     if not leads.away:
         return out
     alone = shared((), None) if leads.toward else out

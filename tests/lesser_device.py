@@ -20,6 +20,7 @@ DEVICE, META, CPU = (torch.device(name) for name in ("mps", "meta", "cpu"))
 COPIES = ("aten::copy_", "aten::_to_copy")
 INDEXING = ("aten::index.Tensor", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index.Tensor")
 POOLING = ("aten::_adaptive_avg_pool2d", "aten::adaptive_max_pool2d")
+MADE_OF_OTHERS = "CompositeImplicitAutograd"
 WAITING = ("aten::_local_scalar_dense", "aten::equal", "aten::nonzero", "aten::masked_select")
 
 waits: list[str] = []
@@ -78,10 +79,9 @@ def _known(value: Any) -> Any:
 
 class _Computing(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        key = torch._C.DispatchKey.CompositeImplicitAutograd
-        if function.has_kernel_for_dispatch_key(key):
+        if torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), MADE_OF_OTHERS):
             with self:  # where autograd is at work, PyTorch has taken it apart before it comes here
-                return function._op_dk(key, *args, **(kwargs or {}))
+                return function._op_dk(getattr(torch._C.DispatchKey, MADE_OF_OTHERS), *args, **(kwargs or {}))
         return computed(function, args, kwargs or {})
 
 
@@ -111,7 +111,7 @@ def computed(function: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     if name == "aten::copy_":
         return args[0]
     known = {id(tensor.kept): tensor for tensor in ours}
-    return tree_map(lambda leaf: known.get(id(leaf)) or _placed(leaf, here), out)
+    return tree_map(lambda leaf: known[id(leaf)] if id(leaf) in known else _placed(leaf, here), out)
 
 
 def _kept(value: Any) -> Any:

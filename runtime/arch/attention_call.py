@@ -109,9 +109,9 @@ class AttentionCall:
         out: dict[int, torch.Tensor] = {}
         for count in sorted({self.pads[row] for row in numbers}):
             places = [place for place, row in enumerate(numbers) if self.pads[row] == count]
-            some = (_taken(x, places) for x in (q, k, v))
+            some_q, some_k, some_v = (_taken(x, places) for x in (q, k, v))
             unseen = slice(max(self.text_stop - count, 0), self.text_stop)  # no text, nothing unseen
-            part = self._run(*some, bias, [numbers[place] for place in places], unseen)
+            part = self._run(some_q, some_k, some_v, bias, [numbers[place] for place in places], unseen)
             for place, row in zip(places, part, strict=True):
                 out[place] = row
         return torch.stack([out[place] for place in range(len(numbers))])

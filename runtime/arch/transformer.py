@@ -146,6 +146,12 @@ class Transformer(Architecture):
     def _moved_by(self, columns: int, device: torch.device) -> torch.Tensor:
         return self.turned_by(columns, device)
 
+    @functools.lru_cache(maxsize=8)  # noqa: B019 - as above; what is kept need not be brought to the GPU at every layer
+    def _untwisted(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        """The scale of each channel of a key [channels]."""
+        scales = untwisting(self.axes, *UNTWISTING).to(device, dtype)
+        return torch.cat((scales, scales)) if self.halves else scales.repeat_interleave(2)
+
     @property
     def columns_axis(self) -> int:
         """Which axis counts columns."""
@@ -160,8 +166,7 @@ class Transformer(Architecture):
             return keep
         if position == SHIFT:
             return Rotation(self._moved_by(projected.plane[1], projected.k.device), self.halves).redo
-        scales = untwisting(self.axes, *UNTWISTING).to(projected.k)
-        each = torch.cat((scales, scales)) if self.halves else scales.repeat_interleave(2)
+        each = self._untwisted(projected.k.device, projected.k.dtype)
         return lambda keys: keys * each
 
     @property

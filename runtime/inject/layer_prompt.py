@@ -20,7 +20,7 @@ from ..runs import injector
 from ..runs.injector import Around, CalledLayers, Executor, Sampling
 from ..runs.layout import Layout
 from ..runs.loaded import sampling_of
-from ..runs.model_call import ModelCall
+from ..runs.model_call import ModelCall, brought
 from ..runs.whose import whose
 
 Patch = Callable[..., Any]
@@ -84,7 +84,8 @@ class _Run(injector.Run):
     ) -> torch.Tensor:
         if positive not in layout.kinds or call.c_crossattn is None:
             return call.run(executor)
-        own, other = _texts(call.c_crossattn, self.prompt.text, layout, positive)
+        texts = _texts(call.c_crossattn, self.prompt.text, layout, positive)
+        own, other = (brought(call, text) for text in texts)  # ComfyUI leaves prompts on the CPU up to here
         patches = call.options.get("patches", {})
         patch = functools.partial(_patch, opened, own, other, self.called)
         behind = tuple(patches.get("attn2_patch", ()))

@@ -15,7 +15,7 @@ from ...engine.masks import MaskSettings, mask_of
 from ...engine.style import Damping
 from ..attribution.find import ProbeSettings, find_subject
 from ..attribution.settings import AttributionSettings
-from ..runs.model_call import ModelCall
+from ..runs.model_call import ModelCall, brought
 from .reference import StyleReference, covering, fits, middle
 
 LEVEL = ProbeSettings((0.7,))
@@ -77,6 +77,6 @@ def damping_at(subject: torch.Tensor, call: ModelCall) -> DampingAt:
     def at(grid: Grid) -> torch.Tensor:
         frames, height, width = grid
         share = functional.adaptive_avg_pool2d(seen[None], (height, width)).flatten().repeat(frames)
-        return (1 - share).clamp(min=LEAST).log().to(call.x.device)
+        return brought(call, (1 - share).clamp(min=LEAST).log())
 
     return at

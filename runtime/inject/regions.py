@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from ...engine.several import Leads
 from ..runs.layout import Layout, places_of
-from ..runs.model_call import ModelCall
+from ..runs.model_call import ModelCall, brought
 from .reference import StyleReference
 
 Grid = tuple[int, int, int]
@@ -47,7 +47,8 @@ def leads_of(
     @functools.cache
     def at(grid: Grid | None) -> Leads:
         each = torch.broadcast_tensors(*(strength * _weights(mask, places, grid) for strength, mask in acting))
-        return Leads.of(rows, torch.stack(each), call.x.device)
+        leads = Leads.of(rows, torch.stack(each), torch.device("cpu"))
+        return leads._replace(weights=brought(call, leads.weights))
 
     return at
 

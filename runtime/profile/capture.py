@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
+from typing import Any, cast
 
 import comfy.model_management
 import comfy.samplers
@@ -29,6 +29,7 @@ Level = dict[Key, Moments]
 OnLevel = Callable[[int, Level], None]
 OnTile = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None]
 
+COPIES = 3  # of a level's moments at most: by batch, joined, and of one layer all features together
 IMAGES_A_PASS = 4  # more fill no accelerator better, and a fixed number gives the same rounding every time
 
 
@@ -149,24 +150,25 @@ class _Capturing:
     def __call__(
         self, guider: comfy.samplers.CFGGuider, noise: torch.Tensor, sigmas: torch.Tensor, model_options: dict[str, Any]
     ) -> None:
-        base = guider.inner_model
-        images = base.process_latent_in(self.latents.to(noise))
-        same_noise = noise[:1].expand_as(images)
         for level, sigma in enumerate(sigmas):
-            noisy = base.model_sampling.noise_scaling(sigma[None], same_noise, images)
-            self.on_level(level, _joined(list(self._batches(guider, noisy, sigma, model_options))))
+            self.on_level(level, _joined(list(self._batches(guider, noise[:1], sigma, model_options))))
 
     def _batches(
-        self, guider: comfy.samplers.CFGGuider, noisy: torch.Tensor, sigma: torch.Tensor, model_options: dict[str, Any]
+        self, guider: comfy.samplers.CFGGuider, noise: torch.Tensor, sigma: torch.Tensor, model_options: dict[str, Any]
     ) -> Iterator[Level]:
+        base, place = guider.inner_model, None
         conds = [guider.conds["positive"], guider.conds.get("negative")]
         order = [cond["uuid"] for side in conds if side is not None for cond in side]
-        for batch in noisy.split(_images_a_pass(guider, noisy)):
+        for latents in self.latents.split(_images_a_pass(guider, noise, len(self.latents))):
             comfy.model_management.throw_exception_if_processing_interrupted()
-            self.recorder.images = len(batch)
-            comfy.samplers.calc_cond_batch(guider.inner_model, conds, batch, sigma.expand(len(batch)), model_options)
-            yield self.recorder.take(order)
-            self.on_images(len(batch))
+            self.recorder.images = len(latents)
+            images = base.process_latent_in(latents.to(noise))
+            noisy = base.model_sampling.noise_scaling(sigma[None], noise.expand_as(images), images)
+            comfy.samplers.calc_cond_batch(base, conds, noisy, sigma.expand(len(noisy)), model_options)
+            found = self.recorder.take(order)
+            place = place or _place_for(found, len(self.latents) / len(latents), noise.device)
+            yield {key: Moments(*(part.to(place) for part in moments)) for key, moments in found.items()}
+            self.on_images(len(latents))
 
 
 def distances_of(
@@ -220,10 +222,21 @@ def _stacked(moments: list[Moments]) -> list[Moments]:
     return [Moments(*(torch.stack(parts, 1) for parts in zip(*group, strict=True))) for group in groups]
 
 
-def _images_a_pass(guider: comfy.samplers.CFGGuider, noisy: torch.Tensor) -> int:
+def _images_a_pass(guider: comfy.samplers.CFGGuider, noise: torch.Tensor, images: int) -> int:
     """As many images as fit beside the model, with both conditionings; ComfyUI itself splits those when it must."""
-    free = comfy.model_management.get_free_memory(noisy.device)
-    count = min(IMAGES_A_PASS, len(noisy))
-    while count > 1 and guider.inner_model.memory_required([2 * count, *noisy.shape[1:]]) * 1.5 > free:
+    free = comfy.model_management.get_free_memory(noise.device)
+    count = min(IMAGES_A_PASS, images)
+    while count > 1 and guider.inner_model.memory_required([2 * count, *noise.shape[1:]]) * 1.5 > free:
         count //= 2
     return count
+
+
+def _place_for(first: Level, times: float, device: torch.device) -> torch.device:
+    """Where a level's moments are kept, so many times those of its first batch: on the device where it has room.
+
+    Room for what is made of them too, and for as much again, which ComfyUI has left for the model's calls. SDXL's are 3
+    MB an image.
+    """
+    size = times * sum(part.nbytes for moments in first.values() for part in moments)
+    free = cast(float, comfy.model_management.get_free_memory(device))
+    return device if 2 * COPIES * size <= free else torch.device("cpu")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from comfy import model_management
 
 KEY = "conditional_balance"
 
@@ -38,6 +39,11 @@ class ModelCall:
         return executor(
             self.x, self.sigma, self.c_concat, self.c_crossattn, self.control, self.options, *self.rest, **self.conds
         )
+
+
+def brought(call: ModelCall, x: torch.Tensor) -> torch.Tensor:
+    """x of the CPU on the device of a call; a layer that asks for it need not wait, where ComfyUI says so."""
+    return model_management.cast_to_device(x, call.x.device, x.dtype)
 
 
 def with_wrapper(
