@@ -75,8 +75,9 @@ def _hookable(model: ModelPatcher, conditioning: Conditioning) -> ModelPatcher:
     Newer ComfyUI streams weights, and takes another form where the guider's own prompts have hooks: it knows no other.
     """
     newer: Any = model
+    helpers: Any = sampler_helpers
     streams = hasattr(model, "is_dynamic") and newer.is_dynamic()
-    hooked = streams and sampler_helpers.cond_has_hooks(conditioning)
+    hooked = streams and helpers.cond_has_hooks(conditioning)
     return newer.get_non_dynamic_delegate() if hooked else model
 
 
