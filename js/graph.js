@@ -13,6 +13,13 @@ export function nodesOf(graph) {
   return childrenOf(graph).flatMap(node => [node, ...(node.subgraph ? nodesOf(node.subgraph) : [])])
 }
 
+// Whether a node went with its subgraph: undo, and loading another workflow, tell only nodes of the root graph that they
+// are removed.
+export function isGone(node) {
+  const root = rootGraph()
+  return Boolean(node.graph && node.graph !== root && root.subgraphs && root.subgraphs.get(node.graph.id) !== node.graph)
+}
+
 // The name of a node in core's store of outputs: its own in the root graph, else "subgraph:node".
 export function locatorOf(node) {
   return node.graph && node.graph !== rootGraph() ? `${node.graph.id}:${node.id}` : String(node.id)

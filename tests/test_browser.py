@@ -167,6 +167,13 @@ def test_a_blueprint_keeps_its_values_and_adds_no_step_of_undo_by_itself(rendere
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)
+def test_nothing_of_a_blueprint_that_is_gone_is_looked_at(renderer: str, placed: dict) -> None:
+    """Front end 1.32.9 does not tell nodes inside subgraphs that another workflow has been loaded."""
+    left = placed[renderer]["left"]
+    assert left["gone"] == 0 < left["here"]
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
 def test_a_placed_blueprint_sends_its_widgets_and_runs(renderer: str, placed: dict) -> None:
     inside = {node["class_type"]: node["inputs"] for node in placed[renderer]["prompt"].values()}
     assert inside["KSampler"]["steps"] == 1

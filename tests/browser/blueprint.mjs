@@ -27,6 +27,7 @@ await inEachRenderer(orders, async (page, renderer, seen) => {
   await page.screenshot({ path: `${orders.pictures}/${orders.blueprint}_${renderer}_reloaded.png` })
   if (orders.map) await fail(page, seen)
   seen.pasted = await paste(page)
+  seen.left = await leave(page)
 })
 
 // Opens the search, types the blueprint's name and clicks it among what is found. In newer front ends it then hangs from
@@ -168,4 +169,28 @@ async function paste(page) {
   const both = await look(page)
   await page.evaluate(() => window.app.graph.remove(window.app.graph._nodes.find(node => node.subgraph)))
   return { both: both.shown, copy: (await look(page)).shown }
+}
+
+// How many nodes inside the copy are looked at, and how many of them once another workflow has been loaded.
+async function leave(page) {
+  return page.evaluate(async workflow => {
+    const inside = window.app.graph._nodes.flatMap(node => node.subgraph?._nodes ?? [])
+    const here = await watched()
+    await window.app.loadGraphData(workflow)
+    return { here, gone: await watched() }
+
+    async function watched() {
+      const seen = new Set()
+      for (const node of inside) {
+        const { graph } = node
+        const get = () => (new Error().stack.includes('/watch.js') && seen.add(node), graph)
+        Object.defineProperty(node, 'graph', { configurable: true, get })
+      }
+      await new Promise(resolve => setTimeout(resolve, 1500))
+      for (const node of inside) {
+        Object.defineProperty(node, 'graph', { configurable: true, writable: true, value: node.graph })
+      }
+      return seen.size
+    }
+  }, orders.workflow)
 }
