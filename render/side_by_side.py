@@ -25,5 +25,6 @@ def _scaled(pictures: torch.Tensor, height: int) -> torch.Tensor:
     if pictures.shape[1] == height:
         return pictures
     size = (height, max(round(pictures.shape[2] * height / pictures.shape[1]), 1))
-    scaled = torch.nn.functional.interpolate(pictures.movedim(-1, 1), size=size, mode="bicubic", antialias=True)
-    return scaled.clamp(0, 1).movedim(1, -1)
+    channels_first = pictures.movedim(-1, 1).float()  # ComfyUI may hand pictures on in fp16, which CPUs do not scale
+    scaled = torch.nn.functional.interpolate(channels_first, size=size, mode="bicubic", antialias=True)
+    return scaled.clamp(0, 1).movedim(1, -1).to(pictures)

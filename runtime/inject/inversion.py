@@ -74,6 +74,7 @@ def invert_latent(model: ModelPatcher, latent: torch.Tensor, positive: Condition
         raise ValueError(
             "'gamma' belongs to flow models (SD3, Flux, Qwen-Image and their kin), and 'model' is none: set it to 0."
         )
+    latent = latent.float()  # ComfyUI may hand latents on in fp16, in which the way to the noise ends in NaN
     sigmas = samplers.calculate_sigmas(sampling, inversion.scheduler, inversion.steps).cpu()
     target = noise_for(latent, inversion.seed)
     found: list[Inverted] = []

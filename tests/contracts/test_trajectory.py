@@ -124,6 +124,13 @@ def test_euler_comes_back_exactly_in_the_direct_mode(v_pred: bool) -> None:
     assert_same_traces(before, traces(of))
 
 
+def test_a_latent_in_half_precision_is_inverted_in_full() -> None:
+    """As ComfyUI's --fp16-intermediates hands latents on."""
+    of, prompt, picture = tiny_model("sd15"), cond(tiny_model("sd15"), 1), latent(3, 1, 8, 16)["samples"].half()
+    found = inverted(of, prompt, {"samples": picture})
+    assert decibels(sampled(found, prompt, picture.shape), picture.float()) > 80
+
+
 @pytest.mark.parametrize("kind", FLOW)
 @pytest.mark.parametrize("gamma", [0.0, 0.5])
 def test_flow_models_come_back_exactly_with_any_gamma(kind: str, gamma: float) -> None:
