@@ -31,16 +31,18 @@ from conditional_balance.runtime.profile.capture import capture, measure
 from tiny import cond, latent, tiny_model
 
 
-@pytest.fixture
-def computing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """ComfyUI on `DEVICE`, as on an Apple computer."""
+@contextmanager
+def computing(memory: str = "SHARED") -> Iterator[None]:
+    """ComfyUI on `DEVICE`, as on an Apple computer; with NO_VRAM every layer's weights come over when it runs."""
     comfy.model_management.unload_all_models()
-    monkeypatch.setattr(comfy.model_management, "cpu_state", comfy.model_management.CPUState.MPS)
-    monkeypatch.setattr(comfy.model_management, "vram_state", comfy.model_management.VRAMState.SHARED)
-    monkeypatch.setattr(torch.mps, "empty_cache", lambda: None)
-    with lesser_device():
+    states = comfy.model_management.VRAMState
+    with pytest.MonkeyPatch.context() as patch, lesser_device():
+        patch.setattr(comfy.model_management, "cpu_state", comfy.model_management.CPUState.MPS)
+        patch.setattr(comfy.model_management, "vram_state", getattr(states, memory))
+        patch.setattr(torch.mps, "empty_cache", lambda: None)
         yield
-        comfy.model_management.unload_all_models()
+        with torch.inference_mode():
+            comfy.model_management.unload_all_models()
 
 
 def on_device(of: Any) -> Any:
@@ -107,11 +109,16 @@ TASKS: dict[str, Callable[[Any], torch.Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-def test_unets_do_the_same_there(request: pytest.FixtureRequest, task: Callable[[Any], torch.Tensor]) -> None:
-    expected = task(tiny_model("sd15"))
-    request.getfixturevalue("computing")
-    assert_close(task(on_device(tiny_model("sd15"))), expected, 1e-3)
+OFFLOADED = ("style of two pictures", "another prompt", "a subject kept", "layers measured")
+
+
+@pytest.mark.parametrize(
+    ("name", "memory"), [*((name, "SHARED") for name in TASKS), *((name, "NO_VRAM") for name in OFFLOADED)]
+)
+def test_unets_do_the_same_there(name: str, memory: str) -> None:
+    expected = TASKS[name](tiny_model("sd15"))
+    with computing(memory):
+        assert_close(TASKS[name](on_device(tiny_model("sd15"))), expected, 1e-3)
 
 
 def unfamiliar(kind: str) -> StyleReference:
@@ -119,15 +126,16 @@ def unfamiliar(kind: str) -> StyleReference:
     return replace(hidden_of_family(kind, 17), mask=half(), previous=hidden_of_family(kind, 9))
 
 
+@pytest.mark.parametrize("memory", ["SHARED", "NO_VRAM"])
 @pytest.mark.parametrize("kind", ["flux", "sd35-medium", "z-image"])
-def test_transformers_do_the_same_there(request: pytest.FixtureRequest, kind: str) -> None:
+def test_transformers_do_the_same_there(kind: str, memory: str) -> None:
     def task(of: Any) -> torch.Tensor:
         return run_family(styled_family(of, reference=unfamiliar(kind), position=UNTWIST), kind)
 
     make = tiny_transformer.__wrapped__  # a model of its own
     expected = task(make(kind))
-    request.getfixturevalue("computing")
-    assert_close(task(on_device(make(kind))), expected, 1e-3)
+    with computing(memory):
+        assert_close(task(on_device(make(kind))), expected, 1e-3)
 
 
 @contextmanager
@@ -145,41 +153,40 @@ def counted(of: Any) -> Iterator[list[int]]:
             handle.remove()
 
 
-def test_no_layer_waits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_layer_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every call of a network waits as often as without us, but for the first, where what is kept for later comes over.
 
     As on CUDA, a copy to the device need not be waited for where ComfyUI says so.
     """
-    request.getfixturevalue("computing")
     monkeypatch.setattr(comfy.model_management, "device_supports_non_blocking", lambda device: True)
-    unet, flux = on_device(tiny_model("sd15")), on_device(tiny_transformer.__wrapped__("flux"))
-    for of, plain, ours in (
-        (unet, run, lambda: run(styled(unet, reference=masked(unet)))),
-        (unet, run, lambda: run(styled(unet, reference=replace(hidden(unet), subject_mask=half(HEIGHT, WIDTH))))),
-        (unet, run, lambda: prompted(unet)),
-        (flux, lambda of: run_family(of, "flux"), lambda: run_family(
-            styled_family(flux, reference=unfamiliar("flux"), position=UNTWIST), "flux"
-        )),
-    ):  # fmt: skip
-        plain(of)  # loads it
-        with counted(of) as alone:
-            plain(of)
-        with counted(of) as styled_calls:
-            ours()
-        assert len(styled_calls) >= len(alone) > 1 and max(styled_calls[1:]) <= max(alone)
+    with computing():
+        unet, flux = on_device(tiny_model("sd15")), on_device(tiny_transformer.__wrapped__("flux"))
+        alone = replace(hidden(unet), subject_mask=half(HEIGHT, WIDTH))
+        styled_flux = styled_family(flux, reference=unfamiliar("flux"), position=UNTWIST)
+        for of, plain, ours in (
+            (unet, run, lambda: run(styled(unet, reference=masked(unet)))),
+            (unet, run, lambda: run(styled(unet, reference=alone))),
+            (unet, run, lambda: prompted(unet)),
+            (flux, lambda of: run_family(of, "flux"), lambda: run_family(styled_flux, "flux")),
+        ):
+            plain(of)  # loads it
+            with counted(of) as expected:
+                plain(of)
+            with counted(of) as calls:
+                ours()
+            assert len(calls) >= len(expected) > 1 and max(calls[1:]) <= max(expected)
 
 
-def test_moments_of_many_pictures_stay_where_there_is_room(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_moments_of_many_pictures_stay_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """A large series would fill a small card, in which ComfyUI has left room for the model's calls only."""
-    request.getfixturevalue("computing")
-    of, places = on_device(tiny_model("sd15")), []
-    for free in (1e9, 0.0):
-        free_memory(monkeypatch, free)
-        with torch.inference_mode():
-            capture(
-                of, latent(3, batch=3)["samples"], cond(of, 1), None, torch.tensor([2.0]), ("q",), 0,
-                lambda count: None, lambda level, found: places.append({each.mean.device for each in found.values()}),
-            )  # fmt: skip
+    places: list[set[torch.device]] = []
+    with computing():
+        of = on_device(tiny_model("sd15"))
+        for free in (1e9, 0.0):
+            free_memory(monkeypatch, free)
+            with torch.inference_mode():
+                capture(
+                    of, latent(3, batch=3)["samples"], cond(of, 1), None, torch.tensor([2.0]), ("q",), 0,
+                    lambda count: None, lambda _, found: places.append({each.mean.device for each in found.values()}),
+                )  # fmt: skip
     assert places == [{DEVICE}, {torch.device("cpu")}]
