@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 
-from benchmarks import tables
+from benchmarks import everything, tables
 from benchmarks._command import command_line, keep
 
 
@@ -32,3 +34,22 @@ def test_the_published_tables_are_what_the_kept_results_say() -> None:
     names = [found["name"] for found in tables.BLOCK.finditer(page)]
     assert sorted(names) == sorted(tables.TABLES)
     assert tables.with_tables(page) == page, "run `python dev.py bench tables`"
+
+
+def test_every_kept_result_has_a_command_that_makes_it_again() -> None:
+    kept = {path.stem for path in (tables.PAGE.parent / "results").glob("*.json")}
+    assert {command.result for command in everything.commands()} == kept
+    scripts = {path.stem for path in tables.PAGE.parent.glob("[a-z]*.py")}
+    assert {command.benchmark for command in everything.commands()} <= scripts
+
+
+def test_the_page_tells_the_same_commands() -> None:
+    """Those that it tells whole; of the others it says in what they differ."""
+    page = re.sub(r"\\\n", " ", tables.PAGE.read_text(encoding="utf-8"))
+    spans = re.findall(r"`python dev.py bench ([^`]*--json [^`]*)`", page)
+    spans += re.findall(r"^    python dev.py bench (.*--json .*)$", page, re.MULTILINE)
+    told = [sorted(shlex.split(span.replace("FOLDER", "REPEATED"))) for span in spans]
+    made = [sorted((command.benchmark, *command.arguments)) for command in everything.commands()]
+    assert len(told) > 20
+    for each in told:
+        assert each in made, f"benchmarks/everything.py does not run: {' '.join(each)}"
