@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from comfy import model_management
 from torch.overrides import TorchFunctionMode
+
+from ..runs.memory import ran_out
 
 SOFTMAX = (torch.softmax, torch.Tensor.softmax, torch.nn.functional.softmax)
 
@@ -29,7 +30,7 @@ def with_more_keys(
         try:
             out = attend(q, k, v, None)
         except (RuntimeError, ValueError, IndexError, AssertionError) as problem:
-            if isinstance(problem, model_management.OOM_EXCEPTION):
+            if ran_out(problem):
                 raise
             raise TakesNoMoreKeys from problem
     if out.shape[:2] != q.shape[:2] or watched.kept():

@@ -12,6 +12,7 @@ from ...engine.attribution import contrasted
 from ...engine.layers import LayerId
 from ..arch.base import uncompiled
 from ..arch.shadows import foreign, shadow
+from ..runs.memory import ran_out
 from .layers import Layers
 from .methods import METHODS
 from .prediction import Prediction
@@ -53,14 +54,18 @@ def _maps(question: Question) -> tuple[torch.Tensor, str, str]:
         note = f"{way.name} cannot tell where tiles lie, in which another node calls the model; jvp was used instead."
         return METHODS["jvp"].maps(question), "jvp", note
     except (RuntimeError, NotImplementedError) as problem:
-        if not way.fallback or isinstance(problem, model_management.OOM_EXCEPTION):
+        if not way.fallback:
             raise
-        note = f"{way.name} found no gradients here ({_first_line(problem)}); {way.fallback} was used instead."
-        return METHODS[way.fallback].maps(question), way.fallback, note
+        note = f"{way.name} {_why_not(problem)}; {way.fallback} was used instead."
+    model_management.soft_empty_cache()  # what the failed pass held is free only here, where its error is gone
+    return METHODS[way.fallback].maps(question), way.fallback, note
 
 
-def _first_line(problem: Exception) -> str:
-    return str(problem).strip().split("\n")[0].rstrip(".")
+def _why_not(problem: Exception) -> str:
+    if ran_out(problem):
+        return "needs more memory than there is"
+    first_line = str(problem).strip().split("\n")[0].rstrip(".")
+    return f"found no gradients here ({first_line})"
 
 
 def _left_out(question: Question) -> str:

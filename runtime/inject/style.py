@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple
 
 import torch
-from comfy import model_management
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
@@ -28,6 +27,7 @@ from ..runs import injector
 from ..runs.injector import Around, CalledLayers, Executor, Sampling
 from ..runs.layout import Layout, with_layout
 from ..runs.loaded import sampling_of
+from ..runs.memory import ran_out
 from ..runs.model_call import ModelCall
 from ..runs.rows import misfits_of_prompts
 from ..runs.whose import OURS, who_patched, whose
@@ -405,7 +405,7 @@ def _with_reason(problem: RuntimeError, call: ModelCall) -> Exception:
     """The error of a call that holds references' rows, with a word on the wrapper that may not have expected them."""
     wrappers = call.options.get("wrappers", {}).get(WrappersMP.DIFFUSION_MODEL, {}).values()
     others = dict.fromkeys(name for each in wrappers for name in map(whose, each) if name != OURS)
-    if not others or isinstance(problem, model_management.OOM_EXCEPTION):
+    if not others or ran_out(problem):
         return problem
     return ValueError(NO_MORE_ROWS.format(who=" or ".join(others), problem=str(problem).strip().split("\n")[0]))
 

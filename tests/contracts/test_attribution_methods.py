@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import comfy.model_management
@@ -17,7 +18,7 @@ from conditional_balance.engine.subject import Phrase
 from conditional_balance.runtime.attribution.attribute import attribute
 from conditional_balance.runtime.attribution.find import ProbeSettings, find_subject
 from conditional_balance.runtime.attribution.layers import chosen_layers
-from conditional_balance.runtime.attribution.methods import METHODS
+from conditional_balance.runtime.attribution.methods import METHODS, grad_sam
 from conditional_balance.runtime.attribution.methods.grad_sam import GradSAM, seed_of
 from conditional_balance.runtime.attribution.methods.grad_sam_output import GradSAMOutput
 from conditional_balance.runtime.attribution.methods.jvp import JVP
@@ -344,6 +345,26 @@ def test_without_gradients_jvp_stands_in_and_says_so() -> None:
     assert found.method == "jvp"
     assert "grad_sam found no gradients here" in found.note and found.note.endswith("jvp was used instead.")
     torch.testing.assert_close(found.maps, find(model("sd15"), "jvp", layers="o").maps)
+
+
+@pytest.mark.parametrize(
+    "error", [comfy.model_management.OOM_EXCEPTION("Allocation on device"), RuntimeError("MPS backend out of memory")]
+)
+def test_without_memory_for_gradients_jvp_stands_in_and_finds_what_they_held_free(monkeypatch, error) -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def runs_out(output: torch.Tensor, *args: Any) -> Any:
+        held.append(weakref.ref(output))
+        raise type(error)(str(error))  # a new one, which nobody holds
+
+    def maps(self: JVP, question: Any) -> torch.Tensor:
+        assert held[0]() is None
+        return question.prediction.x.new_ones(1, 1, HEIGHT, WIDTH)
+
+    monkeypatch.setattr(grad_sam, "backward", runs_out)
+    monkeypatch.setattr(JVP, "maps", maps)
+    found = find(model("sd15"), "grad_sam", layers="o")
+    assert found.note == "grad_sam needs more memory than there is; jvp was used instead."
 
 
 # nothing stays -------------------------------------------------------------------------------------------------------
