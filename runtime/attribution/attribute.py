@@ -53,14 +53,18 @@ def _maps(question: Question) -> tuple[torch.Tensor, str, str]:
         note = f"{way.name} cannot tell where tiles lie, in which another node calls the model; jvp was used instead."
         return METHODS["jvp"].maps(question), "jvp", note
     except (RuntimeError, NotImplementedError) as problem:
-        if not way.fallback or out_of_memory(problem):
+        if not way.fallback:
             raise
-        note = f"{way.name} found no gradients here ({_first_line(problem)}); {way.fallback} was used instead."
-        return METHODS[way.fallback].maps(question), way.fallback, note
+        note = f"{way.name} {_why_not(problem)}; {way.fallback} was used instead."
+    model_management.soft_empty_cache()  # what the failed pass held is free only here, where its error is gone
+    return METHODS[way.fallback].maps(question), way.fallback, note
 
 
-def _first_line(problem: Exception) -> str:
-    return str(problem).strip().split("\n")[0].rstrip(".")
+def _why_not(problem: Exception) -> str:
+    if out_of_memory(problem):
+        return "needs more memory than there is"
+    first_line = str(problem).strip().split("\n")[0].rstrip(".")
+    return f"found no gradients here ({first_line})"
 
 
 def _left_out(question: Question) -> str:

@@ -1,16 +1,16 @@
-"""Whether a failure is a device's memory that has run out, which no fallback of ours should hide."""
+"""Whether a failure is a device's memory that has run out."""
 
 from __future__ import annotations
 
-import torch
 from comfy import model_management
-
-_LOST = getattr(torch, "AcceleratorError", ())
-"""What a device that computes ahead raises, by the time that somebody asks; older versions of torch do not know it."""
 
 
 def out_of_memory(problem: BaseException) -> bool:
-    """Whether memory has run out, as newer ComfyUI tells it; 0.3.75 knows the first of the two errors only."""
+    """Whether an error says that there was no memory left.
+
+    ComfyUI knows the class of CUDA's. A device that computes ahead raises another by the time that somebody asks, and
+    Apple's have none of their own: their words tell.
+    """
     if isinstance(problem, model_management.OOM_EXCEPTION):
         return True
-    return isinstance(problem, _LOST) and "out of memory" in str(problem).lower()
+    return isinstance(problem, RuntimeError) and "out of memory" in str(problem).lower()

@@ -15,10 +15,16 @@ from threading import Lock
 
 from comfy_execution.utils import get_executing_context
 
+from .memory import out_of_memory
+
 EVENT = "conditional_balance.told"
 """What `js/` listens to; it brings a `Told`."""
 PROMPTS = 64
 """How many prompts' sentences are remembered: as many as nodes/results.py looks through."""
+NO_MEMORY = (
+    "Memory ran out in this run, of which this node takes a part: paint fewer or smaller pictures at once, start "
+    "ComfyUI with --lowvram, or bypass this node."
+)
 MOST = 8
 """Sentences under a node from one sampler; all of them are in the log."""
 
@@ -79,9 +85,16 @@ class Notices:
 
     @contextmanager
     def own_errors(self) -> Iterator[None]:
-        """A ValueError that the pack raises in here stands under the node too: core shows it at the sampler only."""
+        """A ValueError that the pack raises in here stands under the node too: core shows it at the sampler only.
+
+        So does a word on memory that ran out, whoever asked for the last of it.
+        """
         try:
             yield
+        except RuntimeError as problem:
+            if out_of_memory(problem):
+                self._tell(NO_MEMORY)
+            raise
         except ValueError as problem:
             if not getattr(problem, "told", False) and _is_ours(problem):
                 vars(problem)["told"] = True  # by the innermost of several conditions

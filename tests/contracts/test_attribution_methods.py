@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import comfy.model_management
@@ -17,7 +18,7 @@ from conditional_balance.engine.subject import Phrase
 from conditional_balance.runtime.attribution.attribute import attribute
 from conditional_balance.runtime.attribution.find import ProbeSettings, find_subject
 from conditional_balance.runtime.attribution.layers import chosen_layers
-from conditional_balance.runtime.attribution.methods import METHODS
+from conditional_balance.runtime.attribution.methods import METHODS, grad_sam
 from conditional_balance.runtime.attribution.methods.grad_sam import GradSAM, seed_of
 from conditional_balance.runtime.attribution.methods.grad_sam_output import GradSAMOutput
 from conditional_balance.runtime.attribution.methods.jvp import JVP
@@ -346,19 +347,29 @@ def test_without_gradients_jvp_stands_in_and_says_so() -> None:
     torch.testing.assert_close(found.maps, find(model("sd15"), "jvp", layers="o").maps)
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError, torch.AcceleratorError])
-def test_memory_that_runs_out_is_no_lack_of_gradients(error: type[RuntimeError]) -> None:
-    """Also where a device tells it late, by an error that ComfyUI 0.3.75 does not know."""
-    of = model("sd15").clone()
+@pytest.mark.parametrize(
+    "error",
+    [
+        comfy.model_management.OOM_EXCEPTION("Allocation on device"),
+        torch.AcceleratorError("CUDA error: out of memory"),  # told late
+        RuntimeError("MPS backend out of memory"),
+    ],
+)
+def test_without_memory_for_gradients_jvp_stands_in_and_finds_what_they_held_free(monkeypatch, error) -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
 
-    def full(executor: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if torch.is_grad_enabled():
-            raise error("CUDA error: out of memory")
-        return executor(*args, **kwargs)
+    def runs_out(output: torch.Tensor, *args: Any) -> Any:
+        held.append(weakref.ref(output))
+        raise type(error)(str(error))  # a new one, which nobody holds
 
-    of.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "test", full)
-    with pytest.raises(error, match="out of memory"):
-        find(of, "grad_sam", layers="o")
+    def maps(self: JVP, question: Any) -> torch.Tensor:
+        assert held[0]() is None
+        return question.prediction.x.new_ones(1, 1, HEIGHT, WIDTH)
+
+    monkeypatch.setattr(grad_sam, "backward", runs_out)
+    monkeypatch.setattr(JVP, "maps", maps)
+    found = find(model("sd15"), "grad_sam", layers="o")
+    assert found.note == "grad_sam needs more memory than there is; jvp was used instead."
 
 
 # nothing stays -------------------------------------------------------------------------------------------------------

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from comfy.model_management import OOM_EXCEPTION
 from comfy_execution.utils import CurrentNodeContext
-from style_case import styled
+from style_case import failing, styled
 
 from conditional_balance.engine.grammar import parse
-from conditional_balance.runtime.runs.notices import PROMPTS, Notices, fresh_node, told_in
+from conditional_balance.runtime.runs.notices import NO_MEMORY, PROMPTS, Notices, fresh_node, told_in
 from tiny import cond, latent, sample
 
 
@@ -47,6 +48,20 @@ def test_an_error_of_ours_is_told_and_another_is_not() -> None:
         with pytest.raises(ValueError), notices.own_errors():
             parse("o1.8.9.9")
         assert "o1.8.9.9" in said("failed")[0][3]
+
+
+@pytest.mark.parametrize(
+    "problem", [OOM_EXCEPTION("Allocation on device"), RuntimeError("MPS backend out of memory"), RuntimeError("other")]
+)
+def test_memory_that_ran_out_is_told_under_the_node_that_takes_some(sd15_model, problem) -> None:
+    """ComfyUI's own words stand at the sampler and know nothing of the node; they go on as they are."""
+    prompt = f"memory {problem}"
+    with CurrentNodeContext(prompt, "9"):
+        injected = styled(failing(lambda at: problem, "")(sd15_model), "o9-11")
+    with CurrentNodeContext(prompt, "11"), pytest.raises(RuntimeError) as raised:
+        sample(injected, cond(sd15_model, 1, 2), cond(sd15_model, 2), latent(3, 2), steps=2)
+    assert raised.value is problem
+    assert said(prompt)[-1][3] == (None if str(problem) == "other" else NO_MEMORY)
 
 
 @pytest.mark.parametrize(
