@@ -73,9 +73,10 @@ class CBProject(io.ComfyNode):
     ) -> io.NodeOutput:
         check_window(start_percent, end_percent)
         check_latent(model, latent["samples"], "latent")
-        cells = max(cell // cell_of(model), 1) if known == SMALL else 0
+        side = cell_of(model)
+        cells = max(cell // side, 1) if known == SMALL else 0
         patched = project(model, Projection(latent["samples"], cells, strength, start_percent, end_percent))
-        return io.NodeOutput(patched, ui=summary(_in_words(known, cell, strength, start_percent, end_percent)))
+        return io.NodeOutput(patched, ui=summary(_in_words(known, cells * side, strength, start_percent, end_percent)))
 
 
 def _in_words(known: str, cell: int, strength: float, start: float, end: float) -> str:

@@ -10,10 +10,10 @@ from comfy.model_patcher import ModelPatcher
 
 from ..profile.clusters import native_side
 from ..profile.pictures import HeldPicture, held
-from ..runs.loaded import latent_format_of
+from ..runs.loaded import cell_of, latent_format_of
 from ..runs.probe import Conditioning
 
-CELL = 8  # pixels: sides are multiples of it
+STEP = 8  # pixels: sides are multiples of it, and of the model's cells
 
 
 def latent_of(vae: Any, image: torch.Tensor, model: ModelPatcher, what: str = "image") -> torch.Tensor:
@@ -25,7 +25,7 @@ def latent_of(vae: Any, image: torch.Tensor, model: ModelPatcher, what: str = "i
         raise ValueError("'vae' is empty, because the checkpoint holds none: load a VAE of the model's family.")
     picture = _held(image, what)
     rows, columns = picture.pixels.shape[:2]
-    width, height = _within(columns, rows, native_side(model))
+    width, height = _within(columns, rows, native_side(model), math.lcm(STEP, cell_of(model)))
     latent = vae.encode(picture.fitted(width, height)[None])
     channels = latent_format_of(model).latent_channels
     if latent.shape[1] != channels:
@@ -45,10 +45,10 @@ def _held(image: torch.Tensor, what: str) -> HeldPicture:
         raise ValueError(f"'{what}' {problem}: connect a picture.") from problem
 
 
-def _within(width: int, height: int, side: int) -> tuple[int, int]:
-    """Width and height with an area of side * side at most, in whole cells."""
+def _within(width: int, height: int, side: int, step: int) -> tuple[int, int]:
+    """Width and height in whole steps, with an area of about side * side at most."""
     scale = min(1.0, side / math.sqrt(width * height))
-    width, height = (max(CELL, round(scale * length / CELL) * CELL) for length in (width, height))
+    width, height = (max(step, round(scale * length / step) * step) for length in (width, height))
     return width, height
 
 
