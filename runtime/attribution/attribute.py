@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from comfy import model_management
 
 from ...engine.attribution import contrasted
 from ...engine.layers import LayerId
