@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -35,8 +36,12 @@ def _subject(folder: Path, file: Path, named: bool) -> str:
 
 
 def _plain(name: str) -> str:
-    """Without the case, in which folders of one series differ, and without bytes that are no characters."""
-    return name.encode("utf-8", "backslashreplace").decode().casefold()[:LONGEST_SUBJECT]
+    """Without the case, in which folders of one series differ, and without bytes that are no characters.
+
+    A letter with an accent is one, though Macs may write it as two.
+    """
+    characters = name.encode("utf-8", "backslashreplace").decode()
+    return unicodedata.normalize("NFC", characters).casefold()[:LONGEST_SUBJECT]
 
 
 def _count(clusters: Iterable[Sequence[Path]]) -> bool:

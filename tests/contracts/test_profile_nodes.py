@@ -237,6 +237,13 @@ def test_a_folder_of_a_subject_may_be_called_like_its_style_or_the_series(tmp_pa
     assert subjects(CBLoadImageClusters.execute("ink", 12)[0]) == {"ink": ("cat", "ink"), "oil": ("cat", "ink")}
 
 
+def test_a_subject_is_one_however_its_letters_are_written(tmp_path):
+    """Folders that come from a Mac may hold an accent as a character of its own."""
+    write_named(tmp_path / "input" / "styles", "ink/caf\u00e9.png", "ink/dog.png", "oil/cafe\u0301.png", "oil/owl.png")
+    found = subjects(CBLoadImageClusters.execute("styles", 12)[0])
+    assert found == {"ink": ("caf\u00e9", "dog"), "oil": ("caf\u00e9", "owl")}
+
+
 def test_chinese_and_japanese_commas_separate_names():
     assert names_written("\u72d0\u72f8\uff0c\u718a\u3001cat, dog\n", "subjects") == (
         "\u72d0\u72f8",
