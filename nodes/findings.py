@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from comfy import utils
 
+from ..engine.devices import able
 from ..render.coverage import caveat, coverage
 from ..render.overlay import heat, in_rgb, overlay
 
@@ -47,4 +48,4 @@ def small(pictures: torch.Tensor) -> torch.Tensor:
     if scale >= 1:
         return pictures
     size = [max(round(scale * side), 1) for side in pictures.shape[1:3]]
-    return torch.nn.functional.interpolate(pictures.movedim(-1, 1), size=size, mode="area").movedim(1, -1)
+    return torch.nn.functional.interpolate(able(pictures).movedim(-1, 1), size=size, mode="area").movedim(1, -1)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ..engine.devices import able
 from .overlay import in_rgb
 
 GAP = 8
@@ -25,6 +26,6 @@ def _scaled(pictures: torch.Tensor, height: int) -> torch.Tensor:
     if pictures.shape[1] == height:
         return pictures
     size = (height, max(round(pictures.shape[2] * height / pictures.shape[1]), 1))
-    channels_first = pictures.movedim(-1, 1).float()  # ComfyUI may hand pictures on in fp16, which CPUs do not scale
+    channels_first = able(pictures).movedim(-1, 1).float()  # CPUs do not scale fp16, in which ComfyUI may hand them on
     scaled = torch.nn.functional.interpolate(channels_first, size=size, mode="bicubic", antialias=True)
     return scaled.clamp(0, 1).movedim(1, -1).to(pictures)

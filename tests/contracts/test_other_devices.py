@@ -20,6 +20,7 @@ from test_transformers import run as run_family
 from tiny_transformers import tiny_transformer
 
 from conditional_balance.engine.style import UNTWIST, StyleSettings
+from conditional_balance.nodes.before_after import CBBeforeAfter
 from conditional_balance.runtime.inject.contrast import LayerContrast, contrast_layers
 from conditional_balance.runtime.inject.inversion import Inversion, invert_latent
 from conditional_balance.runtime.inject.layer_prompt import LayerPrompt, prompt_layers
@@ -136,6 +137,16 @@ def test_transformers_do_the_same_there(kind: str, memory: str) -> None:
     expected = task(make(kind))
     with computing(memory):
         assert_close(task(on_device(make(kind))), expected, 1e-3)
+
+
+def test_pictures_that_stay_there_are_shown() -> None:
+    """As --gpu-only leaves them."""
+    pictures = torch.rand(2, 70, 90, 3, generator=torch.Generator().manual_seed(0))
+    pictures = torch.nn.functional.interpolate(pictures.movedim(-1, 1), scale_factor=10).movedim(1, -1)
+    expected = CBBeforeAfter.execute(pictures, pictures[:, :500]).args[0]
+    with computing():
+        there = pictures.to(DEVICE)
+        assert_close(CBBeforeAfter.execute(there, there[:, :500]).args[0].cpu(), expected)
 
 
 @contextmanager
