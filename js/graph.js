@@ -13,11 +13,14 @@ export function nodesOf(graph) {
   return childrenOf(graph).flatMap(node => [node, ...(node.subgraph ? nodesOf(node.subgraph) : [])])
 }
 
-// Whether a node went with its subgraph: undo, and loading another workflow, tell only nodes of the root graph that they
-// are removed.
+// Whether a node is not in its graph, or that not in the workflow. Undo and loading another workflow tell only nodes of the
+// root graph that they are removed; and a copy of a subgraph's own node for the clipboard has the graph and, in front end
+// 1.58.1, the number of its original.
 export function isGone(node) {
-  const root = rootGraph()
-  return Boolean(node.graph && node.graph !== root && root.subgraphs && root.subgraphs.get(node.graph.id) !== node.graph)
+  const { graph } = node, root = rootGraph()
+  if (!graph) return false // not yet in one, or told
+  if (graph.getNodeById(node.id) !== node) return true
+  return graph !== root && Boolean(root.subgraphs) && root.subgraphs.get(graph.id) !== graph
 }
 
 // The name of a node in core's store of outputs: its own in the root graph, else "subgraph:node".

@@ -177,6 +177,7 @@ async function leave(page) {
     const inside = window.app.graph._nodes.flatMap(node => node.subgraph?._nodes ?? [])
     const here = await watched()
     await window.app.loadGraphData(workflow)
+    await new Promise(resolve => setTimeout(resolve, 1000)) // a look comes ten times a second
     return { here, gone: await watched() }
 
     async function watched() {
