@@ -81,7 +81,8 @@ def load_transformer(
     config.set_inference_dtype(dtype, None)
     config.latent_format = DemoLatent()
     model = comfy.model_base.Flux(config)
-    model.diffusion_model.load_state_dict({k: v.to(dtype) for k, v in load_file(path).items()})
+    named = config.process_unet_state_dict(load_file(path))  # newer ComfyUI calls some weights otherwise
+    model.diffusion_model.load_state_dict({k: v.to(dtype) for k, v in named.items()})
     return patcher_of(model, device, comfy.model_management.unet_offload_device())
 
 

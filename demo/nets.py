@@ -13,7 +13,7 @@ import comfy.ops
 import torch
 from comfy.cldm.cldm import ControlNet
 from comfy.clip_model import CLIPTextModel
-from comfy.ldm.flux.model import Flux
+from comfy.ldm.flux.model import Flux, FluxParams
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import nn
 
@@ -77,6 +77,8 @@ TRANSFORMER_CONFIG = {
     "qkv_bias": True,
     "guidance_embed": False,
 }
+if "txt_ids_dims" in FluxParams.__annotations__:  # newer ComfyUI asks on which axes text has positions
+    TRANSFORMER_CONFIG["txt_ids_dims"] = []
 
 
 def fast_dtype(device: str | torch.device) -> torch.dtype:
