@@ -63,6 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--samples", type=float, help="pictures to train each part on; by default as the clock allows")
     parser.add_argument("--stop", type=float, default=math.inf, help="stop by the clock after so many minutes")
     parser.add_argument("--subjects", type=int, default=len(subjects.KNOWN_SUBJECTS), help="how many; 33 for two cores")
+    parser.add_argument("--often", type=int, default=0, help="how many of them, the easiest, fill three of four scenes")
     parser.add_argument("--repeated", type=float, default=0.0, help="share of couples that show the same things twice")
     parser.add_argument("--batch", type=int, help="pictures per step and process")
     parser.add_argument("--pool", type=int, help="blocks of pairs drawn in advance")
@@ -111,6 +112,8 @@ def complete(options: argparse.Namespace, parser: argparse.ArgumentParser) -> No
         parser.error(f"'{min(apart)}' is a command of its own; give it no other part.")
     if not 2 <= options.subjects <= len(subjects.KNOWN_SUBJECTS):
         parser.error(f"--subjects must lie between 2 and {len(subjects.KNOWN_SUBJECTS)}.")
+    if options.often and not 2 <= options.often <= options.subjects:
+        parser.error("--often must lie between 2 and the number of subjects; leave it out to show all as often.")
     if not 0 <= options.repeated <= 1:
         parser.error("--repeated must lie between 0 and 1.")
     options.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -154,7 +157,8 @@ def prepared_world(options: argparse.Namespace) -> World:
     seed = options.seed + 1000 * options.rank
     vocabulary = load_vocabulary(options.prepared / "words.json")
     drawings = atlas.to(options.device)
-    return World(drawings, small, vocabulary, names, options.device, options.dtype, seed, options.repeated)
+    often = names[: options.often]
+    return World(drawings, small, vocabulary, names, options.device, options.dtype, seed, options.repeated, often)
 
 
 def prepared_atlas(prepared: Path) -> Atlas:

@@ -34,10 +34,15 @@ class World:
     dtype: torch.dtype
     seed: int
     repeated: float = 0.0  # share of pairs that show the same twice, in other poses and layouts
+    often: tuple[str, ...] = ()  # subjects that three of four blocks keep to; none: every block shows any
 
     def dice(self, number: int) -> torch.Generator:
         """Chance that depends on the block's number alone."""
         return torch.Generator(self.device).manual_seed(1_000_003 * (self.seed + 1) + number)
+
+    def subjects_of(self, number: int) -> tuple[str, ...]:
+        """What block `number` shows."""
+        return self.often if self.often and number % 4 else self.subjects
 
     def pictures(self, specs: scenes.Specs) -> tuple[Tensor, Tensor, Tensor]:
         """Bytes: pictures [B, 3, H, W], masks by cell [B, 2, 24, 24], edge maps [B, H, W]."""
@@ -73,8 +78,9 @@ class Pairs:
 def drawn_pairs(world: World, vae: Autoencoder, count: int, number: int, with_edges: bool) -> Pairs:
     """Block `number` of `count` pairs."""
     dice = world.dice(number)
-    first = scenes.random_specs(count, dice, subjects=world.subjects)
-    second = scenes.random_specs(count, dice, subjects=world.subjects).in_style_of(first)
+    subjects = world.subjects_of(number)
+    first = scenes.random_specs(count, dice, subjects=subjects)
+    second = scenes.random_specs(count, dice, subjects=subjects).in_style_of(first)
     if world.repeated:
         second = second.showing(first, torch.rand(count, generator=dice, device=dice.device) < world.repeated)
     astray = in_other_styles(second, dice)

@@ -12,7 +12,7 @@ import torch
 
 from demo.training.loop import Trainer, agreed
 
-COUNTING = ("batch", "processes", "subjects", "repeated")  # with others, steps would stand for other pictures
+COUNTING = ("batch", "processes", "subjects", "often", "repeated")  # with others, steps would stand for other pictures
 
 
 class Run:

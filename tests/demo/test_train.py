@@ -180,6 +180,25 @@ def test_a_share_beyond_all_is_refused(capsys: pytest.CaptureFixture[str]) -> No
     assert "--repeated must lie between 0 and 1" in capsys.readouterr().err
 
 
+def test_three_of_four_blocks_keep_to_the_subjects_that_come_often(prepared: Path, trained: Path) -> None:
+    asked = train_options(trained)
+    asked.device, asked.dtype, asked.processes = "cpu", torch.float32, 1
+    drawings = train.prepared_atlas(prepared)
+    words = load_vocabulary(prepared / "words.json")
+    often = subjects.EASIEST_FIRST[:3]
+    world = World(drawings, drawings.half(), words, subjects.KNOWN_SUBJECTS, "cpu", torch.float32, 0, often=often)
+    vae = load_autoencoder(asked)
+    shown = [set(drawn_pairs(world, vae, 6, number, False).subject.flatten().tolist()) for number in range(5)]
+    few = {scenes.NOTHING, *subjects.rows_of(often)}
+    assert [kept <= few for kept in shown] == [False, True, True, True, False]
+
+
+def test_more_frequent_subjects_than_there_are_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train.main(["unet", "--subjects", "10", "--often", "11"])
+    assert "--often must lie between 2 and the number of subjects" in capsys.readouterr().err
+
+
 def test_strayed_scenes_are_by_possible_hands() -> None:
     specs = scenes.random_specs(400, torch.Generator().manual_seed(0))
     strayed = in_other_styles(specs, torch.Generator().manual_seed(1))
