@@ -45,7 +45,7 @@ def train_autoencoder(options: argparse.Namespace, world: World) -> None:
             print(f"PSNR {-10 * fine.square().mean().log10():.2f} dB", flush=True)
     trainer.use_averages()
     if options.rank == 0:
-        save(vae.state_dict(), options.out / "autoencoder.safetensors")
+        save(trainer.averages_of(vae), options.out / "autoencoder.safetensors")
 
 
 def misfits(vae: Autoencoder, clean: Tensor, mirrored: bool) -> tuple[Tensor, Tensor]:

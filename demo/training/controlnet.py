@@ -48,7 +48,7 @@ def train_controlnet(options: argparse.Namespace, world: World) -> None:
             print(f"loss {error.mean().item():.4f}, {alone.item():.4f} without control", flush=True)
     trainer.use_averages()
     if options.rank == 0:
-        save(control.state_dict(), options.out / "controlnet.safetensors")
+        save(trainer.averages_of(control), options.out / "controlnet.safetensors")
 
 
 def hints(edges: Tensor, dtype: torch.dtype) -> Tensor:

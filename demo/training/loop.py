@@ -98,6 +98,12 @@ class Trainer:
         self.count = state["count"]
         torch._foreach_copy_(self.weights, self.masters)
 
+    def averages_of(self, module: nn.Module) -> dict[str, Tensor]:
+        """The state of a module that learnt, its weights averaged, in fp32."""
+        averages = {id(weight): average for weight, average in zip(self.weights, self.averages, strict=True)}
+        learnt = {name: averages[id(p)] for name, p in module.named_parameters() if id(p) in averages}
+        return module.state_dict() | learnt
+
     @torch.no_grad()
     def use_averages(self) -> None:
         torch._foreach_copy_(self.weights, self.averages)

@@ -48,7 +48,7 @@ def train_transformer(options: argparse.Namespace, world: World) -> None:
             print(", ".join(f"{name} {loss.item():.4f}" for name, loss in losses.items()), flush=True)
     trainer.use_averages()
     if options.rank == 0:
-        save(model.state_dict(), options.out / "transformer.safetensors")
+        save(trainer.averages_of(model), options.out / "transformer.safetensors")
         painted_sheet(flow_guess(model, text, options), vae, world, options, "transformer", flow=True)
 
 

@@ -49,11 +49,12 @@ def train_unet(options: argparse.Namespace, world: World) -> None:
     arXiv 2301.11706), and one that has only met the former trusts whatever colours it has begun with. So the second of
     a couple has drifted toward another style, and the first tells which is the true one.
     """
-    unet = nets.new_unet(options.device).to(options.dtype, memory_format=torch.channels_last)
+    unet = nets.new_unet(options.device).to(memory_format=torch.channels_last)
     text = new_text(world.vocabulary, options)
     begin_with(unet, text, options, world)
     pupil = Pupil(unet, text, options)
     trainer = Trainer(pupil, rate=options.rate, muon_rate=10 * options.rate, average=options.average)
+    pupil.to(options.dtype)  # the trainer's copies keep what this rounds off
     run = Run("unet", options, trainer)
     vae = load_autoencoder(options)
     pool = new_pool(world, vae, options, options.pool)
@@ -71,9 +72,8 @@ def train_unet(options: argparse.Namespace, world: World) -> None:
             print(", ".join(f"{name} {loss.item():.4f}" for name, loss in losses.items()), flush=True)
     trainer.use_averages()
     if options.rank == 0:
-        save(unet.state_dict(), options.out / "unet.safetensors")
-        packed = nets.pack_text_weights(text.state_dict(), world.vocabulary.tokens)
-        save(packed, options.out / "text_encoder.safetensors")
+        save(trainer.averages_of(unet), options.out / "unet.safetensors")
+        keep_words(text, trainer, options, world)
         painted_sheet(unet_guess(unet, text, options), vae, world, options, "unet")
 
 
@@ -84,11 +84,22 @@ def new_text(vocabulary: Vocabulary, options: argparse.Namespace) -> nn.Module:
 
 
 def begin_with(unet: nn.Module, text: nn.Module, options: argparse.Namespace, world: World) -> None:
-    """Weights of an earlier training, where a folder of them is given."""
+    """Weights of an earlier training, where a folder of them is given; its words stay as ControlNet and transformer
+    know them."""
     if options.begin:
         unet.load_state_dict(load_file(options.begin / "unet.safetensors"))
         packed = load_file(options.begin / "text_encoder.safetensors")
         nets.load_packed_text_weights(text, packed, world.vocabulary.tokens)
+        text.requires_grad_(False)
+
+
+def keep_words(text: nn.Module, trainer: Trainer, options: argparse.Namespace, world: World) -> None:
+    """Write the text encoder next to the UNet that reads it."""
+    path = options.out / "text_encoder.safetensors"
+    if options.begin:
+        path.write_bytes((options.begin / path.name).read_bytes())
+    else:
+        save(nets.pack_text_weights(trainer.averages_of(text), world.vocabulary.tokens), path)
 
 
 def load_painters(options: argparse.Namespace, world: World) -> tuple[nn.Module, nn.Module]:

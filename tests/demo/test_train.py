@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from demo import gpu, nets, train
 from demo.training import couples, prepare, transformer
 from demo.training.autoencoder import load_autoencoder
-from demo.training.loop import Trainer
+from demo.training.loop import Trainer, save
 from demo.training.pool import Pool, World, drawn_pairs, in_other_styles
 from demo.world import atlas, scenes, sets, subjects
 from demo.world.words import load_vocabulary, new_vocabulary
@@ -266,10 +266,25 @@ def test_gradients_lie_in_memory_as_their_weights_do() -> None:
     assert sum(master.grad.numel() for master in trainer.masters) == len(trainer.gradients)
 
 
-def test_a_training_goes_on_from_weights(trained: Path, prepared: Path, tmp_path: Path) -> None:
-    (tmp_path / "autoencoder.safetensors").write_bytes((trained / "autoencoder.safetensors").read_bytes())
-    order = ["unet", *TINY, "--samples", "1", "--rate", "0", "--prepared", str(prepared), "--out", str(tmp_path)]
+def test_a_training_goes_on_from_weights_as_they_are_and_from_the_same_words(
+    trained: Path, prepared: Path, tmp_path: Path
+) -> None:
+    begun, out = tmp_path / "begun", tmp_path / "out"
+    for folder in (begun, out):
+        folder.mkdir()
+        (folder / "autoencoder.safetensors").write_bytes((trained / "autoencoder.safetensors").read_bytes())
+    finer = {name: weight * 1.001 for name, weight in load_file(trained / "unet.safetensors").items()}
+    save(finer, begun / "unet.safetensors")  # which bfloat16 cannot hold
+    assert any(not torch.equal(weight, weight.bfloat16().half()) for weight in finer.values())
+    words = (trained / "text_encoder.safetensors").read_bytes()
+    (begun / "text_encoder.safetensors").write_bytes(words)
+    order = ["unet", *TINY, "--samples", "1", "--prepared", str(prepared), "--out", str(out), "--begin", str(begun)]
     with torch.enable_grad():
-        train.main([*order, "--begin", str(trained)])
-    before, after = (load_file(folder / "unet.safetensors") for folder in (trained, tmp_path))
-    assert all(torch.equal(before[name], after[name]) for name in before)
+        train.main([*order, "--rate", "0"])
+    after = load_file(out / "unet.safetensors")
+    assert all(torch.equal(finer[name], after[name]) for name in finer)
+    with torch.enable_grad():
+        train.main([*order, "--rate", "1e-3", "--fresh"])
+    learnt = load_file(out / "unet.safetensors")
+    assert any(not torch.equal(finer[name], learnt[name]) for name in finer)
+    assert (out / "text_encoder.safetensors").read_bytes() == words
