@@ -59,8 +59,9 @@ def train_unet(options: argparse.Namespace, world: World) -> None:
     vae = load_autoencoder(options)
     pool = new_pool(world, vae, options, options.pool)
     pool.fill(run.step)
+    shares = {name: share for name, share in LOSS_SHARES.items() if name != "subjects" or pupil.head is not None}
     learn = {
-        kind: stepper(partial(pupil.losses, kind), LOSS_SHARES, trainer.weights, options.record)
+        kind: stepper(partial(pupil.losses, kind), shares, trainer.weights, options.record)
         for kind in (couples, diptychs)
     }
     for progress, speak in run.steps(options.batch):
@@ -126,11 +127,16 @@ def unet_guess(unet: nn.Module, text: nn.Module, options: argparse.Namespace):
 
 
 class Pupil(nn.Module):
-    """UNet and text encoder with the head that only training needs."""
+    """UNet and text encoder with the head that only training needs, and only from the start.
+
+    Its first gradients are as large as the pictures' own and say nothing: they would unteach what a UNet knows.
+    """
 
     def __init__(self, unet: nn.Module, text: nn.Module, options: argparse.Namespace) -> None:
         super().__init__()
-        self.unet, self.text, self.dtype = unet, text, options.dtype
+        self.unet, self.text, self.dtype, self.head = unet, text, options.dtype, None
+        if options.begin:
+            return
         last_upsample = [module for module in unet.output_blocks.modules() if isinstance(module, Upsample)][-1]
         last_upsample.register_forward_pre_hook(self.keep)
         self.head = SubjectHead(last_upsample.channels).to(options.device, options.dtype)
@@ -154,10 +160,12 @@ class Pupil(nn.Module):
             context, y = encoded_prompts(self.text, batch.captions, self.dtype)
             predicted = self.unet(noisy, times, context, y=y, transformer_options=options).float()
         error = predicted - target
-        features, self.features = self.features, None  # which would keep this step's whole graph alive
-        return {
+        told = {
             "pictures": subject_weighted(error.square().mean(1), batch.masks),
             "patches": pooled_error(error, times, 4, batch.drift),
             "colours": pooled_error(error, times, nets.CELLS // 2, batch.drift),
-            "subjects": self.head(features, batch),
         }
+        if self.head is not None:
+            features, self.features = self.features, None  # which would keep this step's whole graph alive
+            told["subjects"] = self.head(features, batch)
+        return told

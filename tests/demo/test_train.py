@@ -288,3 +288,5 @@ def test_a_training_goes_on_from_weights_as_they_are_and_from_the_same_words(
     learnt = load_file(out / "unet.safetensors")
     assert any(not torch.equal(finer[name], learnt[name]) for name in finer)
     assert (out / "text_encoder.safetensors").read_bytes() == words
+    learning = torch.load(out / "unet.checkpoint", weights_only=True)["trainer"]["masters"]
+    assert len(learning) == len(list(nets.new_unet("cpu").parameters()))  # no words, and no head that knows nothing yet
