@@ -2,7 +2,7 @@
 
 First whether the demo world is fit to judge by, then what is asked of its UNet and of its transformer, then costs. It
 takes many hours on two cores, less where pictures are already painted. What needs a UNet trained on (see `bench bars
---weights`) is left out, and said, unless `--control` and `--repeated` name the folders.
+--weights`) is left out, and said, unless `--repeated`, `--rough` and `--rough-repeated` name the folders.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ COMMANDS = (
     ("bars_share1", f"{BARS} --share 1"),
     ("bars_share2", f"{BARS} --share 2"),
     ("bars_share4", f"{BARS} --share 4"),
-    ("bars_control", f"{BARS} --weights CONTROL"),
     ("bars_repeated", f"{BARS} --weights REPEATED"),
     ("balance_repeated", f"balance --setting known --references 20 --steps 8 {BEST} --weights REPEATED"),
+    ("bars_rough", f"{BARS} --weights ROUGH"),
+    ("bars_rough_repeated", f"{BARS} --weights ROUGH_REPEATED"),
     ("balance_unseen", "balance --setting unseen --steps 8"),
     ("swaps", "swaps"),
     ("balance_transformer", BALANCE_TRANSFORMER),
@@ -88,8 +89,9 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="show the commands and run none")
     parser.add_argument("--begin", choices=names, metavar="RESULT", default=names[0], help="go on with this one")
     parser.add_argument("--only", nargs="+", choices=names, metavar="RESULT", default=names, help="make these alone")
-    parser.add_argument("--control", type=Path, help="folder of a UNet trained on with --repeated 0")
     parser.add_argument("--repeated", type=Path, help="folder of a UNet trained on with --repeated 1")
+    parser.add_argument("--rough", type=Path, help="of one trained on as the page tells, by an earlier version")
+    parser.add_argument("--rough-repeated", type=Path, help="of one trained on so with --repeated 1")
     chosen = parser.parse_args()
     wanted = set(names[names.index(chosen.begin) :]) & set(chosen.only)
     for command in commands():
@@ -98,7 +100,8 @@ def main() -> None:
         if chosen.list:
             print(command)
         else:
-            made(command, {"CONTROL": chosen.control, "REPEATED": chosen.repeated})
+            folders = {"REPEATED": chosen.repeated, "ROUGH": chosen.rough, "ROUGH_REPEATED": chosen.rough_repeated}
+            made(command, folders)
     if not chosen.list:
         run("tables", ())
 
@@ -106,7 +109,7 @@ def main() -> None:
 def made(command: Command, folders: dict[str, Path | None]) -> None:
     for name, folder in folders.items():
         if name in command.arguments and folder is None:
-            print(f"{command.result}: left out, as --{name.lower()} names no folder", flush=True)
+            print(f"{command.result}: left out, as --{name.lower().replace('_', '-')} names no folder", flush=True)
             return
     print(f"{command.result}: {command}", flush=True)
     arguments = (str(folders[part].resolve()) if folders.get(part) else part for part in command.arguments)

@@ -71,10 +71,10 @@ def bars_transformer() -> str:
 
 
 def bars_of_sharing() -> str:
-    """What full sharing does at several weights of a reference's tokens, and after training on, with either kind of
-    couples."""
+    """What full sharing does at several weights of a reference's tokens, and after training on, gently or roughly, with
+    either kind of couples."""
     files = {"share 1": "bars_share1", "2": "bars_share2", "4": "bars_share4"}
-    files |= {"trained on": "bars_control", "the same twice": "bars_repeated"}
+    files |= {"the same twice": "bars_repeated", "rough": "bars_rough", "rough, the same twice": "bars_rough_repeated"}
     return _bars({name: results(file)["painted"]["best drawn, no medium"] for name, file in files.items()})
 
 
