@@ -72,13 +72,16 @@ def spans(windows: Sequence[Window], sigmas: torch.Tensor, to_sigma: Callable[[f
     """What the windows cover of a falling schedule [steps + 1].
 
     A window that lies between two steps takes the next one, so that none is lost to a short schedule; one that ended
-    before the run starts, as in img2img, or starts after its last step, is left out. A schedule that rises, as in
-    an inversion, holds none.
+    before the run starts, as in img2img, or starts after its last step, is left out. So are all but the last of those
+    of one step that lie before the run starts: an earlier stage had them. A schedule that rises, as in an inversion,
+    holds none.
     """
     levels = sigmas.tolist()
     if rises(sigmas):
         return ()
-    found = [_span(window, levels, to_sigma) for window in windows]
+    before = [each for each in windows if each.end is None and to_sigma(each.start) > levels[0] * ROUNDING]
+    passed = {each for each in before if each.start < max(other.start for other in before)}
+    found = [_span(window, levels, to_sigma) for window in windows if window not in passed]
     return tuple(span for span in found if span is not None)
 
 

@@ -118,6 +118,11 @@ def _handed_on(model: BaseModel, samples: torch.Tensor, denoised: torch.Tensor |
 def _outside(windows: Sequence[Window], sampling: Sampling) -> str:
     """Why these windows did nothing in a run, in a sentence."""
     names = ", ".join(map(str, windows))
+    if len(sampling.part) < 2:
+        return (
+            f"Nothing was done in {names}: the run takes no step, as its schedule holds one noise level only. Split "
+            "the schedule between two steps, not at its end."
+        )
     if rises(sampling.part):
         return f"Nothing was done in {names}: noise rises in this run, as in an inversion. Sample with falling noise."
     to_sigma = sampling.model.model_sampling.percent_to_sigma
@@ -308,9 +313,7 @@ class _Covered(_Run):
         outside = [window for window in self.blend.windows if window not in covered]
         if outside:
             yield _outside(outside, self.sampling)
-        missed = [str(span.window) for span in self.spans if span not in self.masks]
-        if missed:
-            yield f"Nothing was done in {', '.join(missed)}: the sampler made no call there that runs the prompt."
+        yield from self.missed()
         pictures = len(self.reference)
         prompts = max(prompt["cross_attn"].shape[0] for prompt in self.prompts.prompts)
         counts = {"'reference' holds": len(self.blend.reference), "The prompt has": prompts}
@@ -320,6 +323,18 @@ class _Covered(_Run):
                 yield "The reference's mask covers all of it, so nothing of it is taken: mask less."
         for what, count in counts.items():
             yield from misfit(what, count, pictures)
+
+    def missed(self) -> Iterator[str]:
+        """Why windows that the run passes through did nothing, in sentences."""
+        silent: list[str] = []
+        for span in (span for span in self.spans if span not in self.masks):
+            first = self.span_at(float(self.sampling.part[span.step]))
+            if first is not None and first in self.masks:
+                yield f"Nothing was done in {span.window}: at its step {first.window} acts already."
+            else:
+                silent.append(str(span.window))
+        if silent:
+            yield f"Nothing was done in {', '.join(silent)}: the sampler made no call there that runs the prompt."
 
 
 def _at_size(x: torch.Tensor, size: torch.Size) -> torch.Tensor:

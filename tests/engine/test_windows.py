@@ -82,6 +82,16 @@ def test_windows_that_ended_before_the_run_or_begin_after_it_are_left_out() -> N
     assert spans([Window(1.0)], LEVELS, to_sigma) == ()
 
 
+def test_of_several_numbers_before_the_run_the_last_takes_its_first_step() -> None:
+    late = LEVELS[2:]
+    assert [each.window for each in spans([Window(0.2), Window(0.3), Window(0.5)], late, to_sigma)] == [
+        Window(0.3),
+        Window(0.5),
+    ]
+    assert [each.window for each in spans([Window(0.2), Window(0.2)], late, to_sigma)] == [Window(0.2)] * 2
+    assert spans([Window(0.2)], late[:1], to_sigma) == ()
+
+
 @given(st.lists(st.floats(0.01, 0.99), min_size=2, max_size=6, unique=True), st.integers(1, 40))
 def test_adjoining_windows_share_no_step(edges: list[float], steps: int) -> None:
     levels = torch.cat((torch.linspace(10, 0.1, steps), torch.zeros(1)))
