@@ -28,6 +28,7 @@ from ..runs import injector
 from ..runs.caches import without_caches
 from ..runs.injector import Sampling
 from ..runs.loaded import cell_of
+from ..runs.model_call import on_one_card
 from ..runs.rows import misfit
 from ..runs.sampler_run import SamplerRun
 from ..runs.samplers import name_of
@@ -252,7 +253,7 @@ class _Covered(_Run):
             alone = [cond if number == place else None for number, cond in enumerate(conds)]
 
             def predict(options: dict[str, Any]) -> torch.Tensor:
-                again = without_caches({**model_options, "transformer_options": options})
+                again = on_one_card(without_caches({**model_options, "transformer_options": options}))
                 return executor(model, alone, x, sigma, again, *args, **kwargs)[place]
 
             options = model_options.get("transformer_options", {})

@@ -145,6 +145,6 @@ def _patch(
     weight = opened.get(layer, 0.0)
     if not weight:
         return n, context, value
-    called.called.add(layer)
+    called.call(layer)
     text = (other if weight == 1 else torch.lerp(own, other, weight)).to(context)
     return n, text, text

@@ -350,7 +350,7 @@ class StyleRun(injector.Run):
     def _operator(
         self, architecture: Architecture, layer: LayerId, style: LayerStyle, styled: _Call, projected: Projected
     ) -> torch.Tensor:
-        self.layers.called.add(layer)
+        self.layers.call(layer)
         q, k, v, attend = projected.q, projected.k, projected.v, projected.attend
         if projected.changed:
             self.layers.leave_out(layer, ROWS_CHANGED.format(who=_in_brackets(styled.others)))

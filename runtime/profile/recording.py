@@ -19,7 +19,7 @@ from ...engine.noise import LOG
 from ...engine.recording_file import Key, RecordedPicture, append
 from ..arch.fingerprint import fingerprint_of
 from ..arch.registry import architecture_of
-from ..runs.model_call import KEY
+from ..runs.model_call import KEY, on_one_card
 from ..runs.sampler_run import SamplerRun
 from .capture import Recorder, recording
 from .profiling import noise_of
@@ -107,6 +107,7 @@ class _Run:
         conds: list[Any],
         x: torch.Tensor,
         sigma: torch.Tensor,
+        model_options: dict[str, Any],
         *args: Any,
         **kwargs: Any,
     ) -> Any:
@@ -116,7 +117,7 @@ class _Run:
         try:
             if not before:
                 self._recorder.forget()
-            out = executor(model, conds, x, sigma, *args, **kwargs)
+            out = executor(model, conds, x, sigma, on_one_card(model_options), *args, **kwargs)
         finally:
             self._inside = before
         if level is not None:

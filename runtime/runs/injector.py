@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -296,18 +297,32 @@ class CalledLayers:
         self.layers, self.opened, self.called = tuple(layers), set[LayerId](), set[LayerId]()
         self.left_out: dict[str, set[LayerId]] = {}
         self.calls = self.answered = 0
+        self.of_thread = threading.local()  # where several cards share a run, newer ComfyUI makes calls at once
+        self.lock = threading.Lock()
 
     @contextmanager
     def during_call(self, opened: Collection[LayerId], sampling: Sampling) -> Iterator[None]:
         """A call in which these layers are open: one that a cache answers in their place is noted."""
-        before, self.called = self.called, set()
+        before, called = self._of_call, set[LayerId]()
+        self.of_thread.called = called
         try:
             yield
         finally:
-            self.calls += bool(opened)
-            ran = self.called.issuperset(opened) if sampling.caches else bool(self.called)  # or some are left out
-            self.answered += bool(opened) and not ran
-            self.called |= before
+            self.of_thread.called = before
+            before |= called
+            ran = called.issuperset(opened) if sampling.caches else bool(called)  # or some are left out
+            with self.lock:
+                self.calls += bool(opened)
+                self.answered += bool(opened) and not ran
+
+    @property
+    def _of_call(self) -> set[LayerId]:
+        """The layers of the call that this thread makes; outside of any, those of the run."""
+        return getattr(self.of_thread, "called", self.called)
+
+    def call(self, layer: LayerId) -> None:
+        """Note that an open layer runs."""
+        self._of_call.add(layer)
 
     def leave_out(self, layer: LayerId, why: str) -> None:
         """Note what a layer could not do: the end of the run names all layers of which that is true."""
