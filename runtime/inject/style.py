@@ -199,6 +199,8 @@ class StyleRun(injector.Run):
         """Whether any layer takes style at a noise level."""
         return bool(self.styles(sigma))
 
+    opens = acts
+
     def acting(self, sigma: float) -> tuple[_Lead, ...]:
         """The references that act at a noise level."""
         return tuple(

@@ -26,6 +26,7 @@ from comfy.samplers import CFGGuider
 from torch import nn
 
 from ...engine.layers import LayerId
+from ...engine.windows import percent_of, rises
 from ..arch.base import uncompiled
 from ..arch.registry import family_of
 from ..arch.shadows import foreign, shadow
@@ -43,6 +44,8 @@ Around = Callable[[Executor, ModelCall, Layout], torch.Tensor]
 """Runs one model call (`call.run(executor)`) with what a condition changes in it; returns the rows it was given."""
 
 
+PROBED = 100
+"""Places of the schedule at which it is asked whether a condition would act."""
 NOWHERE = -1
 """Among the conditionings of a call that runs no positive prompt, such as self-attention guidance's of the negative."""
 
@@ -80,6 +83,12 @@ class Sampling:
         levels = self.sigmas.tolist()
         inside = () if stays_on_schedule(self.sampler) else between(levels)
         return (*(levels[:-1] or levels), *inside)
+
+    @property
+    def is_stage(self) -> bool:
+        """Whether the run is one of several that share a schedule, takes no step or adds noise."""
+        levels = self.sigmas
+        return len(levels) < 2 or float(levels[-1]) > 0 or rises(levels) or not bool(self.noise.any())
 
     @functools.cached_property
     def network(self) -> nn.Module:
@@ -152,6 +161,10 @@ class Run:
         """
         return None
 
+    def opens(self, sigma: float) -> bool:
+        """Whether the condition's own window holds a noise level; True where it has none, or tells by itself."""
+        return True
+
     def around_conds(
         self,
         hidden: int,
@@ -177,6 +190,22 @@ class Run:
         out = executor(counting, conds, x, sigma, options, *args, **kwargs)
         self.asked, self.unheard = self.asked + 1, self.unheard + (not calls)
         return out
+
+    def report_window(self) -> None:
+        """Say that a whole run took no step in the condition's window, as at a low denoise.
+
+        Stages of one schedule may each have conditions of their own, so that nothing is said of those.
+        """
+        sampling = self.sampling
+        if sampling.is_stage or any(map(self.opens, sampling.levels)):
+            return
+        percents = ((number + 0.5) / PROBED for number in range(PROBED))
+        if any(self.opens(sampling.to_sigma(percent)) for percent in percents):
+            start, end = (f"{percent_of(level, sampling.to_sigma):g}" for level in sampling.sigmas[[0, -2]].tolist())
+            sampling.notices.say(
+                f"Nothing was done in this run, whose steps begin at {start} to {end} of the schedule, outside of this "
+                "node's window: raise 'denoise' or the number of steps, or move 'start_percent' and 'end_percent'."
+            )
 
     def report(self) -> None:
         """Say in how many predictions the model did not run at all, whoever answered in its place."""
@@ -255,6 +284,7 @@ def _around_run(injector: Injector, node: str | None, executor: Executor, *args:
     around = functools.partial(run.around_conds, injector.hidden_rows)
     out = run.sample(sampler.wrapped(WrappersMP.CALC_COND_BATCH, around))
     run.report()
+    run.report_window()
     return out
 
 
