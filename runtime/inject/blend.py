@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -15,7 +16,7 @@ from torch.nn import functional
 from ...engine.attribution import normalised
 from ...engine.devices import able
 from ...engine.masks import MaskSettings, mask_of, smoothed
-from ...engine.windows import Span, Window, percent_of, rises, spans
+from ...engine.windows import Span, Window, percent_of, rises, spans, step_before
 from ...render.coverage import caveat
 from ..attribution.attribute import attribute
 from ..attribution.layers import Layers, chosen_layers
@@ -89,13 +90,21 @@ class _Blending(injector.Injector):
             raise ValueError(
                 "'mode' paper stops the sampler between steps, which uni_pc cannot do: choose euler, or x0."
             )
-        found = spans(blend.windows, sampling.part, sampling.model.model_sampling.percent_to_sigma)
+        found = spans(blend.windows, sampling.part, sampling.to_sigma, _before(sampling))
         if not found:
             return _Run(self, sampling)
         prompts = subject_prompts(positive_prompts(sampling.guider), blend.subject, blend.attribution.way)
         for span in found:
             prompts.check_active(sampling.part[span.step], f"'windows': {span.window}")
         return _Covered(self, sampling, found, prompts)
+
+
+def _before(sampling: Sampling) -> float:
+    """The noise level of the step before a run that goes on with what another one has left; infinite for others."""
+    earlier = [level for level in sampling.sigmas.tolist() if level > float(sampling.part[0])]
+    if earlier:
+        return min(earlier)
+    return math.inf if bool(sampling.noise.any()) else step_before(sampling.part, sampling.to_sigma)
 
 
 class _LastPrediction:

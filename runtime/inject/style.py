@@ -232,8 +232,9 @@ class StyleRun(injector.Run):
 
     @functools.cached_property
     def acts_anywhere(self) -> bool:
-        """Whether the gate opens at any level of the run."""
-        return any(map(self.acts, self.sampling.levels))
+        """Whether the gate opens at any level of the run, or of the stages to which it leaves noise."""
+        later = self.sampling.whole_schedule if float(self.sampling.sigmas[-1]) > 0 else ()
+        return any(map(self.acts, (*self.sampling.levels, *later)))
 
     def finish(self, samples: torch.Tensor) -> torch.Tensor:
         self.layers.report(self.sampling)

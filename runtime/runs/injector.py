@@ -45,7 +45,7 @@ Around = Callable[[Executor, ModelCall, Layout], torch.Tensor]
 
 
 PROBED = 100
-"""Places of the schedule at which it is asked whether a condition would act."""
+"""Places of a schedule at which it is asked whether a condition would act there."""
 NOWHERE = -1
 """Among the conditionings of a call that runs no positive prompt, such as self-attention guidance's of the negative."""
 
@@ -83,6 +83,11 @@ class Sampling:
         levels = self.sigmas.tolist()
         inside = () if stays_on_schedule(self.sampler) else between(levels)
         return (*(levels[:-1] or levels), *inside)
+
+    @property
+    def whole_schedule(self) -> Iterator[float]:
+        """Noise levels from the beginning of the model's schedule to its end, wherever the run begins and stops."""
+        return (self.to_sigma((number + 0.5) / PROBED) for number in range(PROBED))
 
     @property
     def is_stage(self) -> bool:
@@ -199,8 +204,7 @@ class Run:
         sampling = self.sampling
         if sampling.is_stage or any(map(self.opens, sampling.levels)):
             return
-        percents = ((number + 0.5) / PROBED for number in range(PROBED))
-        if any(self.opens(sampling.to_sigma(percent)) for percent in percents):
+        if any(map(self.opens, sampling.whole_schedule)):
             start, end = (f"{percent_of(level, sampling.to_sigma):g}" for level in sampling.sigmas[[0, -2]].tolist())
             sampling.notices.say(
                 f"Nothing was done in this run, whose steps begin at {start} to {end} of the schedule, outside of this "
