@@ -50,7 +50,7 @@ def append(picture: RecordedPicture, folder: Path) -> Path:
     """Add a picture to a recording, whole or not at all. Raises OSError with file and cure where the disk refuses."""
     tensors = {f"{feature}.{layer}": torch.stack(moments, 1) for (layer, feature), moments in picture.moments.items()}
     tensors = {name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}
-    layers, features = (list(dict.fromkeys(key[part] for key in picture.moments)) for part in (0, 1))
+    layers, features = _looked_at(picture)
     described = {
         "label": picture.label,
         "subject": picture.subject,
@@ -64,6 +64,12 @@ def append(picture: RecordedPicture, folder: Path) -> Path:
     path = folder / f"{_digest(tensors)}{SUFFIX}"
     write(path, serialised(tensors, metadata=header))
     return path
+
+
+def _looked_at(picture: RecordedPicture) -> tuple[list[LayerId], list[str]]:
+    """The layers and features that a picture has moments of, in their order."""
+    layers, features = (layer for layer, _ in picture.moments), (feature for _, feature in picture.moments)
+    return list(dict.fromkeys(layers)), list(dict.fromkeys(features))
 
 
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -206,10 +212,11 @@ def difference(picture: RecordedPicture, folder: Path) -> str | None:
         first = next((_described(file) for file in picture_files(folder)), None)
     except ValueError:
         return None
-    layers, features = (list(dict.fromkeys(key[part] for key in picture.moments)) for part in (0, 1))
+    layers, features = _looked_at(picture)
     widths = [picture.moments[layer, feature].mean.shape[-1] for layer in layers for feature in features]
     made = {"layers": [str(layer) for layer in layers], "features": features, "widths": widths}
-    return first and _difference(first, {**made, "model": picture.model, "sigmas": picture.sigmas.double().cpu()})
+    known = {**made, "model": picture.model, "sigmas": picture.sigmas.double().cpu()}
+    return None if first is None else _difference(first, known)
 
 
 def _difference(first: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
