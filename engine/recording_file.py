@@ -50,7 +50,7 @@ def append(picture: RecordedPicture, folder: Path) -> Path:
     """Add a picture to a recording, whole or not at all. Raises OSError with file and cure where the disk refuses."""
     tensors = {f"{feature}.{layer}": torch.stack(moments, 1) for (layer, feature), moments in picture.moments.items()}
     tensors = {name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}
-    layers, features = (list(dict.fromkeys(key[part] for key in picture.moments)) for part in (0, 1))
+    layers, features = _looked_at(picture)
     described = {
         "label": picture.label,
         "subject": picture.subject,
@@ -64,6 +64,12 @@ def append(picture: RecordedPicture, folder: Path) -> Path:
     path = folder / f"{_digest(tensors)}{SUFFIX}"
     write(path, serialised(tensors, metadata=header))
     return path
+
+
+def _looked_at(picture: RecordedPicture) -> tuple[list[LayerId], list[str]]:
+    """The layers and features that a picture has moments of, in their order."""
+    layers, features = (layer for layer, _ in picture.moments), (feature for _, feature in picture.moments)
+    return list(dict.fromkeys(layers)), list(dict.fromkeys(features))
 
 
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -197,17 +203,36 @@ def _damaged(file: Path) -> ValueError:
     return ValueError(f"{quoted(file.name)} in {file.parent} is damaged: delete it, and generate that picture again.")
 
 
-def _check_alike(first: Mapping[str, Any], other: Mapping[str, Any], folder: Path, file: Path) -> None:
-    differs = None
+def difference(picture: RecordedPicture, folder: Path) -> str | None:
+    """What pictures of a recording were made with and this one was not, in words; None where it belongs to them.
+
+    Also None where there is none yet, or the first cannot be read, which is said when the recording is.
+    """
+    try:
+        first = next((_described(file) for file in picture_files(folder)), None)
+    except ValueError:
+        return None
+    layers, features = _looked_at(picture)
+    widths = [picture.moments[layer, feature].mean.shape[-1] for layer in layers for feature in features]
+    made = {"layers": [str(layer) for layer in layers], "features": features, "widths": widths}
+    known = {**made, "model": picture.model, "sigmas": picture.sigmas.double().cpu()}
+    return None if first is None else _difference(first, known)
+
+
+def _difference(first: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+    """What sets two pictures apart that are no pictures of one recording."""
     if first["model"].get("weights") != other["model"].get("weights") or first["layers"] != other["layers"]:
-        differs = "another model"
-    elif first["features"] != other["features"] or first["widths"] != other["widths"]:
-        differs = "other features or another cfg (with and without a negative prompt)"
-    elif len(first["sigmas"]) != len(other["sigmas"]) or not torch.allclose(
-        first["sigmas"], other["sigmas"], rtol=1e-4
-    ):
-        differs = "other noise levels (sampler, scheduler, steps or denoise)"
-    if differs:
+        return "another model"
+    if first["features"] != other["features"] or first["widths"] != other["widths"]:
+        return "other features or another cfg (with and without a negative prompt)"
+    levels, others = first["sigmas"], other["sigmas"]
+    if len(levels) != len(others) or not torch.allclose(levels, others, rtol=1e-4):
+        return "other noise levels (sampler, scheduler, steps or denoise)"
+    return None
+
+
+def _check_alike(first: Mapping[str, Any], other: Mapping[str, Any], folder: Path, file: Path) -> None:
+    if differs := _difference(first, other):
         raise ValueError(
             f"The recording {quoted(folder.name)} mixes pictures: {quoted(file.name)} was made with {differs}. Record "
             "each series under a name of its own, or delete the files that do not belong to it."

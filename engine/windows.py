@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -68,18 +69,33 @@ def _window(text: str) -> Window:
     return Window(start, end)
 
 
-def spans(windows: Sequence[Window], sigmas: torch.Tensor, to_sigma: Callable[[float], float]) -> tuple[Span, ...]:
+def spans(
+    windows: Sequence[Window], sigmas: torch.Tensor, to_sigma: Callable[[float], float], before: float = math.inf
+) -> tuple[Span, ...]:
     """What the windows cover of a falling schedule [steps + 1].
 
     A window that lies between two steps takes the next one, so that none is lost to a short schedule; one that ended
-    before the run starts, as in img2img, or starts after its last step, is left out. A schedule that rises, as in
-    an inversion, holds none.
+    before the run starts, as in img2img, or starts after its last step, is left out. So are those of one step that an
+    earlier stage had, whose last step was at the level `before`; of those that are left before the run starts, it has
+    the last. A schedule that rises, as in an inversion, holds none.
     """
     levels = sigmas.tolist()
     if rises(sigmas):
         return ()
-    found = [_span(window, levels, to_sigma) for window in windows]
+    early = {each for each in windows if each.end is None and to_sigma(each.start) > levels[0] * ROUNDING}
+    ours = (each for each in early if to_sigma(each.start) * ROUNDING < before)
+    passed = early - {max(ours, key=lambda each: each.start, default=None)}
+    found = [_span(window, levels, to_sigma) for window in windows if window not in passed]
     return tuple(span for span in found if span is not None)
+
+
+def step_before(sigmas: torch.Tensor, to_sigma: Callable[[float], float]) -> float:
+    """The level of the step before a schedule that goes on with another's: as far from its first as that is from the
+    second, in percent."""
+    if len(sigmas) < 2:
+        return math.inf
+    first, second = (percent_of(float(sigma), to_sigma) for sigma in sigmas[:2])
+    return to_sigma(max(2 * first - second, 0.0))
 
 
 def _span(window: Window, levels: Sequence[float], to_sigma: Callable[[float], float]) -> Span | None:

@@ -14,8 +14,9 @@ Find = Callable[[str], Node]
 """The node of an id."""
 
 NOISE_LEVELS = "sigmas"
-PARTS = ("start_at_step", "end_at_step")
-"""Inputs that count the steps of `steps`."""
+STEPS = "steps"
+PARTS = ("start_at_step", "end_at_step", "step")
+"""Inputs that count steps: those of a sampler's own schedule, or of one that is split."""
 
 
 def links(node: Node) -> Iterator[tuple[str, str]]:
@@ -64,13 +65,34 @@ def _schedulers(find: Find, again: Collection[str]) -> set[str]:
     return met
 
 
-def cheaper(inputs: Mapping[str, Any], steps: int) -> dict[str, Any]:
-    """A node's inputs with at most so many `steps`; the part of the schedule that it samples stays the same."""
-    given = inputs.get("steps")
+def steps_of(find: Find, name: str) -> int | None:
+    """How many steps the inputs of a node are counted in: its own, or those of the schedule that it is given.
+
+    None where there are none, or where another node than one of a single number brings them.
+    """
+    inputs, sources = find(name)["inputs"], dict(links(find(name)))
+    if STEPS not in inputs:
+        return steps_of(find, sources[NOISE_LEVELS]) if NOISE_LEVELS in sources else None
+    if STEPS not in sources:
+        return inputs[STEPS]
+    numbers = [each for each in find(sources[STEPS])["inputs"].values() if type(each) is int]
+    return numbers[0] if len(numbers) == 1 else None
+
+
+def cheaper(inputs: Mapping[str, Any], steps: int, given: int | None) -> dict[str, Any]:
+    """A node's inputs with at most so many `steps` of the `given`; its part of the schedule stays what it is.
+
+    Where it is not known how many were given, parts cannot be counted anew: such a node keeps its steps.
+    """
+    parts = [name for name in PARTS if isinstance(inputs.get(name), int)]
     if given is None:
-        return dict(inputs)
-    if not isinstance(given, int):
-        return {**inputs, "steps": steps}
-    scale = min(1.0, steps / max(given, 1))
-    parts = {name: round(scale * inputs[name]) for name in PARTS if isinstance(inputs.get(name), int)}
-    return {**inputs, **parts, "steps": min(given, steps)}
+        return {**inputs, STEPS: steps} if STEPS in inputs and not parts else dict(inputs)
+    fewer = min(given, steps)
+    counted = {name: _counted(inputs[name], given, fewer) for name in parts}
+    return {**inputs, **counted, **({STEPS: fewer} if STEPS in inputs else {})}
+
+
+def _counted(step: int, given: int, fewer: int) -> int:
+    """A step of `given` ones as one of `fewer`; no stage of a schedule is left without any, where there are two."""
+    found = round(step * fewer / max(given, 1))
+    return found if step >= given else min(max(found, min(step, 1)), max(fewer - 1, 0))

@@ -20,7 +20,7 @@ from ..runtime.profile.likeness import style_distances, style_layers
 from ..runtime.runs.probe import Conditioning
 from .findings import small
 from .jobs import BY_AMOUNT, ranking
-from .repainting import Find, Node, between, cheaper, links, nearest
+from .repainting import Find, Node, between, cheaper, links, nearest, steps_of
 from .schema import Schema, found_by
 from .shown import SUGGESTED, summary
 from .widgets import not_offered
@@ -152,7 +152,8 @@ def _again(graph: GraphBuilder, find: Find, asked: _Behind, amount: float, steps
     copied = between(find, asked.link[0], asked.dial)
     made = {name: graph.node(find(name)["class_type"], f"{name}@{amount:g}") for name in sorted(copied)}
     for name, node in made.items():
-        inputs = cheaper(find(name)["inputs"], steps) | (_dialled(find(name), amount) if name == asked.dial else {})
+        fewer = cheaper(find(name)["inputs"], steps, steps_of(find, name))
+        inputs = fewer | (_dialled(find(name), amount) if name == asked.dial else {})
         sources = {key: source for key, source in links({"inputs": inputs}) if source in made}
         node.inputs = inputs | {key: made[source].out(inputs[key][1]) for key, source in sources.items()}
     return made[asked.link[0]].out(asked.link[1])

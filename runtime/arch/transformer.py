@@ -11,9 +11,10 @@ import functools
 import inspect
 import logging
 import math
+import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -451,7 +452,27 @@ def _record(features: Sequence[str], receive: Receive, layer: LayerId, projected
     return projected.plain()
 
 
-def uncompiled_calls() -> AbstractContextManager[Any]:
-    """No `torch.compile` inside: hooks set after it do not fire in compiled code, and a new override recompiles it."""
-    set_stance = getattr(torch.compiler, "set_stance", None)
-    return nullcontext() if set_stance is None else set_stance("force_eager")
+_stance = ExitStack()
+_uncompiled = 0
+_lock = threading.Lock()
+
+
+@contextmanager
+def uncompiled_calls() -> Iterator[None]:
+    """No `torch.compile` inside: hooks set after it do not fire in compiled code, and a new override recompiles it.
+
+    Torch knows one stance for all threads. Where several cards share a run, calls overlap: the last one to end, and not
+    the first one to begin, puts back what was.
+    """
+    global _uncompiled
+    with _lock:
+        if not _uncompiled and hasattr(torch.compiler, "set_stance"):
+            _stance.enter_context(torch.compiler.set_stance("force_eager"))
+        _uncompiled += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _uncompiled -= 1
+            if not _uncompiled:
+                _stance.close()

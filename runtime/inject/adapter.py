@@ -149,7 +149,7 @@ class _Plain:
     layer: LayerId
 
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
-        self.called.called.add(self.layer)
+        self.called.call(self.layer)
         return plain_attention(q, k, v, None, options)
 
 
@@ -163,7 +163,7 @@ class _Weakened:
     layer: LayerId
 
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
-        self.called.called.add(self.layer)
+        self.called.call(self.layer)
         own = plain_attention(q, k, v, None, options)
         return torch.lerp(own, self.earlier(q, k, v, options), self.weight) if self.weight else own
 
@@ -179,7 +179,7 @@ class _Lessened:
     layer: LayerId
 
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
-        self.called.called.add(self.layer)
+        self.called.call(self.layer)
         before = self.adapter.before
         without = plain_attention(q, k, v, None, options) if before is None else before(q, k, v, options)
         added = self.adapter.seen(q, k, v, options) - without

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -15,7 +16,7 @@ from torch.nn import functional
 from ...engine.attribution import normalised
 from ...engine.devices import able
 from ...engine.masks import MaskSettings, mask_of, smoothed
-from ...engine.windows import Span, Window, percent_of, rises, spans
+from ...engine.windows import Span, Window, percent_of, rises, spans, step_before
 from ...render.coverage import caveat
 from ..attribution.attribute import attribute
 from ..attribution.layers import Layers, chosen_layers
@@ -28,6 +29,7 @@ from ..runs import injector
 from ..runs.caches import without_caches
 from ..runs.injector import Sampling
 from ..runs.loaded import cell_of
+from ..runs.model_call import on_one_card
 from ..runs.rows import misfit
 from ..runs.sampler_run import SamplerRun
 from ..runs.samplers import name_of
@@ -88,13 +90,21 @@ class _Blending(injector.Injector):
             raise ValueError(
                 "'mode' paper stops the sampler between steps, which uni_pc cannot do: choose euler, or x0."
             )
-        found = spans(blend.windows, sampling.part, sampling.model.model_sampling.percent_to_sigma)
+        found = spans(blend.windows, sampling.part, sampling.to_sigma, _before(sampling))
         if not found:
             return _Run(self, sampling)
         prompts = subject_prompts(positive_prompts(sampling.guider), blend.subject, blend.attribution.way)
         for span in found:
             prompts.check_active(sampling.part[span.step], f"'windows': {span.window}")
         return _Covered(self, sampling, found, prompts)
+
+
+def _before(sampling: Sampling) -> float:
+    """The noise level of the step before a run that goes on with what another one has left; infinite for others."""
+    earlier = [level for level in sampling.sigmas.tolist() if level > float(sampling.part[0])]
+    if earlier:
+        return min(earlier)
+    return math.inf if bool(sampling.noise.any()) else step_before(sampling.part, sampling.to_sigma)
 
 
 class _LastPrediction:
@@ -118,6 +128,11 @@ def _handed_on(model: BaseModel, samples: torch.Tensor, denoised: torch.Tensor |
 def _outside(windows: Sequence[Window], sampling: Sampling) -> str:
     """Why these windows did nothing in a run, in a sentence."""
     names = ", ".join(map(str, windows))
+    if len(sampling.part) < 2:
+        return (
+            f"Nothing was done in {names}: the run takes no step, as its schedule holds one noise level only. Split "
+            "the schedule between two steps, not at its end."
+        )
     if rises(sampling.part):
         return f"Nothing was done in {names}: noise rises in this run, as in an inversion. Sample with falling noise."
     to_sigma = sampling.model.model_sampling.percent_to_sigma
@@ -247,7 +262,7 @@ class _Covered(_Run):
             alone = [cond if number == place else None for number, cond in enumerate(conds)]
 
             def predict(options: dict[str, Any]) -> torch.Tensor:
-                again = without_caches({**model_options, "transformer_options": options})
+                again = on_one_card(without_caches({**model_options, "transformer_options": options}))
                 return executor(model, alone, x, sigma, again, *args, **kwargs)[place]
 
             options = model_options.get("transformer_options", {})
@@ -308,9 +323,7 @@ class _Covered(_Run):
         outside = [window for window in self.blend.windows if window not in covered]
         if outside:
             yield _outside(outside, self.sampling)
-        missed = [str(span.window) for span in self.spans if span not in self.masks]
-        if missed:
-            yield f"Nothing was done in {', '.join(missed)}: the sampler made no call there that runs the prompt."
+        yield from self.missed()
         pictures = len(self.reference)
         prompts = max(prompt["cross_attn"].shape[0] for prompt in self.prompts.prompts)
         counts = {"'reference' holds": len(self.blend.reference), "The prompt has": prompts}
@@ -320,6 +333,18 @@ class _Covered(_Run):
                 yield "The reference's mask covers all of it, so nothing of it is taken: mask less."
         for what, count in counts.items():
             yield from misfit(what, count, pictures)
+
+    def missed(self) -> Iterator[str]:
+        """Why windows that the run passes through did nothing, in sentences."""
+        silent: list[str] = []
+        for span in (span for span in self.spans if span not in self.masks):
+            first = self.span_at(float(self.sampling.part[span.step]))
+            if first is not None and first in self.masks:
+                yield f"Nothing was done in {span.window}: at its step {first.window} acts already."
+            else:
+                silent.append(str(span.window))
+        if silent:
+            yield f"Nothing was done in {', '.join(silent)}: the sampler made no call there that runs the prompt."
 
 
 def _at_size(x: torch.Tensor, size: torch.Size) -> torch.Tensor:

@@ -72,6 +72,9 @@ class _Run(injector.Run):
         self.style.report()
         return out
 
+    def opens(self, sigma: float) -> bool:
+        return self.style.acts(sigma)
+
     def _after_cfg(self, arguments: dict[str, Any]) -> torch.Tensor:
         """ComfyUI's post-CFG function, behind those of other nodes: what they made is moved on."""
         denoised, sigma, plain = (arguments[name] for name in ("denoised", "sigma", "cond_denoised"))

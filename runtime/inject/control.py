@@ -11,6 +11,7 @@ import torch
 from comfy.controlnet import ControlBase
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_base import BaseModel
+from comfy_execution.utils import get_executing_context
 
 from ...engine.structure import (
     PARTS,
@@ -187,10 +188,12 @@ class GatedControl(ControlBase):
         self._say(f"It {why}: this control acts ungated.")
 
     def _say(self, sentence: str) -> None:
-        """Once a run, which prepares its controls once for each prompt."""
-        if sentence not in self.told:
+        """Once a run, which prepares its controls once for each prompt. One that was cancelled has not cleaned up."""
+        context = get_executing_context()
+        of_run = "" if context is None else context.prompt_id, sentence
+        if of_run not in self.told:
             Notices("Gate ControlNet", self.node).say(sentence)
-        self.told.add(sentence)
+        self.told.add(of_run)
 
     def cleanup(self) -> None:
         self.layout, self.weights_at, self.told = None, None, set()

@@ -67,9 +67,16 @@ class _Run(injector.Run):
         self.prompt, self.called, self.heard = prompt, CalledLayers(prompt.layers), False
         self.deaf = ""
 
-    def at(self, sigma: float, positive: int) -> Around | None:
+    def weights(self, sigma: float) -> dict[LayerId, float]:
+        """The open layers at a noise level."""
         weights = self.prompt.gate.weights(sigma, self.prompt.layers, self.sampling.to_sigma).amax(0).tolist()
-        opened = {layer: weight for layer, weight in zip(self.prompt.layers, weights, strict=True) if weight > 0}
+        return {layer: weight for layer, weight in zip(self.prompt.layers, weights, strict=True) if weight > 0}
+
+    def opens(self, sigma: float) -> bool:
+        return bool(self.weights(sigma))
+
+    def at(self, sigma: float, positive: int) -> Around | None:
+        opened = self.weights(sigma)
         self.called.opened.update(opened)
         return functools.partial(self._around_call, opened, positive) if opened else None
 
@@ -145,6 +152,6 @@ def _patch(
     weight = opened.get(layer, 0.0)
     if not weight:
         return n, context, value
-    called.called.add(layer)
+    called.call(layer)
     text = (other if weight == 1 else torch.lerp(own, other, weight)).to(context)
     return n, text, text

@@ -139,6 +139,9 @@ class _Run(injector.Run):
         options = with_wrapper(sampler.options, WrappersMP.CALC_COND_BATCH, self._around, outermost=True)
         return sampler.with_options(options).sample()
 
+    def opens(self, sigma: float) -> bool:
+        return inside(sigma, self.blend.start, self.blend.end, self.sampling.to_sigma)
+
     def _around(
         self,
         executor: Callable[..., Any],
@@ -152,8 +155,8 @@ class _Run(injector.Run):
     ) -> Any:
         """CALC_COND_BATCH: the prediction of the positive prompts becomes one of two prompts, before CFG sees it."""
         out = executor(model, conds, x, sigma, model_options, *args, **kwargs)
-        own, blend = positive_place(self.sampling.guider, conds), self.blend
-        if own is None or not inside(float(sigma[0]), blend.start, blend.end, self.sampling.to_sigma):
+        own = positive_place(self.sampling.guider, conds)
+        if own is None or not self.opens(float(sigma[0])):
             return out
 
         def predict(prompts: list[Any]) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from comfy import utils
@@ -13,6 +13,9 @@ from comfy.model_patcher import ModelPatcher
 from ...engine.devices import able
 from ...engine.gates import inside
 from ...engine.projection import projected
+from ..runs import injector
+from ..runs.injector import Sampling
+from ..runs.rows import misfit
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,34 @@ class Projection:
 
 def project(model: ModelPatcher, projection: Projection) -> ModelPatcher:
     """A clone of the model whose predicted pictures agree with what is known; strength 0 samples the same bits."""
-    patched = model.clone()
-    if projection.strength:
-        patched.set_model_sampler_post_cfg_function(_after_cfg(projection))
+    if not projection.strength:
+        return model.clone()
+    patched = injector.inject(model, _Projecting(projection))
+    patched.set_model_sampler_post_cfg_function(_after_cfg(projection))
     return patched
+
+
+@dataclass(frozen=True)
+class _Projecting(injector.Injector):
+    """Tells what of a projection does not go with a run; the function after CFG knows no node to tell it under."""
+
+    name: ClassVar[str] = "Keep Colours or Layout"
+
+    projection: Projection
+
+    def start(self, sampling: Sampling) -> _Run:
+        return _Run(self.projection, sampling)
+
+
+class _Run(injector.Run):
+    def __init__(self, projection: Projection, sampling: Sampling) -> None:
+        super().__init__(sampling)
+        self.projection = projection
+        for sentence in misfit("'latent' holds", len(projection.latent), sampling.pictures):
+            sampling.notices.say(sentence)
+
+    def opens(self, sigma: float) -> bool:
+        return inside(sigma, self.projection.start, self.projection.end, self.sampling.to_sigma)
 
 
 def _after_cfg(projection: Projection) -> Callable[[dict[str, Any]], torch.Tensor]:

@@ -26,6 +26,8 @@ from ..runs.model_patches import with_row_spared
 from ..runs.probe import Conditioning
 from .text import OTHER_PROMPT, TextFitting
 
+EDITED = "ref_latents"
+"""ComfyUI's name for the pictures that an editing model (Flux Kontext, Qwen-Image-Edit) is given beside the noise."""
 NOISE_SEED = 0x5317  # any number; a run that happens to use the same one only shares its noise with the reference
 
 
@@ -126,12 +128,24 @@ class HiddenReference:
     """A reference made ready for one run.
 
     `conds` holds what the model makes of the reference's prompt, by the argument's name, one row each. `fitting` is how
-    a prompt of another length than the run's comes into one call with it.
+    a prompt of another length than the run's comes into one call with it. `picture` [1, C, (1,) H, W] is the reference
+    itself, in the model's scale.
     """
 
     way: Way
     conds: dict[str, Any]
     fitting: TextFitting
+    picture: torch.Tensor
+
+    def edited(self, pictures: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """What the reference is given in the place of the `pictures` that the run edits, of their sizes.
+
+        That is what its own prompt holds, else itself: the run's would bring their style into the reference's.
+        """
+        own = self.conds.get(EDITED, ())
+        fitting = {number: each for number, (each, one) in enumerate(zip(own, pictures, strict=False))
+                   if each.shape[1:] == one.shape[1:]}  # fmt: skip
+        return [fitting.get(number, _resized(self.picture, one.shape[-2:])) for number, one in enumerate(pictures)]
 
 
 def prepare(
@@ -148,7 +162,7 @@ def prepare(
         way, latent = _renoised(reference.latent, guider.inner_model, noise)
     else:
         return None
-    return HiddenReference(way, _conds(reference, guider, latent), TextFitting.of(architecture))
+    return HiddenReference(way, _conds(reference, guider, latent), TextFitting.of(architecture), latent)
 
 
 def _renoised(latent: torch.Tensor, model: BaseModel, noise: torch.Tensor) -> tuple[Way, torch.Tensor]:
@@ -235,6 +249,8 @@ def _conds(reference: StyleReference, guider: CFGGuider, latent: torch.Tensor) -
     except KeyError as missing:
         raise ValueError(OTHER_PROMPT) from missing
     conds = {name: cond for prompt in prompts for name, cond in prompt["model_conds"].items()}
+    if reference.prompt is None:
+        conds.pop(EDITED, None)  # the run's, tied to its prompt
     return {name: cond.process_cond(batch_size=1, area=None).cond for name, cond in conds.items()}
 
 
@@ -308,6 +324,9 @@ def _with_rows(
     always, prompted = [True] * layout.chunks, reference.conds
     text, own_text, pads = reference.fitting.fit(call.c_crossattn, prompted.get("c_crossattn"))
     extend = functools.partial(_extend, call=call, last=layout.pictures - 1, join=join)
+    conds = {name: extend(value, made=prompted.get(name), own=own) for name, value in call.conds.items()}
+    if isinstance(edited := call.conds.get(EDITED), list):
+        conds[EDITED] = extend(edited, made=reference.edited(edited), own=always)
     return replace(
         call,
         x=join(call.x, x),
@@ -320,7 +339,7 @@ def _with_rows(
             "sigmas": torch.cat((sigmas, sigmas[-1:])),
             **_with_pads(call.options, layout, pads, own),
         },
-        conds={name: extend(value, made=prompted.get(name), own=own) for name, value in call.conds.items()},
+        conds=conds,
     )
 
 
@@ -372,7 +391,8 @@ def _extend(
 ) -> Any:
     """One more row per chunk: `made` in the chunks marked in `own`, elsewhere or without it that of picture `last`."""
     if isinstance(value, list):
-        return [_extend(item, call, None, own, last, join) for item in value]
+        made = made if isinstance(made, list) and len(made) == len(value) else [None] * len(value)
+        return [_extend(item, call, each, own, last, join) for item, each in zip(value, made, strict=True)]
     if not isinstance(value, torch.Tensor) or value.ndim == 0 or value.shape[0] != call.x.shape[0]:
         return value
     row = rearrange(value, "(chunk row) ... -> chunk row ...", chunk=len(own))[:, last : last + 1]

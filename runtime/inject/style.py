@@ -199,6 +199,8 @@ class StyleRun(injector.Run):
         """Whether any layer takes style at a noise level."""
         return bool(self.styles(sigma))
 
+    opens = acts
+
     def acting(self, sigma: float) -> tuple[_Lead, ...]:
         """The references that act at a noise level."""
         return tuple(
@@ -230,8 +232,9 @@ class StyleRun(injector.Run):
 
     @functools.cached_property
     def acts_anywhere(self) -> bool:
-        """Whether the gate opens at any level of the run."""
-        return any(map(self.acts, self.sampling.levels))
+        """Whether the gate opens at any level of the run, or of the stages to which it leaves noise."""
+        later = self.sampling.whole_schedule if float(self.sampling.sigmas[-1]) > 0 else ()
+        return any(map(self.acts, (*self.sampling.levels, *later)))
 
     def finish(self, samples: torch.Tensor) -> torch.Tensor:
         self.layers.report(self.sampling)
@@ -350,7 +353,7 @@ class StyleRun(injector.Run):
     def _operator(
         self, architecture: Architecture, layer: LayerId, style: LayerStyle, styled: _Call, projected: Projected
     ) -> torch.Tensor:
-        self.layers.called.add(layer)
+        self.layers.call(layer)
         q, k, v, attend = projected.q, projected.k, projected.v, projected.attend
         if projected.changed:
             self.layers.leave_out(layer, ROWS_CHANGED.format(who=_in_brackets(styled.others)))

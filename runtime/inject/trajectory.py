@@ -13,7 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy.samplers import CFGGuider
 
-from ...engine.trajectory import Trajectory
+from ...engine.trajectory import ROUNDING, Trajectory
 from ..attribution.measured import digest
 from ..runs.model_call import KEY
 from ..runs.sampler_run import SamplerRun
@@ -39,6 +39,15 @@ class Trajectories:
         while len(self._runs) > KEPT:
             self._runs.popitem(last=False)
 
+    def leading_to(self, x: torch.Tensor, sigma: float) -> Trajectory | None:
+        """The way on which another sampler came to a state [C, ..., h, w] at a noise level; None if none ends there."""
+        for run in reversed(self._runs.values()):
+            end, low = run.states[-1], run.ends[1]
+            if abs(low - sigma) <= ROUNDING * sigma and end.shape == x.shape:
+                if bool((end - x).abs().max() <= ROUNDING * end.abs().max()):  # handed on in half precision, perhaps
+                    return run
+        return None
+
     def of(self, latent: torch.Tensor | None) -> Trajectory:
         """The way to the first picture of a sampler's latent [B, C, ..., h, w]. Raises ValueError when not known."""
         run = None if latent is None else self._runs.get(digest(latent))
@@ -63,10 +72,11 @@ def _around_run(
 ) -> torch.Tensor:
     """SAMPLER_SAMPLE: the state at the last call of every noise level, and the picture at the end.
 
-    A sampler of second order comes to a level twice: where it guesses that the picture will be, and where it is.
+    A run that goes on with what another one has left goes on with its way. A sampler of second order comes to a level
+    twice: where it guesses that the picture will be, and where it is.
     """
-    seen: dict[float, torch.Tensor] = {}
     run = SamplerRun.of(executor, *args, **kwargs)
+    seen = _before(trajectories, run)
     with _around_steps(run.guider, partial(_around_step, seen, run.noise.shape)):
         out = run.sample()
     model, last = run.guider.inner_model, run.sigmas[-1:]
@@ -74,6 +84,17 @@ def _around_run(
     seen[float(last)] = _kept(end)
     trajectories.keep(model.process_latent_out(out.to(torch.float32)), Trajectory.of(seen))
     return out
+
+
+def _before(trajectories: Trajectories, run: SamplerRun) -> dict[float, torch.Tensor]:
+    """The states before a run without noise of its own, as far as they were recorded."""
+    if bool(run.noise.any()):
+        return {}
+    first = run.sigmas[:1]
+    sampling = run.guider.inner_model.model_sampling
+    x = sampling.noise_scaling(first.reshape([1] * run.noise.ndim), run.noise, run.latent_image)
+    way = trajectories.leading_to(_kept(x), float(first))
+    return {} if way is None else dict(zip(way.sigmas[:-1].tolist(), way.states[:-1], strict=True))
 
 
 @contextmanager

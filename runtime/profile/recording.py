@@ -16,10 +16,12 @@ from comfy.patcher_extension import WrappersMP
 
 from ...engine.moments import Moments
 from ...engine.noise import LOG
-from ...engine.recording_file import Key, RecordedPicture, append
+from ...engine.recording_file import Key, RecordedPicture, append, difference
+from ...engine.texts import quoted
 from ..arch.fingerprint import fingerprint_of
 from ..arch.registry import architecture_of
-from ..runs.model_call import KEY
+from ..runs.model_call import KEY, on_one_card
+from ..runs.notices import Notices, fresh_node
 from ..runs.sampler_run import SamplerRun
 from .capture import Recorder, recording
 from .profiling import noise_of
@@ -64,28 +66,35 @@ def record(model: ModelPatcher, series: Series) -> ModelPatcher:
     """
     architecture_of(model)
     patched = model.clone()
-    patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, f"{KEY}_recording", partial(_around_run, series))
+    patched.add_wrapper_with_key(
+        WrappersMP.SAMPLER_SAMPLE, f"{KEY}_recording", partial(_around_run, series, fresh_node())
+    )
     return patched
 
 
-def _around_run(series: Series, executor: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
+def _around_run(
+    series: Series, node: str | None, executor: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
+) -> torch.Tensor:
     """SAMPLER_SAMPLE: what a run records lives from here to its end, and is written when the pictures are whole."""
+    notices = Notices("Record Sensitivity", node)
     sampler = SamplerRun.of(executor, *args, **kwargs)
     model, first = sampler.guider.model_patcher, int(series.first_is_reference)
-    named = series.named(sampler.noise.shape[0] - first)
+    with notices.own_errors():
+        named = series.named(sampler.noise.shape[0] - first)
     with recording(model, series.features) as recorder:
         run = _Run(recorder, recorded_levels(sampler.sigmas, series.levels, noise_of(model)))
         out = sampler.wrapped(WrappersMP.CALC_COND_BATCH, run.around_conds).sample()
-    run.keep(series, named, first, model)
+    run.keep(series, named, first, model, notices)
     return out
 
 
 def recorded_levels(sigmas: torch.Tensor, count: int, noise: str = LOG) -> list[float]:
-    """At most `count` noise levels of a schedule [steps + 1], evenly over its steps, the first and the last among them.
+    """At most `count` levels of a schedule [steps + 1], evenly over its steps, the first and the last among them.
 
-    Pure noise of a flow model, sigma 1, is left out: nothing can be told there.
+    They fall, also where the schedule rises. The level at which it stops is no step, whether the picture is whole there
+    or another sampler goes on. Pure noise of a flow model, sigma 1, is left out: nothing can be told there.
     """
-    steps = [sigma for sigma in dict.fromkeys(sigmas.tolist()) if sigma > 0 and (noise == LOG or sigma < 1)]
+    steps = sorted({sigma for sigma in sigmas[:-1].tolist() if sigma > 0 and (noise == LOG or sigma < 1)}, reverse=True)
     if len(steps) <= count:
         return steps
     places = torch.linspace(0, len(steps) - 1, count).round().long().tolist()
@@ -107,6 +116,7 @@ class _Run:
         conds: list[Any],
         x: torch.Tensor,
         sigma: torch.Tensor,
+        model_options: dict[str, Any],
         *args: Any,
         **kwargs: Any,
     ) -> Any:
@@ -116,7 +126,7 @@ class _Run:
         try:
             if not before:
                 self._recorder.forget()
-            out = executor(model, conds, x, sigma, *args, **kwargs)
+            out = executor(model, conds, x, sigma, on_one_card(model_options), *args, **kwargs)
         finally:
             self._inside = before
         if level is not None:
@@ -129,20 +139,29 @@ class _Run:
         is_wanted = near is not None and abs(near - sigma) <= NEAR * near
         return near if is_wanted and near not in self._found else None
 
-    def keep(self, series: Series, named: Sequence[tuple[str, str]], first: int, model: ModelPatcher) -> None:
-        """Write every picture; what could not be recorded is said in the log."""
+    def keep(
+        self, series: Series, named: Sequence[tuple[str, str]], first: int, model: ModelPatcher, notices: Notices
+    ) -> None:
+        """Write every picture, unless they do not belong to the series; what could not be recorded is said."""
         levels = [level for level in self._wanted if self._found.get(level)]
         if not levels:
-            logging.warning("Record Sensitivity recorded nothing: the sampler called the model at none of its sigmas.")
+            notices.say("Nothing was recorded: the sampler called the model at none of its noise levels.")
             return
         if len(levels) < len(self._wanted):
-            logging.warning(f"Record Sensitivity recorded {len(levels)} of {len(self._wanted)} noise levels.")
+            notices.say(f"{len(levels)} of {len(self._wanted)} noise levels were recorded.")
         made_by, noise = fingerprint_of(model), noise_of(model)
         keys = [key for key in self._found[levels[0]] if all(key in self._found[level] for level in levels)]
         for row, (label, subject) in enumerate(named, first):
             moments = {key: _over_levels([self._found[level][key] for level in levels], row) for key in keys}
             sigmas = torch.tensor(levels, dtype=torch.float64)
-            append(RecordedPicture(label, subject, made_by, noise, sigmas, moments), series.folder)
+            picture = RecordedPicture(label, subject, made_by, noise, sigmas, moments)
+            if differs := difference(picture, series.folder):
+                notices.say(
+                    f"This run was not recorded, as the series {quoted(series.folder.name)} holds pictures made with "
+                    f"{differs}: record it under a name of its own, or delete the series."
+                )
+                return
+            append(picture, series.folder)
         logging.info(f"Record Sensitivity added {len(named)} pictures to '{series.folder.name}'.")
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from comfy.samplers import CFGGuider
 from torch import nn
 
 from ...engine.layers import LayerId
+from ...engine.windows import percent_of, rises
 from ..arch.base import uncompiled
 from ..arch.registry import family_of
 from ..arch.shadows import foreign, shadow
@@ -42,6 +44,8 @@ Around = Callable[[Executor, ModelCall, Layout], torch.Tensor]
 """Runs one model call (`call.run(executor)`) with what a condition changes in it; returns the rows it was given."""
 
 
+PROBED = 100
+"""Places of a schedule at which it is asked whether a condition would act there."""
 NOWHERE = -1
 """Among the conditionings of a call that runs no positive prompt, such as self-attention guidance's of the negative."""
 
@@ -79,6 +83,17 @@ class Sampling:
         levels = self.sigmas.tolist()
         inside = () if stays_on_schedule(self.sampler) else between(levels)
         return (*(levels[:-1] or levels), *inside)
+
+    @property
+    def whole_schedule(self) -> Iterator[float]:
+        """Noise levels from the beginning of the model's schedule to its end, wherever the run begins and stops."""
+        return (self.to_sigma((number + 0.5) / PROBED) for number in range(PROBED))
+
+    @property
+    def is_stage(self) -> bool:
+        """Whether the run is one of several that share a schedule, takes no step or adds noise."""
+        levels = self.sigmas
+        return len(levels) < 2 or float(levels[-1]) > 0 or rises(levels) or not bool(self.noise.any())
 
     @functools.cached_property
     def network(self) -> nn.Module:
@@ -151,6 +166,10 @@ class Run:
         """
         return None
 
+    def opens(self, sigma: float) -> bool:
+        """Whether the condition's own window holds a noise level; True where it has none, or tells by itself."""
+        return True
+
     def around_conds(
         self,
         hidden: int,
@@ -176,6 +195,21 @@ class Run:
         out = executor(counting, conds, x, sigma, options, *args, **kwargs)
         self.asked, self.unheard = self.asked + 1, self.unheard + (not calls)
         return out
+
+    def report_window(self) -> None:
+        """Say that a whole run took no step in the condition's window, as at a low denoise.
+
+        Stages of one schedule may each have conditions of their own, so that nothing is said of those.
+        """
+        sampling = self.sampling
+        if sampling.is_stage or any(map(self.opens, sampling.levels)):
+            return
+        if any(map(self.opens, sampling.whole_schedule)):
+            start, end = (f"{percent_of(level, sampling.to_sigma):g}" for level in sampling.sigmas[[0, -2]].tolist())
+            sampling.notices.say(
+                f"Nothing was done in this run, whose steps begin at {start} to {end} of the schedule, outside of this "
+                "node's window: raise 'denoise' or the number of steps, or move 'start_percent' and 'end_percent'."
+            )
 
     def report(self) -> None:
         """Say in how many predictions the model did not run at all, whoever answered in its place."""
@@ -254,6 +288,7 @@ def _around_run(injector: Injector, node: str | None, executor: Executor, *args:
     around = functools.partial(run.around_conds, injector.hidden_rows)
     out = run.sample(sampler.wrapped(WrappersMP.CALC_COND_BATCH, around))
     run.report()
+    run.report_window()
     return out
 
 
@@ -296,18 +331,32 @@ class CalledLayers:
         self.layers, self.opened, self.called = tuple(layers), set[LayerId](), set[LayerId]()
         self.left_out: dict[str, set[LayerId]] = {}
         self.calls = self.answered = 0
+        self.of_thread = threading.local()  # where several cards share a run, newer ComfyUI makes calls at once
+        self.lock = threading.Lock()
 
     @contextmanager
     def during_call(self, opened: Collection[LayerId], sampling: Sampling) -> Iterator[None]:
         """A call in which these layers are open: one that a cache answers in their place is noted."""
-        before, self.called = self.called, set()
+        before, called = self._of_call, set[LayerId]()
+        self.of_thread.called = called
         try:
             yield
         finally:
-            self.calls += bool(opened)
-            ran = self.called.issuperset(opened) if sampling.caches else bool(self.called)  # or some are left out
-            self.answered += bool(opened) and not ran
-            self.called |= before
+            self.of_thread.called = before
+            before |= called
+            ran = called.issuperset(opened) if sampling.caches else bool(called)  # or some are left out
+            with self.lock:
+                self.calls += bool(opened)
+                self.answered += bool(opened) and not ran
+
+    @property
+    def _of_call(self) -> set[LayerId]:
+        """The layers of the call that this thread makes; outside of any, those of the run."""
+        return getattr(self.of_thread, "called", self.called)
+
+    def call(self, layer: LayerId) -> None:
+        """Note that an open layer runs."""
+        self._of_call.add(layer)
 
     def leave_out(self, layer: LayerId, why: str) -> None:
         """Note what a layer could not do: the end of the run names all layers of which that is true."""

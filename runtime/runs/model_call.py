@@ -46,6 +46,18 @@ def brought(call: ModelCall, x: torch.Tensor) -> torch.Tensor:
     return model_management.cast_to_device(x, call.x.device, x.dtype)
 
 
+SHARED = "multigpu_clones"
+"""In model_options of newer ComfyUI: the copies of the model between which several cards share a run's calls."""
+
+
+def on_one_card(model_options: dict[str, Any]) -> dict[str, Any]:
+    """The options of predictions that the model makes by itself, and not its copies on other cards.
+
+    Layers are read there alone, and in the threads of the copies nothing has a gradient.
+    """
+    return {name: value for name, value in model_options.items() if name != SHARED}
+
+
 def with_wrapper(
     model_options: dict[str, Any], kind: str, wrapper: Callable[..., Any], outermost: bool = False
 ) -> dict[str, Any]:

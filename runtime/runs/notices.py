@@ -73,6 +73,7 @@ class Notices:
     said: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self._context = get_executing_context()  # the sampler's, not the node's; threads of a run have none
         self._tell()  # that nothing is wrong so far: what an earlier run said is gone
 
     def say(self, sentence: str) -> None:
@@ -102,7 +103,7 @@ class Notices:
             raise
 
     def _tell(self, error: str | None = None) -> None:
-        context = get_executing_context()  # the sampler's, not the node's
+        context = get_executing_context() or self._context
         if self.node is None or context is None:
             return
         earlier = (told for told in told_in(context.prompt_id) if (told.node, told.by) == (self.node, context.node_id))

@@ -13,6 +13,7 @@ from comfy.samplers import CFGGuider
 
 from ..arch.base import uncompiled
 from .caches import STEPS, unavoidable, without_caches
+from .model_call import on_one_card
 
 Conditioning = Sequence[Sequence[Any]]
 """ComfyUI's CONDITIONING: for each prompt its text [1, tokens, width] and everything else about it, by name."""
@@ -70,5 +71,5 @@ class _Probe:
         for sentence in unavoidable(uncompiled(guider.inner_model.diffusion_model)):
             logging.warning(sentence)
         guider.model_options = without_caches(guider.model_options, STEPS)  # whose steps it asks about; ours alone
-        self.look(guider, noise, sigmas, without_caches(extra_args["model_options"]))
+        self.look(guider, noise, sigmas, on_one_card(without_caches(extra_args["model_options"])))
         return latent_image

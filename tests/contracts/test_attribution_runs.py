@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -241,6 +241,42 @@ def test_a_run_of_one_step_and_one_against_the_noise_are_told(caplog: pytest.Log
         assert attribution.of(out).windows == ()
         with pytest.raises(ValueError, match=r"This run measured nothing\. Nothing was done in"):
             CBAttributionPreview.execute(attribution, {"samples": out})
+
+
+def sampled(of: Any, levels: Sequence[float]) -> torch.Tensor:
+    """A run of so many noise levels on a picture, as SamplerCustom makes it."""
+    import comfy.sample
+    import comfy.samplers
+
+    noise, picture = latent(1, height=HEIGHT, width=WIDTH)["samples"], latent(3, height=HEIGHT, width=WIDTH)["samples"]
+    with torch.inference_mode():
+        return comfy.sample.sample_custom(
+            of, noise, 4.0, comfy.samplers.ksampler("euler"), torch.tensor(levels), cond(of, 1), cond(of, 2), picture,
+            disable_pbar=True,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("level", [14.6, 3.0, 0.0])
+def test_a_run_without_a_step_is_told(mode: str, level: float) -> None:
+    """One noise level is left where a schedule is split at its end."""
+    kept, attribution = blended(model("sd15"), "0.2-0.6, 0.7", mode=mode)
+    out = sampled(kept, [level])
+    assert torch.equal(out, sampled(model("sd15"), [level]))
+    (warning,) = attribution.of(out).warnings
+    assert warning.startswith("Nothing was done in 0.2-0.6, 0.7: the run takes no step, as its schedule holds one")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_windows_at_one_step_are_told_apart_from_calls_that_were_not_made(mode: str) -> None:
+    """As a second sampler that goes on where the first one stopped finds them: 0.48 is the number before its start."""
+    kept, attribution = blended(model("sd15"), "0.22, 0.48, 0.5-0.95, 0.85", mode=mode)
+    out = sampled(kept, [1.2, 0.4, 0.0])
+    run = attribution.of(out)
+    assert [str(each.window) for each in run.windows] == ["0.48", "0.5-0.95"]
+    outside, taken = run.warnings
+    assert outside.startswith("Nothing was done in 0.22: the run's steps begin at 0.")
+    assert taken == "Nothing was done in 0.85: at its step 0.5-0.95 acts already."
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import comfy.t2i_adapter.adapter
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
+from comfy_execution.utils import CurrentNodeContext
 from comfy_extras.nodes_controlnet import SetUnionControlNetType
 from nodes import ControlNetApply, ControlNetApplyAdvanced
 from style_case import (
@@ -37,6 +38,7 @@ from conditional_balance.engine.profile import SensitivityProfile
 from conditional_balance.engine.structure import PaperSchedule, RankedSlots, parse_weights, scaled
 from conditional_balance.runtime.arch.unet import attention_layers, unet_of
 from conditional_balance.runtime.inject.control import GatedControl, gate_control, layout_of
+from conditional_balance.runtime.runs.notices import told_in
 from tiny import _fill, cond, tiny_model
 
 SLOTS = {"sd15": 12, "sdxl": 9}
@@ -424,6 +426,20 @@ def test_another_packs_weights_by_residual_are_said_once_to_act_too(
         assert "weights by residual" not in caplog.text
         controlled(model("sd15"), weighing("controlnet"))
     assert caplog.text.count("of its own (ControlWeights of ComfyUI-Advanced-ControlNet), and they act too") == 1
+
+
+def test_a_run_after_one_that_was_cancelled_says_it_again() -> None:
+    """Where ComfyUI is stopped, it cleans no control up."""
+    base, control = model("sd15").model, advanced("sd15")
+    control.weights_override = ControlWeights("controlnet")
+    with CurrentNodeContext("patched", "9"):
+        gated, _ = gate_control(control, PaperSchedule(0.5))
+    for prompt in ("cancelled", "whole"):
+        with CurrentNodeContext(prompt, "11"):
+            for _ in range(2):  # once for each prompt
+                gated.pre_run(base, base.model_sampling.percent_to_sigma)
+        (told,) = told_in(prompt)
+        assert (told.node, told.by, len(told.texts)) == ("9", "11", 1) and "weights by residual" in told.texts[0]
 
 
 def test_settings_are_read_and_written_through_the_gate() -> None:

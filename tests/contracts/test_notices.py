@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from comfy.model_management import OOM_EXCEPTION
 from comfy_execution.utils import CurrentNodeContext
@@ -30,6 +32,16 @@ def test_a_run_replaces_what_the_same_sampler_said_in_another_prompt() -> None:
     with CurrentNodeContext("replaced again", "9"):
         fresh_node()
     assert said("replaced again") == [("9", None, (), None)]
+
+
+def test_a_thread_that_makes_calls_of_a_run_speaks_for_its_sampler() -> None:
+    """Where several cards share a run: no node is being executed in the thread of one."""
+    with CurrentNodeContext("thread", "11"):
+        notices = Notices("Style injection", "9")
+    thread = threading.Thread(target=notices.say, args=("One.",))
+    thread.start()
+    thread.join()
+    assert said("thread") == [("9", "11", ("One.",), None)]
 
 
 def test_only_so_many_prompts_are_remembered() -> None:

@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import comfy.model_management
+import comfy.sample
+import comfy.samplers
 import folder_paths
 import pytest
 import torch
@@ -22,7 +24,7 @@ from conditional_balance.nodes.ranking import (
     recording_folder,
 )
 from conditional_balance.runtime.arch.registry import architecture_of
-from tiny import cond, sample
+from tiny import cond, latent, sample
 
 
 @pytest.fixture(autouse=True)
@@ -149,12 +151,50 @@ def test_two_branches_with_one_model_do_not_mix():
 
 def test_pictures_that_do_not_belong_together_are_refused():
     generate("ink", 1)
-    generate("oil", 2, steps=4)
+    run(recorded(model("sd15"), "oil", series="other"), batch=1, steps=4)
+    for file in picture_files(recording_folder("other")):
+        file.rename(recording_folder("mine") / file.name)
     with pytest.raises(ValueError, match="made with other noise levels"):
         profile_of()
     files()[0].write_bytes(b"nothing")
     with pytest.raises(ValueError, match="is damaged: delete it"):
         profile_of()
+
+
+@pytest.mark.parametrize(
+    ("settings", "other", "differs"),
+    [
+        ({"denoise": 0.5}, {}, "other noise levels (sampler, scheduler, steps or denoise)"),
+        ({"cfg": 1.0}, {}, "other features or another cfg (with and without a negative prompt)"),
+        ({}, {"features": "q"}, "other features or another cfg (with and without a negative prompt)"),
+        ({}, {}, "another model"),
+    ],
+)
+def test_a_run_that_does_not_belong_to_the_series_is_left_out_and_said(settings, other, differs, caplog):
+    """A second pass over the first one's picture by the same model, as for high resolutions, has other levels."""
+    generate("ink", 1)
+    before = files()
+    of = model("sdxl" if differs == "another model" else "sd15")
+    run(recorded(of, "ink", **other), batch=1, latent=latent(3), steps=2, **settings)
+    assert files() == before
+    assert (
+        f"Record Sensitivity: This run was not recorded, as the series 'mine' holds pictures made with {differs}: "
+        in (" ".join(caplog.messages))
+    )
+    generate("oil", 2)
+    assert len(files()) == 2
+
+
+@pytest.mark.parametrize("levels", [(14.6, 5.0, 2.0, 1.0), (1.0, 2.0, 5.0, 14.6)])
+def test_a_stage_that_stops_before_the_picture_is_whole_or_goes_up_is_recorded_whole(levels, caplog):
+    of = model("sd15")
+    with torch.inference_mode():
+        comfy.sample.sample_custom(
+            recorded(of), torch.zeros(1, 4, 16, 16), 1.0, comfy.samplers.ksampler("euler"), torch.tensor(levels),
+            cond(of, 1), cond(of, 2), latent(3)["samples"], disable_pbar=True,
+        )  # fmt: skip
+    assert open_recording(recording_folder("mine")).sigmas.tolist() == pytest.approx(sorted(levels[:-1], reverse=True))
+    assert not [message for message in caplog.messages if message.startswith("Record Sensitivity:")]
 
 
 def test_too_few_pictures_and_an_empty_recording_are_said():

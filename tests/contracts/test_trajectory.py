@@ -6,6 +6,7 @@ from typing import Any
 
 import comfy.sample
 import comfy.samplers
+import nodes
 import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import BasicGuider, SamplerCustomAdvanced
@@ -57,6 +58,32 @@ def test_a_level_that_is_called_twice_holds_the_state_that_was_reached(sampler: 
         )  # fmt: skip
     way = trajectories.of(out)
     assert all(torch.equal(way.at(float(sigmas[step])), x[0]) for step, x in states.items()) and len(states) == 3
+
+
+@pytest.mark.parametrize("kind", ["sd15", "flux"])
+@pytest.mark.parametrize("handed_on", [torch.float32, torch.float16])
+def test_stages_of_one_schedule_are_one_way(kind: str, handed_on: torch.dtype) -> None:
+    """As KSampler (Advanced) leaves noise for another one. A run with noise of its own has a way of its own."""
+    flow = kind == "flux"
+    of = tiny_transformer(kind) if flow else model(kind)
+    start = latent_of(kind) if flow else latent(3)
+    prompts = (cond_of(kind, 1), cond_of(kind, 2)) if flow else (cond(of, 1), cond(of, 2))
+    recording, trajectories = CBRecordTrajectory.execute(of).args
+
+    def staged(samples: torch.Tensor, **stage: Any) -> torch.Tensor:
+        with torch.inference_mode():
+            settings = (recording, 0, 4, 2.0, "euler", "normal", *prompts, {"samples": samples})
+            return nodes.common_ksampler(*settings, **stage)[0]["samples"]
+
+    whole = trajectories.of(staged(start["samples"]))
+    begun = staged(start["samples"], last_step=2).to(handed_on)
+    assert not trajectories.of(begun).reaches(0.01) and trajectories.of(begun).ends[0] == whole.ends[0]
+    found = trajectories.of(staged(begun, disable_noise=True, start_step=2, force_full_denoise=True))
+    torch.testing.assert_close(found.sigmas, whole.sigmas, rtol=1e-3, atol=0)
+    assert_close(found.states[:3], whole.states[:3], 1e-2)  # what half precision does to the rest is its own
+    other = trajectories.of(staged(begun, start_step=2, force_full_denoise=True))
+    alone = trajectories.of(staged(begun + 1, disable_noise=True, start_step=2, force_full_denoise=True))
+    assert other.ends[0] == alone.ends[0] < whole.ends[0]
 
 
 def test_results_belong_to_their_run() -> None:

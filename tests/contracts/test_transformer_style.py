@@ -112,6 +112,31 @@ def test_a_hidden_reference_is_predicted_as_if_it_were_alone(kind: str, more: in
     assert_close(out[-1:], alone, 1e-4)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in ("flux", "qwen", "krea2", "qwen21") if kind in KINDS])
+@pytest.mark.parametrize("remember", [True, False])
+@pytest.mark.parametrize("own", ["no prompt", "a prompt", "a prompt with a picture"])
+def test_a_reference_is_not_given_the_picture_that_the_run_edits(kind: str, remember: bool, own: str) -> None:
+    """Kontext and its kin: the run's picture would bring its own style. The reference's row edits the reference itself,
+    or what its prompt holds."""
+    model, given = tiny_transformer(kind), []
+    to_edit, its, itself = (latent(kind, seed)["samples"] for seed in (7, 8, 5))
+    more = {"image_slots": [4]} if kind == "qwen21" else {}
+    held = {"reference_latents": [its], **more} if own == "a prompt with a picture" else {}
+    reference = StyleReference(itself, None if own == "no prompt" else cond(kind, 31, **held))
+    network = model.model.diffusion_model
+    handle = network.register_forward_pre_hook(lambda _, __, all: given.append(all["ref_latents"][0]), with_kwargs=True)
+    try:
+        positive = cond(kind, 1, reference_latents=[to_edit], **more)
+        out = run(styled(model, reference=reference, remember=remember), kind, steps=1, cfg=1.0, positive=positive)
+    finally:
+        handle.remove()
+    rows = torch.cat(given)
+    expected = [model.model.process_latent_in(each) for each in (to_edit, its if held else itself)]
+    whose = [[bool(torch.allclose(row, one[0].to(row))) for one in expected] for row in rows]
+    assert bool(out.isfinite().all()) and len(rows) == 4
+    assert sorted(whose) == [[False, True], [True, False], [True, False], [True, False]]
+
+
 def _is_rows(value: Any, rows: int) -> bool:
     return isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == rows
 

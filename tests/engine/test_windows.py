@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conditional_balance.engine.windows import Window, parse_windows, spans
+from conditional_balance.engine.windows import Window, parse_windows, spans, step_before
 
 LEVELS = torch.tensor([10.0, 8.0, 6.0, 4.0, 2.0, 0.0])
 
@@ -80,6 +80,26 @@ def test_windows_that_ended_before_the_run_or_begin_after_it_are_left_out() -> N
     assert spans([Window(0.1, 0.3)], late, to_sigma) == ()
     assert [span.step for span in spans([Window(0.1, 0.5), Window(0.1)], late, to_sigma)] == [0, 0]
     assert spans([Window(1.0)], LEVELS, to_sigma) == ()
+
+
+def test_of_several_numbers_before_the_run_the_last_takes_its_first_step() -> None:
+    late = LEVELS[2:]
+    assert [each.window for each in spans([Window(0.2), Window(0.3), Window(0.5)], late, to_sigma)] == [
+        Window(0.3),
+        Window(0.5),
+    ]
+    assert [each.window for each in spans([Window(0.2), Window(0.2)], late, to_sigma)] == [Window(0.2)] * 2
+    assert spans([Window(0.2)], late[:1], to_sigma) == ()
+
+
+@pytest.mark.parametrize("split", range(1, 5))
+def test_stages_of_one_schedule_share_the_steps_that_numbers_name(split: int) -> None:
+    windows, stages = [Window(0.0), Window(0.2), Window(0.3), Window(0.7)], (LEVELS[: split + 1], LEVELS[split:])
+    whole = {span.window: float(LEVELS[span.step]) for span in spans(windows, LEVELS, to_sigma)}
+    befores = float("inf"), step_before(stages[1], to_sigma)
+    parts = [(each.window, float(stage[each.step])) for stage, before in zip(stages, befores, strict=True)
+             for each in spans(windows, stage, to_sigma, before)]  # fmt: skip
+    assert dict(parts) == whole and len(parts) == len(whole)
 
 
 @given(st.lists(st.floats(0.01, 0.99), min_size=2, max_size=6, unique=True), st.integers(1, 40))
