@@ -122,13 +122,17 @@ def with_control(controlnet: Any, positive: Any, negative: Any) -> tuple[Any, An
     return ControlNetApplyAdvanced().apply_controlnet(positive, negative, controlnet, hint, 1.0, 0.0, 1.0)
 
 
+CORES_OWN = {"comfy_patched_weights", "weight_function", "bias_function"}
+"""Attributes that ComfyUI puts on layers when it first loads a model, whoever samples."""
+
+
 def traces(of: Any) -> dict[str, Any]:
     """Everything a run could leave behind on a model: weights, hooks, forwards, attributes, options."""
     modules = dict(of.model.named_modules())
     weights = {name: value.clone() for name, value in of.model.state_dict().items()}
     return {
         "weights": weights,
-        "attributes": {name: sorted(vars(module)) for name, module in modules.items()},
+        "attributes": {name: sorted(vars(module).keys() - CORES_OWN) for name, module in modules.items()},
         "hooks": {
             name: len(module._forward_hooks) + len(module._forward_pre_hooks) for name, module in modules.items()
         },

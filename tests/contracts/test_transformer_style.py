@@ -58,7 +58,7 @@ def test_off_is_off_to_the_bit(kind: str) -> None:
 @pytest.mark.parametrize("kind", EVERY)
 def test_nothing_stays_after_a_run_or_an_exception_inside_a_block(kind: str) -> None:
     model = tiny_transformer(kind)
-    plain, before = run(model, kind), traces(model)  # in this order: the first run loads the model, which leaves marks
+    plain, before = run(model, kind), traces(model)  # in this order: core keeps some of a call on Cosmos
     run(styled(model, reference=hidden(kind)), kind)
     last = list(architecture_of(model).owners)[-1]
     handle = last.register_forward_hook(lambda *args: (_ for _ in ()).throw(RuntimeError("a pack failed")))
