@@ -47,6 +47,7 @@ PARTS = {
 JUDGES = ("judge", "hands")  # they fetch what a machine without network has not
 PAINTING = tuple(part for part in PARTS if part not in JUDGES)
 ALONE = ("prepare", "profile", "geometry")  # each a command of its own
+BEGUN_FROM = ("unet.safetensors", "text_encoder.safetensors")
 MINUTES = {"autoencoder": 0.08, "unet": 0.55, "controlnet": 0.13, "transformer": 0.25}  # shares of the whole
 # What suits a GPU, and what suits two cores.
 SIZES = {
@@ -116,6 +117,12 @@ def complete(options: argparse.Namespace, parser: argparse.ArgumentParser) -> No
         parser.error("--often must lie between 2 and the number of subjects; leave it out to show all as often.")
     if not 0 <= options.repeated <= 1:
         parser.error("--repeated must lie between 0 and 1.")
+    if options.begin:
+        if options.parts and "unet" not in options.parts:
+            parser.error("--begin is for the UNet's training: name the part 'unet', or leave --begin out.")
+        missing = [name for name in BEGUN_FROM if not (options.begin / name).exists()]
+        if missing:
+            parser.error(f"--begin names a folder without {' and '.join(missing)}; demo/weights has what is shipped.")
     options.device = "cuda" if torch.cuda.is_available() else "cpu"
     options.record = options.record and options.device == "cuda"
     options.dtype = nets.fast_dtype(options.device)

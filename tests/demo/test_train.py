@@ -199,6 +199,21 @@ def test_more_frequent_subjects_than_there_are_is_refused(capsys: pytest.Capture
     assert "--often must lie between 2 and the number of subjects" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("order", "said"),
+    [
+        (["unet", "--begin", "nowhere"], "without unet.safetensors and text_encoder.safetensors"),
+        (["controlnet", "--begin", "demo/weights"], "--begin is for the UNet's training"),
+    ],
+)
+def test_weights_that_no_training_can_begin_with_are_refused(
+    order: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        train.main(order)
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
 def test_strayed_scenes_are_by_possible_hands() -> None:
     specs = scenes.random_specs(400, torch.Generator().manual_seed(0))
     strayed = in_other_styles(specs, torch.Generator().manual_seed(1))
