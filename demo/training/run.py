@@ -15,6 +15,12 @@ from demo.training.loop import Trainer, agreed
 COUNTING = ("batch", "processes", "subjects", "often", "repeated")  # with others, steps would stand for other pictures
 
 
+def counting(options: argparse.Namespace) -> dict[str, object]:
+    """What a checkpoint's steps stand for, and the weights that they began with."""
+    begun = str(options.begin.resolve()) if options.begin else ""
+    return {name: getattr(options, name) for name in COUNTING} | {"begin": begun}
+
+
 class Run:
     """Steps of a part. All chance of a step follows from its number, so that a stop changes nothing."""
 
@@ -60,19 +66,20 @@ class Run:
             return
         used = self.before + time.monotonic() - self.start
         part = self.path.with_suffix(".part")
-        counting = {name: getattr(self.options, name) for name in COUNTING}
-        torch.save({"trainer": self.trainer.state(), "seconds": used, "done": done, "counting": counting}, part)
+        kept = {"trainer": self.trainer.state(), "seconds": used, "done": done, "counting": counting(self.options)}
+        torch.save(kept, part)
         os.replace(part, self.path)
 
     def _resume(self) -> None:
         if self.options.fresh or not self.path.exists():
             return
         state = torch.load(self.path, map_location="cpu", weights_only=True)
+        mine = counting(self.options)
         for name, value in state.get("counting", {}).items():
-            if getattr(self.options, name) != value:
+            if mine[name] != value:
                 raise SystemExit(
-                    f"{self.path.name} was begun with --{name} {value}, not {getattr(self.options, name)}: give that, "
-                    "another --out, or --fresh to start anew."
+                    f"{self.path.name} was begun with --{name} {value or 'left out'}, not {mine[name] or 'without'}: "
+                    "give that, another --out, or --fresh to start anew."
                 )
         self.trainer.restore(state["trainer"])
         self.before = state["seconds"]

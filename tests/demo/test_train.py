@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from demo.training import couples, prepare, transformer
 from demo.training.autoencoder import load_autoencoder
 from demo.training.loop import Trainer, save
 from demo.training.pool import Pool, World, drawn_pairs, in_other_styles
+from demo.training.run import Run
 from demo.world import atlas, scenes, sets, subjects
 from demo.world.words import load_vocabulary, new_vocabulary
 
@@ -81,12 +83,22 @@ def test_a_training_does_not_go_on_with_other_pictures(
     with torch.enable_grad(), monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Trainer, "apply", dies)
         train.main(order)
-    for name, value in (("subjects", "5"), ("batch", "6"), ("repeated", "0.5")):
+    for name, value in (("subjects", "5"), ("batch", "6"), ("repeated", "0.5"), ("often", "4")):
         with pytest.raises(SystemExit, match=rf"autoencoder\.checkpoint was begun with --{name} .*, not {value}:"):
             train.main([*order, f"--{name}", value])
     with torch.enable_grad():
         train.main(order)
     assert (tmp_path / "autoencoder.safetensors").exists()
+
+
+def test_a_training_does_not_go_on_from_other_weights(tmp_path: Path) -> None:
+    counted = {"batch": 2, "processes": 1, "subjects": 5, "often": 0, "repeated": 0.0, "samples": 9.0, "rank": 0}
+    options = Namespace(**counted, minutes={"unet": 1.0}, out=tmp_path, fresh=False, begin=tmp_path / "one")
+    Run("unet", options, Trainer(torch.nn.Linear(2, 2), rate=0.0)).save(False)
+    Run("unet", options, Trainer(torch.nn.Linear(2, 2), rate=0.0))
+    options.begin = None
+    with pytest.raises(SystemExit, match=r"was begun with --begin .*one, not without"):
+        Run("unet", options, Trainer(torch.nn.Linear(2, 2), rate=0.0))
 
 
 @pytest.mark.parametrize("part", ["autoencoder", "unet"])
