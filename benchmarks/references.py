@@ -98,7 +98,7 @@ class Case:
         self.specs = scenes.random_specs(1, dice, hand, WELL_DRAWN, alone=1.0)
         self.wanted = harness.scenes_beside(self.specs, chosen.prompts, dice, alone=(1.0,))
         self.told = scenes.captions(self.specs)
-        self.prompts = scenes.captions(self.wanted, harness.without_style(self.wanted))
+        self.prompts = harness.captions_without_style(self.wanted)
 
     @cached_property
     def trajectories(self) -> Trajectories:
@@ -137,7 +137,7 @@ def subject_in(demo: Demo, caption: str, subject: int) -> Subject:
 def styles(chosen: argparse.Namespace) -> dict[str, Any]:
     """Style, leak and content of every way, with intervals over references."""
     demo = Demo(weights=chosen.weights)
-    files = (chosen.weights / "unet.safetensors", chosen.weights / "text_encoder.safetensors", PROFILE)
+    files = (*harness.weights_of(chosen.weights), PROFILE)
     kept = Paintings("references", *files, f"{chosen.prompts} {chosen.steps} {chosen.seed}")
     ranked = RankedGate(load(PROFILE), LAMBDA)
     measured: dict[str, list[Tensor]] = {name: [] for name in (NONE, *WAYS)}
