@@ -284,10 +284,10 @@ def at_equal_style(measured: dict[str, Tensor], policies: Sequence[str]) -> dict
     }
 
 
-def at_levels(table: np.ndarray, levels: int = 8) -> np.ndarray:
-    """Measures [MEASURES], means over equally spaced style distances, of a curve [ways, MEASURES] from none to all."""
+def at_levels(table: np.ndarray) -> np.ndarray:
+    """Means [MEASURES] over eight equally spaced style distances of a curve [ways, MEASURES] from none to all."""
     far, near = table[0, STYLE], table[-1, STYLE]
-    where = np.linspace(far, near, levels + 2)[1:-1]
+    where = np.linspace(far, near, 8 + 2)[1:-1]  # without both ends
     order = np.argsort(table[:, STYLE], kind="stable")
     at = table[order]
     return np.array([np.interp(where, at[:, STYLE], at[:, column]).mean() for column in range(table.shape[1])])

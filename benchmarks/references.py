@@ -15,7 +15,6 @@ import statistics
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -271,10 +270,9 @@ def round_trip(demo: Demo, latents: Tensor, prompt: Any, how: Inversion) -> floa
 
 def prices(chosen: argparse.Namespace) -> dict[str, Any]:
     """A run with a renoised reference over a plain one at batch 1, on a UNet with SDXL's 70 layers, one thread."""
-    options = SimpleNamespace(channels=32, size=chosen.size, steps=4, rounds=chosen.rounds, dtype="float32")
-    bench = costs.Bench(options, torch.device("cpu"))  # type: ignore[arg-type]
+    bench = costs.Bench(costs.Setting(size=chosen.size), torch.device("cpu"))
     with torch.inference_mode():
-        reference = StyleReference(torch.randn(1, 4, chosen.size, chosen.size), costs._cond(3))
+        reference = StyleReference(torch.randn(1, 4, chosen.size, chosen.size), costs.cond(3))
 
         def run(remember: bool) -> None:
             gate = RankedGate(bench.profile, LAMBDA)

@@ -327,10 +327,10 @@ def estimates(draws: np.ndarray) -> dict[str, Any]:
     }
 
 
-def slots(studio: Studio, looks: int = 4) -> dict[str, Any]:
-    """What leaving out each residual changes, and whether the geometry profile's ranking foresees it; over triples."""
+def slots(studio: Studio) -> dict[str, Any]:
+    """Of four triples: what leaving out each residual changes, and whether the geometry profile ranks them alike."""
     layout, found = layout_of(unet_of(studio.demo.model)), []
-    for index in range(min(looks, studio.chosen.references)):
+    for index in range(min(4, studio.chosen.references)):
         triple = studio.triple(index)
         told = harness.captions_without_style(triple.specs)
         positive, negative = (studio.demo.conditioning(text) for text in (told, [""]))
