@@ -2,7 +2,7 @@
 
 - docs/NAME.png, where README shows it or it is there already, from the demo workflow that saves `demo_NAME`;
 - a .jpg beside every example workflow: its own result, or for a checkpoint's workflow its demo twin's;
-- js/docs/figures/NODE.webp for every node's help page (devtools/figures.py).
+- js/docs/figures/NODE.webp for every node's help page (devtools/figures/).
 
 Pictures in docs/ carry their workflow: dragged into ComfyUI they open it.
 """
@@ -27,9 +27,10 @@ from devtools import comfyui, face, files, server, workflow
 from devtools.comfyui import ROOT
 from devtools.contact import stacked
 from devtools.examples import DEMOS, EXAMPLES
-from devtools.figures import FIGURES, OVERVIEWS, Studio, opened
+from devtools.figures import FIGURES, OVERVIEWS
 from devtools.graph import Graph
 from devtools.steps import Failed
+from devtools.studio import Studio, opened
 from devtools.thumbnails import ROWS, square_of
 
 DOCS = ROOT / "docs"
@@ -206,7 +207,7 @@ def _packed(picture: Image.Image) -> bytes:
 def _complain_of_nodes_without_figure() -> int:
     lacking = [schema.node_id for schema in face.schemas() if schema.node_id not in FIGURES]
     for node in lacking:
-        print(f"{node} has no figure: write one in devtools/figures.py", file=sys.stderr)
+        print(f"{node} has no figure: write one in devtools/figures/", file=sys.stderr)
     return 1 if lacking else 0
 
 
