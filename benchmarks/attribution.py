@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks import attribution_cost, harness
+from benchmarks._workers import forked, outcomes
 from benchmarks.harness import CFG, Content, Demo, Paintings, Truth, described
 from conditional_balance.engine.attribution import contrasted, normalised
 from conditional_balance.engine.masks import MaskSettings, mask_of
@@ -143,8 +144,8 @@ def main() -> None:
     jobs = [Job(kind, situation, index) for index, situation, kind in planned(chosen.count)]
     demo = Demo(torch.float32, weights=chosen.weights, paints=chosen.model)
     shared = demo, Truth(chosen.prepared), chosen, paintings(chosen)
-    with harness.forked(chosen.workers, share_objects, *shared) as pool:
-        found = list(harness.outcomes(pool, run, jobs, every=10))
+    with forked(chosen.workers, share_objects, *shared) as pool:
+        found = list(outcomes(pool, run, jobs, every=10))
         if chosen.pictures:
             show(pool, jobs, chosen.pictures)
     about = {"pictures": len(jobs), "content": chosen.content, "steps": chosen.steps, "levels": LEVELS, "goals": GOALS}

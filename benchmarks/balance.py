@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness
+from benchmarks._workers import forked, gathered
 from benchmarks.harness import Demo, Painted, Paintings, Truth
 from conditional_balance.engine.gates import LayerGate, RankedGate, WrittenGate, policy_of
 from conditional_balance.engine.grammar import parse
@@ -93,8 +94,8 @@ def main() -> None:
     demo = Demo(cfg=chosen.cfg, weights=chosen.weights, paints=chosen.model)
     profile = harness.profile_of(chosen.model, chosen.weights)
     shared = demo, truth, profile, chosen, *kept(chosen, harness.sharing(chosen))
-    with harness.forked(chosen.workers, share_objects, *shared) as pool:
-        rows = harness.gathered(pool, run, jobs, lambda job: (job.setting, job.way), every=25)
+    with forked(chosen.workers, share_objects, *shared) as pool:
+        rows = gathered(pool, run, jobs, lambda job: (job.setting, job.way), every=25)
         if chosen.pictures:
             show(pool, jobs, chosen.pictures)
     measured: dict[str, dict[str, Tensor]] = {}

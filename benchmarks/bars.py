@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness
+from benchmarks._workers import forked, gathered
 from benchmarks.harness import CONTENTS, Demo, Paintings, Truth, auc, described
 from conditional_balance.engine.gates import WrittenGate
 from conditional_balance.engine.grammar import parse
@@ -56,8 +57,8 @@ def main() -> None:
         raise SystemExit(f"--only is part of {', '.join(map(repr, CONTENTS))}; it is {chosen.only!r}.")
     harness.check_position(chosen.position)
     shared = demo, Truth(chosen.prepared), chosen, paintings(chosen)
-    with harness.forked(chosen.workers, share_objects, *shared) as pool:
-        painted = harness.gathered(pool, paint, jobs, lambda job: job.content, every=1)
+    with forked(chosen.workers, share_objects, *shared) as pool:
+        painted = gathered(pool, paint, jobs, lambda job: job.content, every=1)
         judged = dict(zip(KINDS, pool.map(own_rates, KINDS), strict=True))
     found: Found = {
         name: {"bars": bars(rows), "generated": generated(rows), "pictures": 6 * chosen.prompts * len(rows)}

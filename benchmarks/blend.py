@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks import harness
+from benchmarks._workers import forked, gathered
 from benchmarks.attribution import READ, iou
 from benchmarks.harness import CFG, Demo, Paintings, Truth, described
 from conditional_balance.engine.masks import MaskSettings, dilated, mask_of
@@ -111,8 +112,8 @@ def main() -> None:
     torch.set_num_threads(1)
     jobs = [Job(way, index) for index, way in itertools.product(range(chosen.count), WAYS)]
     shared = Demo(weights=chosen.weights, paints=chosen.model), Truth(chosen.prepared), chosen, paintings(chosen)
-    with harness.forked(chosen.workers, share_objects, *shared) as pool:
-        rows = harness.gathered(pool, run, jobs, lambda job: job.way, every=10 * len(WAYS))
+    with forked(chosen.workers, share_objects, *shared) as pool:
+        rows = gathered(pool, run, jobs, lambda job: job.way, every=10 * len(WAYS))
         if chosen.pictures:
             show(pool, chosen)
     harness.report(summarised({way: torch.stack(parts) for way, parts in rows.items()}, chosen), chosen)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import multiprocessing
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from multiprocessing.pool import Pool
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import comfy.model_management
 import comfy.sample
@@ -32,10 +30,6 @@ from demo.world.media import KNOWN_MEDIA, PLAIN
 from demo.world.scenes import NOTHING, PLACE_NAMES, Named, Specs
 from demo.world.subjects import BEST_DRAWN, KNOWN_SUBJECTS, SUBJECTS, WELL_DRAWN
 from devtools.bootstrap import ROOT
-
-Job = TypeVar("Job")
-Found = TypeVar("Found")
-Name = TypeVar("Name", bound=Hashable)
 
 CFG = 3.0
 BATCH = 16
@@ -116,35 +110,6 @@ def profile_of(name: str, weights: Path = models.WEIGHTS) -> SensitivityProfile:
 def weights_of(weights: Path, paints: str = "unet") -> tuple[Path, Path]:
     """The files of the network that paints and of its text encoder, on which pictures depend."""
     return weights / network(paints).file, weights / "text_encoder.safetensors"
-
-
-def forked(count: int, share: Callable[..., None], *shared: Any) -> Pool:
-    """Processes of one thread each that see the objects of this one: `share` makes them globals of the benchmark."""
-    return multiprocessing.get_context("fork").Pool(count, _prepare, (share, shared))
-
-
-def _prepare(share: Callable[..., None], shared: tuple[Any, ...]) -> None:
-    torch.set_grad_enabled(False)
-    torch.set_num_threads(1)
-    share(*shared)
-
-
-def outcomes(pool: Pool, run: Callable[[Job], Found], jobs: Sequence[Job], every: int) -> Iterator[Found]:
-    """What `run` finds, in the order of the jobs; after `every` jobs it says how many are done."""
-    for number, found in enumerate(pool.imap(run, jobs), 1):
-        yield found
-        if number % every == 0:
-            print(f"{number} of {len(jobs)}", flush=True)
-
-
-def gathered(
-    pool: Pool, run: Callable[[Job], Found], jobs: Sequence[Job], name_of: Callable[[Job], Name], every: int
-) -> dict[Name, list[Found]]:
-    """The same under each job's name."""
-    rows: dict[Name, list[Found]] = {}
-    for job, found in zip(jobs, outcomes(pool, run, jobs, every), strict=True):
-        rows.setdefault(name_of(job), []).append(found)
-    return rows
 
 
 def options(about: str | None, **defaults: Any) -> argparse.Namespace:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness
+from benchmarks._workers import forked, outcomes
 from benchmarks.harness import Demo, Painted, Paintings, described
 from conditional_balance.engine.agreement import spearman
 from conditional_balance.engine.gates import WrittenGate
@@ -60,8 +61,8 @@ def main() -> None:
     profile = harness.profile_of(chosen.model, chosen.weights)
     shared = Demo(cfg=1.0, weights=chosen.weights, paints=chosen.model), profile, chosen, paintings(chosen)
     everyone = range(chosen.references)
-    with harness.forked(chosen.workers, share_objects, *shared) as pool:
-        rounds = list(harness.outcomes(pool, look, everyone, every=1))
+    with forked(chosen.workers, share_objects, *shared) as pool:
+        rounds = list(outcomes(pool, look, everyone, every=1))
         greedy = added_greedily(pool, profile, rounds, chosen)
         jobs = [(index, layers) for index in everyone for layers in picks(profile, rounds, index).values()]
         seen = pool.starmap(opened, jobs)

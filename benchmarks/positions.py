@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks import balance, harness
+from benchmarks._workers import forked, gathered
 from benchmarks.balance import ALL, MEASURES, NONE, Job
 from benchmarks.harness import Demo
 from conditional_balance.engine.style import BOTH, EITHER, KEEP, SHIFT, UNTWIST
@@ -47,8 +48,8 @@ def main() -> None:
     shared = demo, None, harness.profile_of(chosen.model, chosen.weights), chosen, *balance.kept(chosen)
     ways = [(NONE, (NONE, 0.0)), *itertools.product(SETTINGS, GATES)]
     jobs = [(setting, gate, index) for index in range(chosen.references) for setting, gate in ways]
-    with harness.forked(chosen.workers, balance.share_objects, *shared) as pool:
-        rows = harness.gathered(pool, measured, jobs, lambda job: told(*job[:2]), every=len(ways))
+    with forked(chosen.workers, balance.share_objects, *shared) as pool:
+        rows = gathered(pool, measured, jobs, lambda job: told(*job[:2]), every=len(ways))
     results = {
         "references": chosen.references,
         "steps": chosen.steps,

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks import harness
+from benchmarks._workers import forked, gathered
 from benchmarks.harness import CFG, PROFILES, Demo, Painted, Paintings, Truth, described
 from benchmarks.style import in_turns, ratio
 from conditional_balance.engine.ablation import agreement
@@ -96,8 +97,8 @@ def main() -> None:
     torch.set_num_threads(1)
     studio = Studio(chosen)
     jobs = list(planned(chosen))
-    with harness.forked(chosen.workers, share_objects, studio) as pool:
-        rows = harness.gathered(pool, run, jobs, lambda job: job.name, every=16)
+    with forked(chosen.workers, share_objects, studio) as pool:
+        rows = gathered(pool, run, jobs, lambda job: job.name, every=16)
         anchors = torch.stack(pool.map(anchored, range(chosen.references)))
         if chosen.pictures:
             show(pool, chosen)

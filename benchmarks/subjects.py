@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness
+from benchmarks._workers import forked, gathered
 from benchmarks.harness import Demo, Paintings, Truth, described
 from demo import models
 from demo.judge import style_distance
@@ -55,8 +56,8 @@ def main() -> None:
     parts = range(len(wanted) // PART)
     jobs = [Job(setting, part) for part in parts for setting in chosen.settings.split()]
     shared = Demo(weights=chosen.weights), Truth(chosen.prepared), wanted, paintings(chosen)
-    with harness.forked(chosen.workers, share_objects, *shared) as pool:
-        rows = harness.gathered(pool, run, jobs, lambda job: job.setting, every=20)
+    with forked(chosen.workers, share_objects, *shared) as pool:
+        rows = gathered(pool, run, jobs, lambda job: job.setting, every=20)
         if chosen.pictures:
             for setting in rows:
                 some = pool.map(shown, [Job(setting, part) for part in parts[:6]])

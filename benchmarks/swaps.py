@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import balance, harness
+from benchmarks._workers import forked, gathered
 from benchmarks.balance import MEASURES, Job
 from benchmarks.harness import Demo
 from conditional_balance.engine.gates import CombinedGate, LayerGate, WrittenGate
@@ -80,8 +81,8 @@ def main() -> None:
     profile = harness.profile_of(chosen.model, chosen.weights)
     shared = Demo(cfg=chosen.cfg, weights=chosen.weights), None, profile, chosen, *balance.kept(chosen)
     jobs = [(*swap, index) for index in range(chosen.references) for swap in SWAPS]
-    with harness.forked(chosen.workers, balance.share_objects, *shared) as pool:
-        rows = harness.gathered(pool, measured, jobs, lambda job: job[:2], every=1)
+    with forked(chosen.workers, balance.share_objects, *shared) as pool:
+        rows = gathered(pool, measured, jobs, lambda job: job[:2], every=1)
     harness.report(summarised({swap: torch.stack(parts) for swap, parts in rows.items()}, chosen), chosen)
 
 
