@@ -12,7 +12,6 @@ fp32: in bfloat16 the finite difference of `jvp` drowns in rounding.
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks import attribution_cost, harness
+from benchmarks._workers import forked, outcomes
 from benchmarks.harness import CFG, Content, Demo, Paintings, Truth, described
 from conditional_balance.engine.attribution import contrasted, normalised
 from conditional_balance.engine.masks import MaskSettings, mask_of
@@ -144,12 +144,8 @@ def main() -> None:
     jobs = [Job(kind, situation, index) for index, situation, kind in planned(chosen.count)]
     demo = Demo(torch.float32, weights=chosen.weights, paints=chosen.model)
     shared = demo, Truth(chosen.prepared), chosen, paintings(chosen)
-    with multiprocessing.get_context("fork").Pool(chosen.workers, share_objects, shared) as pool:
-        found = []
-        for outcome in pool.imap(run, jobs):
-            found.append(outcome)
-            if len(found) % 10 == 0:
-                print(f"{len(found)} of {len(jobs)} pictures", flush=True)
+    with forked(chosen.workers, share_objects, *shared) as pool:
+        found = list(outcomes(pool, run, jobs, every=10))
         if chosen.pictures:
             show(pool, jobs, chosen.pictures)
     about = {"pictures": len(jobs), "content": chosen.content, "steps": chosen.steps, "levels": LEVELS, "goals": GOALS}
@@ -169,7 +165,7 @@ def paintings(chosen: Any) -> Paintings:
     told = harness.content(chosen.content)
     return Paintings(
         "attribution",
-        *harness.weights_of(chosen),
+        *harness.weights_of(chosen.weights, chosen.model),
         f"{told} {alike(told)} {LEVELS} {START} {SPREADS} {chosen.steps} {chosen.seed}",
     )
 
@@ -177,8 +173,6 @@ def paintings(chosen: Any) -> Paintings:
 def share_objects(demo: Demo, truth: Truth, chosen: Any, kept: Paintings) -> None:
     global DEMO, TRUTH, CHOSEN, KEPT
     DEMO, TRUTH, CHOSEN, KEPT = demo, truth, chosen, kept
-    torch.set_grad_enabled(False)
-    torch.set_num_threads(1)
 
 
 # pictures and what is true of them -----------------------------------------------------------------------------------

@@ -27,10 +27,11 @@ from demo.nets import CELLS
 
 METHODS = ("attention", "value_norm", "jvp", "grad_sam", "grad_sam_output")
 NODE = AttributionSettings("value_norm", propagation=2)  # the nodes' defaults
+ROUNDS = 5
 NAIVE = 64  # outputs of which the naive Jacobian is timed
 
 
-def costs(demo: Demo, against: Subject, rounds: int = 5) -> dict[str, Any]:
+def costs(demo: Demo, against: Subject) -> dict[str, Any]:
     """Time in conditional forwards and peak memory in plain guided steps, one picture; and the naive Jacobian's."""
     subject = replace(against, surroundings=())
     prompts = {"c_crossattn": subject.text[:1], "y": torch.zeros(1, demo.model.model.adm_channels)}
@@ -47,7 +48,7 @@ def costs(demo: Demo, against: Subject, rounds: int = 5) -> dict[str, Any]:
         layers = chosen_layers(demo.model, settings)
         work[name] = functools.partial(attributed, demo, x, prompts, one.base, who, layers, settings)
     seconds = {name: [] for name in work}
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         for name, do in work.items():
             seconds[name].append(timed(do))
     times = {name: statistics.median(values) for name, values in seconds.items()}

@@ -8,7 +8,6 @@ where the relation puts it; *content*: the place too. *leaked*: the reference's 
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness
+from benchmarks._workers import forked, gathered
 from benchmarks.harness import Demo, Painted, Paintings, Truth
 from conditional_balance.engine.gates import LayerGate, RankedGate, WrittenGate, policy_of
 from conditional_balance.engine.grammar import parse
@@ -94,15 +94,13 @@ def main() -> None:
     demo = Demo(cfg=chosen.cfg, weights=chosen.weights, paints=chosen.model)
     profile = harness.profile_of(chosen.model, chosen.weights)
     shared = demo, truth, profile, chosen, *kept(chosen, harness.sharing(chosen))
-    with multiprocessing.get_context("fork").Pool(chosen.workers, share_objects, shared) as pool:
-        rows: dict[str, dict[str, list[Tensor]]] = {}
-        for number, (job, found) in enumerate(zip(jobs, pool.imap(run, jobs), strict=True), 1):
-            rows.setdefault(job.setting, {}).setdefault(job.way, []).append(found)
-            if number % 25 == 0:
-                print(f"{number} of {len(jobs)}", flush=True)
+    with forked(chosen.workers, share_objects, *shared) as pool:
+        rows = gathered(pool, run, jobs, lambda job: (job.setting, job.way), every=25)
         if chosen.pictures:
             show(pool, jobs, chosen.pictures)
-    measured = {name: {way: torch.stack(parts) for way, parts in ways.items()} for name, ways in rows.items()}
+    measured: dict[str, dict[str, Tensor]] = {}
+    for (setting, way), parts in rows.items():
+        measured.setdefault(setting, {})[way] = torch.stack(parts)
     results = summarised(measured, chosen)
     harness.report(results, chosen)
     if chosen.chart:
@@ -112,7 +110,7 @@ def main() -> None:
 def kept(chosen: Any, sharing: str = "") -> tuple[Paintings, Paintings]:
     """Where what was painted is kept, and what was measured of it. The first depends on the weights, the profile and
     the subjects that are painted, the second on the judge too."""
-    files = (*harness.weights_of(chosen), harness.profile_file(chosen.model, chosen.weights))
+    files = (*harness.weights_of(chosen.weights, chosen.model), harness.profile_file(chosen.model, chosen.weights))
     settings = f"{chosen.prompts} {chosen.steps} {chosen.cfg} {chosen.seed}"
     subjects, media = harness.content(chosen.content)
     told = " ".join(subjects if chosen.content == harness.WELL else (*subjects, *media))
@@ -134,8 +132,6 @@ def share_objects(
 ) -> None:
     global DEMO, TRUTH, PROFILED, CHOSEN, PAINTED, MEASURED
     DEMO, TRUTH, PROFILED, CHOSEN, PAINTED, MEASURED = demo, truth, profile, chosen, painted, measured
-    torch.set_grad_enabled(False)
-    torch.set_num_threads(1)
 
 
 @lru_cache(64)
@@ -166,7 +162,7 @@ def painted(job: Job) -> Tensor:
 
     def paint() -> Tensor:
         reference, wanted = pair(job.setting, job.index)
-        prompts = scenes.captions(wanted, harness.without_style(wanted))
+        prompts = harness.captions_without_style(wanted)
         return DEMO.sample(styled(job, reference), prompts, job.index, CHOSEN.steps)
 
     return PAINTED.of(job.name, paint)
@@ -190,7 +186,7 @@ def gate_of(job: Job) -> LayerGate:
 def measured_profile(setting: str, index: int) -> SensitivityProfile:
     """What Measure Layers finds for one reference, looking at its scenes as they are painted without it."""
     reference, wanted = pair(setting, index)
-    prompts = scenes.captions(wanted, harness.without_style(wanted))
+    prompts = harness.captions_without_style(wanted)
     plain = painted(Job(setting, NONE, 0.0, index))
     with torch.inference_mode():
         return measure_layers(DEMO.model, reference.source, plain, DEMO.conditioning(prompts), MEASURED_LEVELS, index)
@@ -289,10 +285,10 @@ def at_equal_style(measured: dict[str, Tensor], policies: Sequence[str]) -> dict
     }
 
 
-def at_levels(table: np.ndarray, levels: int = 8) -> np.ndarray:
-    """Measures [MEASURES], means over equally spaced style distances, of a curve [ways, MEASURES] from none to all."""
+def at_levels(table: np.ndarray) -> np.ndarray:
+    """Means [MEASURES] over eight equally spaced style distances of a curve [ways, MEASURES] from none to all."""
     far, near = table[0, STYLE], table[-1, STYLE]
-    where = np.linspace(far, near, levels + 2)[1:-1]
+    where = np.linspace(far, near, 8 + 2)[1:-1]  # without both ends
     order = np.argsort(table[:, STYLE], kind="stable")
     at = table[order]
     return np.array([np.interp(where, at[:, STYLE], at[:, column]).mean() for column in range(table.shape[1])])

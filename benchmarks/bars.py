@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness
+from benchmarks._workers import forked, gathered
 from benchmarks.harness import CONTENTS, Demo, Paintings, Truth, auc, described
 from conditional_balance.engine.gates import WrittenGate
 from conditional_balance.engine.grammar import parse
@@ -57,11 +57,8 @@ def main() -> None:
         raise SystemExit(f"--only is part of {', '.join(map(repr, CONTENTS))}; it is {chosen.only!r}.")
     harness.check_position(chosen.position)
     shared = demo, Truth(chosen.prepared), chosen, paintings(chosen)
-    with multiprocessing.get_context("fork").Pool(chosen.workers, share_objects, shared) as pool:
-        painted: dict[str, list[Rows]] = {}
-        for number, (job, outcome) in enumerate(zip(jobs, pool.imap(paint, jobs), strict=True), 1):
-            painted.setdefault(job.content, []).append(outcome)
-            print(f"{number} of {len(jobs)} references", flush=True)
+    with forked(chosen.workers, share_objects, *shared) as pool:
+        painted = gathered(pool, paint, jobs, lambda job: job.content, every=1)
         judged = dict(zip(KINDS, pool.map(own_rates, KINDS), strict=True))
     found: Found = {
         name: {"bars": bars(rows), "generated": generated(rows), "pictures": 6 * chosen.prompts * len(rows)}
@@ -78,7 +75,7 @@ def main() -> None:
 def paintings(chosen: Any) -> Paintings:
     return Paintings(
         "bars",
-        *harness.weights_of(chosen),
+        *harness.weights_of(chosen.weights, chosen.model),
         f"{CONTENTS}",
         f"{chosen.prompts} {chosen.steps} {chosen.cfg} {chosen.seed}",
     )
@@ -87,8 +84,6 @@ def paintings(chosen: Any) -> Paintings:
 def share_objects(demo: Demo, truth: Truth, chosen: Any, kept: Paintings) -> None:
     global DEMO, TRUTH, CHOSEN, KEPT
     DEMO, TRUTH, CHOSEN, KEPT = demo, truth, chosen, kept
-    torch.set_grad_enabled(False)
-    torch.set_num_threads(1)
 
 
 # named: the style in words; none: no words for it; full: the same, and all layers share the reference's attention.
@@ -99,8 +94,8 @@ def paint(job: Job) -> Rows:
     """What is seen in all pictures for one drawn reference, a row each, scenes of one subject before scenes of two."""
     reference, wanted = pair(job)
     picture = TRUTH.draw(reference)
-    prompts, plain = scenes.captions(wanted), scenes.captions(wanted, harness.without_style(wanted))
-    prompt = DEMO.conditioning(scenes.captions(reference, harness.without_style(reference)))
+    prompts, plain = scenes.captions(wanted), harness.captions_without_style(wanted)
+    prompt = DEMO.conditioning(harness.captions_without_style(reference))
     shown = StyleReference(DEMO.encode(picture), prompt)
     settings = StyleSettings(share=CHOSEN.share, position=CHOSEN.position)
     sharing = inject_style(DEMO.model, StyleInjection(WrittenGate(parse("all")), shown, settings))

@@ -13,7 +13,6 @@ last window's mask against the drawn one.
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
@@ -25,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks import harness
+from benchmarks._workers import forked, gathered
 from benchmarks.attribution import READ, iou
 from benchmarks.harness import CFG, Demo, Paintings, Truth, described
 from conditional_balance.engine.masks import MaskSettings, dilated, mask_of
@@ -112,12 +112,8 @@ def main() -> None:
     torch.set_num_threads(1)
     jobs = [Job(way, index) for index, way in itertools.product(range(chosen.count), WAYS)]
     shared = Demo(weights=chosen.weights, paints=chosen.model), Truth(chosen.prepared), chosen, paintings(chosen)
-    with multiprocessing.get_context("fork").Pool(chosen.workers, share_objects, shared) as pool:
-        rows: dict[str, list[Tensor]] = {}
-        for number, (job, found) in enumerate(zip(jobs, pool.imap(run, jobs), strict=True), 1):
-            rows.setdefault(job.way, []).append(found)
-            if number % (10 * len(WAYS)) == 0:
-                print(f"{number // len(WAYS)} of {chosen.count} pairs", flush=True)
+    with forked(chosen.workers, share_objects, *shared) as pool:
+        rows = gathered(pool, run, jobs, lambda job: job.way, every=10 * len(WAYS))
         if chosen.pictures:
             show(pool, chosen)
     harness.report(summarised({way: torch.stack(parts) for way, parts in rows.items()}, chosen), chosen)
@@ -127,7 +123,7 @@ def paintings(chosen: Any) -> Paintings:
     """They depend on the weights and on the pairs."""
     return Paintings(
         "blend",
-        *harness.weights_of(chosen),
+        *harness.weights_of(chosen.weights, chosen.model),
         f"{harness.content(chosen.content)} {WINDOWS} {KEPT_NOISE} {MASK}",
         f"{READ[chosen.model].auto} {chosen.steps} {chosen.seed}",
     )
@@ -136,8 +132,6 @@ def paintings(chosen: Any) -> Paintings:
 def share_objects(demo: Demo, truth: Truth, chosen: Any, kept: Paintings) -> None:
     global DEMO, TRUTH, CHOSEN, KEPT
     DEMO, TRUTH, CHOSEN, KEPT = demo, truth, chosen, kept
-    torch.set_grad_enabled(False)
-    torch.set_num_threads(1)
 
 
 @lru_cache(4)

@@ -89,7 +89,7 @@ class Studio:
     def __init__(self, chosen: argparse.Namespace) -> None:
         self.demo, self.chosen = Demo(weights=chosen.weights), chosen
         self.ranked = RankedGate(load(PROFILE), LAMBDA)
-        files = (chosen.weights / "unet.safetensors", chosen.weights / "text_encoder.safetensors", PROFILE)
+        files = (*harness.weights_of(chosen.weights), PROFILE)
         settings = f"{chosen.prompts} {chosen.steps} {chosen.seed}"
         self.kept = Paintings("guidance", *files, " ".join(WELL_DRAWN), settings)
 
@@ -107,7 +107,7 @@ class Case:
         self.studio, self.demo, self.index = studio, studio.demo, index
         self.specs = scenes.random_specs(1, dice, hand, WELL_DRAWN, alone=1.0)
         self.wanted = harness.scenes_beside(self.specs, chosen.prompts, dice)
-        self.prompts = scenes.captions(self.wanted, harness.without_style(self.wanted))
+        self.prompts = harness.captions_without_style(self.wanted)
 
     @cached_property
     def reference(self) -> Painted:

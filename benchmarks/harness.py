@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,9 +107,9 @@ def profile_of(name: str, weights: Path = models.WEIGHTS) -> SensitivityProfile:
     return load(needed(profile_file(name, weights), "profile"))
 
 
-def weights_of(chosen: argparse.Namespace) -> tuple[Path, Path]:
+def weights_of(weights: Path, paints: str = "unet") -> tuple[Path, Path]:
     """The files of the network that paints and of its text encoder, on which pictures depend."""
-    return chosen.weights / network(chosen.model).file, chosen.weights / "text_encoder.safetensors"
+    return weights / network(paints).file, weights / "text_encoder.safetensors"
 
 
 def options(about: str | None, **defaults: Any) -> argparse.Namespace:
@@ -139,13 +138,10 @@ class Demo:
         torch.set_grad_enabled(False)
         if dtype is None and comfy.model_management.cpu_mode():
             dtype = nets.fast_dtype("cpu")
-        read, file, _ = network(paints)
-        needed(weights / file, paints)
-        needed(weights / "text_encoder.safetensors", "unet")
-        needed(weights / "autoencoder.safetensors", "autoencoder")
-        self.model = read(weights / file, dtype)
-        self.clip = models.load_clip(weights / "text_encoder.safetensors")
-        self.vae = models.load_vae(weights / "autoencoder.safetensors")
+        file, texts = weights_of(weights, paints)
+        self.model = network(paints).load(needed(file, paints), dtype)
+        self.clip = models.load_clip(needed(texts, "unet"))
+        self.vae = models.load_vae(needed(weights / "autoencoder.safetensors", "autoencoder"))
         self.judge = judge.load_judge()
         self._prompts: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -217,22 +213,10 @@ class Truth:
     def draw(self, specs: scenes.Specs) -> Tensor:
         return self.rendered(specs)[0]
 
-    def scenes_by(
-        self, hand: str, count: int, dice: torch.Generator, media: tuple[str, ...] = (PLAIN,)
-    ) -> scenes.Specs:
-        """Scenes of what a hand draws."""
+    def scenes_by(self, hand: str, count: int, dice: torch.Generator) -> scenes.Specs:
+        """Scenes of what a hand draws, with no medium over it."""
         names = tuple(SUBJECTS[row] for row in self.atlas.drawn_by(hand))
-        return scenes.random_specs(count, dice, (hand,), names, media)
-
-
-@cache
-def truth() -> Truth:
-    return Truth()
-
-
-def draw(specs: Specs) -> Tensor:
-    """Pictures [B, 3, 192, 192] of scenes, from the drawings where `prepare` puts them."""
-    return truth().draw(specs)
+        return scenes.random_specs(count, dice, (hand,), names, (PLAIN,))
 
 
 class Painted(NamedTuple):
@@ -253,13 +237,13 @@ def painted_reference(demo: Demo, specs: Specs, seed: int, steps: int) -> Painte
 def drawn_reference(demo: Demo, truth: Truth, specs: Specs) -> Painted:
     """A drawing, whose style no word names."""
     latent = demo.encode(truth.draw(specs))
-    told = scenes.captions(specs, without_style(specs))
+    told = captions_without_style(specs)
     return Painted(specs, demo.decode(latent), StyleReference(latent, demo.conditioning(told)))
 
 
-def without_style(specs: Specs) -> Named:
+def captions_without_style(specs: Specs) -> list[str]:
     said = torch.ones(len(specs), dtype=torch.bool)
-    return Named(said, said, ~said)
+    return scenes.captions(specs, Named(said, said, ~said))
 
 
 def scenes_beside(
@@ -303,7 +287,7 @@ def place_as_prompted(judged: judge.Judge, pictures: Tensor, specs: Specs) -> Te
     return judged.places(pictures).argmax(1) == wanted
 
 
-def interval(values: Tensor, groups: Tensor, statistic: Callable[[Tensor], Tensor] = torch.mean) -> tuple[float, float]:
+def interval(values: Tensor, groups: Tensor, statistic: Callable[[Tensor], Tensor]) -> tuple[float, float]:
     """95 % bootstrap interval of a statistic, drawing whole groups (references), 1000 times."""
     names = groups.unique()
     rows = [values[groups == name] for name in names]

@@ -8,7 +8,6 @@ the layers that each ranking puts first, opened together. References are painted
 
 from __future__ import annotations
 
-import multiprocessing
 import statistics
 import time
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness
+from benchmarks._workers import forked, outcomes
 from benchmarks.harness import Demo, Painted, Paintings, described
 from conditional_balance.engine.agreement import spearman
 from conditional_balance.engine.gates import WrittenGate
@@ -61,11 +61,8 @@ def main() -> None:
     profile = harness.profile_of(chosen.model, chosen.weights)
     shared = Demo(cfg=1.0, weights=chosen.weights, paints=chosen.model), profile, chosen, paintings(chosen)
     everyone = range(chosen.references)
-    with multiprocessing.get_context("fork").Pool(chosen.workers, share_objects, shared) as pool:
-        rounds = []
-        for one in pool.imap(look, everyone):
-            rounds.append(one)
-            print(f"{len(rounds)} of {chosen.references} references", flush=True)
+    with forked(chosen.workers, share_objects, *shared) as pool:
+        rounds = list(outcomes(pool, look, everyone, every=1))
         greedy = added_greedily(pool, profile, rounds, chosen)
         jobs = [(index, layers) for index in everyone for layers in picks(profile, rounds, index).values()]
         seen = pool.starmap(opened, jobs)
@@ -78,14 +75,13 @@ def main() -> None:
 
 
 def paintings(chosen: Any) -> Paintings:
-    return Paintings("layers", *harness.weights_of(chosen), f"{WELL_DRAWN} {chosen.prompts} {chosen.steps}")
+    files = harness.weights_of(chosen.weights, chosen.model)
+    return Paintings("layers", *files, f"{WELL_DRAWN} {chosen.prompts} {chosen.steps}")
 
 
 def share_objects(demo: Demo, profile: SensitivityProfile, chosen: Any, kept: Paintings) -> None:
     global DEMO, PROFILED, CHOSEN, KEPT
     DEMO, PROFILED, CHOSEN, KEPT = demo, profile, chosen, kept
-    torch.set_grad_enabled(False)
-    torch.set_num_threads(1)
 
 
 @lru_cache(2)
@@ -95,7 +91,7 @@ def case_of(index: int) -> Case:
     specs = scenes.random_specs(1, dice, (KNOWN_HANDS[index % len(KNOWN_HANDS)],), WELL_DRAWN, alone=1.0)
     reference = harness.painted_reference(DEMO, specs, index, 12)
     wanted = harness.scenes_beside(specs, CHOSEN.prompts, dice, (1.0,))
-    return Case(reference, wanted, scenes.captions(wanted, harness.without_style(wanted)))
+    return Case(reference, wanted, harness.captions_without_style(wanted))
 
 
 def painted(index: int, layers: str) -> Tensor:

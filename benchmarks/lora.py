@@ -85,7 +85,7 @@ class Bench:
         self.chosen, self.demo, self.truth = chosen, Demo(weights=chosen.weights), Truth(chosen.prepared)
         self.profile = load(PROFILE)
         code = Path(__file__).parent.parent / "demo" / "training" / "lora.py"
-        files = (chosen.weights / "unet.safetensors", chosen.weights / "text_encoder.safetensors")
+        files = harness.weights_of(chosen.weights)
         self.trained = Paintings("lora-weights", *files, code, f"{chosen.train} {chosen.rank} {chosen.seed}").folder
         self.kept = Paintings("lora", *files, code, PROFILE, " ".join(map(str, vars_of(chosen).values())))
         self.layers = architecture_of(self.demo.model).layers
@@ -161,13 +161,15 @@ class Case:
         self.shown = torch.tensor([SUBJECTS.index(name) for name in shown])
         self.drawings = self.scenes_of(DRAWINGS, shown)
         self.pictures = self.demo.autoencoded(bench.truth.draw(self.drawings))
-        self.style_lora = bench.lora(f"style {self.hand} {self.medium}", self.drawings, untold(self.drawings))
+        self.style_lora = bench.lora(
+            f"style {self.hand} {self.medium}", self.drawings, harness.captions_without_style(self.drawings)
+        )
         portraits = scenes.random_specs(DRAWINGS, self.dice, KNOWN_HANDS, (self.subject,), alone=1.0)
         self.subject_lora = bench.lora(f"subject {self.subject}", portraits, scenes.captions(portraits))
         others = self.scenes_of(bench.chosen.scenes, [name for name in known if name not in shown])
-        self.alone = Scenes("alone", others, untold(others), self.ways_alone())
+        self.alone = Scenes("alone", others, harness.captions_without_style(others), self.ways_alone())
         new = self.scenes_of(bench.chosen.scenes, [self.subject])
-        self.paired = Scenes("paired", new, untold(new), self.ways_paired())
+        self.paired = Scenes("paired", new, harness.captions_without_style(new), self.ways_paired())
 
     def scenes_of(self, count: int, subjects: Sequence[str]) -> Specs:
         """Scenes of one subject in this case's one style: its hand, its medium, and the medium's parameters."""
@@ -251,10 +253,6 @@ class Case:
             "subjects of the style's drawings": [SUBJECTS[at] for at in self.shown.tolist()],
             "layers": {way: " ".join(map(str, layers)) for way, (layers, _) in self.alone.ways.items()},
         }
-
-
-def untold(specs: Specs) -> list[str]:
-    return scenes.captions(specs, harness.without_style(specs))
 
 
 def rest_of(layers: Layers, taken: Layers) -> list[LayerId]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -78,8 +77,7 @@ def _one(value: float) -> Tensor:
 
 def prices(chosen: argparse.Namespace) -> dict[str, Any]:
     """A run under a schedule over a plain one on a UNet with SDXL's 70 layers at a reduced width, one thread."""
-    options = SimpleNamespace(channels=32, size=chosen.size, steps=4, rounds=chosen.rounds, dtype="float32")
-    bench = costs.Bench(options, torch.device("cpu"))  # type: ignore[arg-type]
+    bench = costs.Bench(costs.Setting(size=chosen.size), torch.device("cpu"))
     with torch.inference_mode():
         ways = {"plain": bench.model, "constant": schedule_metadata(bench.model, Metadata())}
         ways["scheduled"] = schedule_metadata(bench.model, ASKED)

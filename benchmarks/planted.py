@@ -66,15 +66,15 @@ def plant(
     return Planted(Series(*cells.T), distances, (content + 1) / total, (style + 1) / total)
 
 
-def sums_of(planted: Planted, seed: int = 0) -> CrossedSums:
+def sums_of(planted: Planted) -> CrossedSums:
     images = torch.arange(len(planted.series.styles))
-    sums = CrossedSums(planted.series, planted.distances.shape[:-2], seed)
+    sums = CrossedSums(planted.series, planted.distances.shape[:-2], seed=0)
     sums.add(planted.distances, images, images)
     return sums
 
 
-def ranked(styles: int, subjects: int, generator: torch.Generator, layers: int = LAYERS) -> Ranked:
-    planted = plant(*amounts(layers, generator), styles, subjects, generator)
+def ranked(styles: int, subjects: int, generator: torch.Generator) -> Ranked:
+    planted = plant(*amounts(LAYERS, generator), styles, subjects, generator)
     found = sums_of(planted).scores()
     plain = scores_of(planted.distances, planted.series.styles.tolist(), 0).score
     truths = planted.style, planted.content, planted.style

@@ -9,7 +9,6 @@ layout.
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -18,12 +17,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks import balance, harness
+from benchmarks._workers import forked, gathered
 from benchmarks.balance import ALL, MEASURES, NONE, Job
 from benchmarks.harness import Demo
 from conditional_balance.engine.style import BOTH, EITHER, KEEP, SHIFT, UNTWIST
 from conditional_balance.runtime.inject.style import StyleInjection, StyleSettings, inject_style
 from demo import models
-from demo.world import scenes
 
 KNOWN = "known hands"
 GATES = (("ranked", 0.2), ("ranked", 0.43), (ALL, 1.0))
@@ -49,12 +48,8 @@ def main() -> None:
     shared = demo, None, harness.profile_of(chosen.model, chosen.weights), chosen, *balance.kept(chosen)
     ways = [(NONE, (NONE, 0.0)), *itertools.product(SETTINGS, GATES)]
     jobs = [(setting, gate, index) for index in range(chosen.references) for setting, gate in ways]
-    with multiprocessing.get_context("fork").Pool(chosen.workers, balance.share_objects, shared) as pool:
-        rows: dict[str, list[Tensor]] = {}
-        for number, (job, found) in enumerate(zip(jobs, pool.imap(measured, jobs), strict=True), 1):
-            rows.setdefault(told(*job[:2]), []).append(found)
-            if number % len(ways) == 0:
-                print(f"{number // len(ways)} of {chosen.references} references", flush=True)
+    with forked(chosen.workers, balance.share_objects, *shared) as pool:
+        rows = gathered(pool, measured, jobs, lambda job: told(*job[:2]), every=len(ways))
     results = {
         "references": chosen.references,
         "steps": chosen.steps,
@@ -86,7 +81,7 @@ def painted(job: tuple[str, tuple[str, float], int]) -> Tensor:
     reference, wanted = balance.pair(KNOWN, index)
     gate = balance.gate_of(Job(KNOWN, policy, amount, index))
     model = inject_style(balance.DEMO.model, StyleInjection(gate, reference.source, SETTINGS[setting]))
-    prompts = scenes.captions(wanted, harness.without_style(wanted))
+    prompts = harness.captions_without_style(wanted)
     return balance.DEMO.sample(model, prompts, index, balance.CHOSEN.steps)
 
 

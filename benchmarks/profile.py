@@ -52,9 +52,7 @@ MIDDLE_SIZE = {
 
 
 def main() -> None:
-    options = command_line(__doc__, threads=0).parse_args()  # 0: torch's own choice
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    options = command_line(__doc__).parse_args()
     with torch.inference_mode():
         figures = {"threads": torch.get_num_threads(), **capture_cost(), "scoring": scoring_cost()}
     for line in _told(figures):
@@ -132,12 +130,12 @@ def _bhattacharyya(mean1: torch.Tensor, std1: torch.Tensor, mean2: torch.Tensor,
 
 
 def _jensen_shannon_by_quadrature(
-    mean1: torch.Tensor, std1: torch.Tensor, mean2: torch.Tensor, std2: torch.Tensor, nodes: int = 64
+    mean1: torch.Tensor, std1: torch.Tensor, mean2: torch.Tensor, std2: torch.Tensor
 ) -> float:
     """On a grid that covers both Gaussians, 64 nodes."""
     low = torch.minimum(mean1 - 5 * std1, mean2 - 5 * std2)
     high = torch.maximum(mean1 + 5 * std1, mean2 + 5 * std2)
-    z = low[:, None] + (high - low)[:, None] * torch.linspace(0, 1, nodes, dtype=torch.float64)
+    z = low[:, None] + (high - low)[:, None] * torch.linspace(0, 1, 64, dtype=torch.float64)
     p = torch.distributions.Normal(mean1[:, None], std1[:, None]).log_prob(z)
     q = torch.distributions.Normal(mean2[:, None], std2[:, None]).log_prob(z)
     m = torch.logaddexp(p, q) - torch.log(torch.tensor(2.0))

@@ -15,7 +15,6 @@ import statistics
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -98,7 +97,7 @@ class Case:
         self.specs = scenes.random_specs(1, dice, hand, WELL_DRAWN, alone=1.0)
         self.wanted = harness.scenes_beside(self.specs, chosen.prompts, dice, alone=(1.0,))
         self.told = scenes.captions(self.specs)
-        self.prompts = scenes.captions(self.wanted, harness.without_style(self.wanted))
+        self.prompts = harness.captions_without_style(self.wanted)
 
     @cached_property
     def trajectories(self) -> Trajectories:
@@ -137,7 +136,7 @@ def subject_in(demo: Demo, caption: str, subject: int) -> Subject:
 def styles(chosen: argparse.Namespace) -> dict[str, Any]:
     """Style, leak and content of every way, with intervals over references."""
     demo = Demo(weights=chosen.weights)
-    files = (chosen.weights / "unet.safetensors", chosen.weights / "text_encoder.safetensors", PROFILE)
+    files = (*harness.weights_of(chosen.weights), PROFILE)
     kept = Paintings("references", *files, f"{chosen.prompts} {chosen.steps} {chosen.seed}")
     ranked = RankedGate(load(PROFILE), LAMBDA)
     measured: dict[str, list[Tensor]] = {name: [] for name in (NONE, *WAYS)}
@@ -271,10 +270,9 @@ def round_trip(demo: Demo, latents: Tensor, prompt: Any, how: Inversion) -> floa
 
 def prices(chosen: argparse.Namespace) -> dict[str, Any]:
     """A run with a renoised reference over a plain one at batch 1, on a UNet with SDXL's 70 layers, one thread."""
-    options = SimpleNamespace(channels=32, size=chosen.size, steps=4, rounds=chosen.rounds, dtype="float32")
-    bench = costs.Bench(options, torch.device("cpu"))  # type: ignore[arg-type]
+    bench = costs.Bench(costs.Setting(size=chosen.size), torch.device("cpu"))
     with torch.inference_mode():
-        reference = StyleReference(torch.randn(1, 4, chosen.size, chosen.size), costs._cond(3))
+        reference = StyleReference(torch.randn(1, 4, chosen.size, chosen.size), costs.cond(3))
 
         def run(remember: bool) -> None:
             gate = RankedGate(bench.profile, LAMBDA)

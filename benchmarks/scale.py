@@ -114,10 +114,10 @@ def part_costs(options: argparse.Namespace) -> dict[str, Any]:
     return cost | {"seconds_of_5000_pictures_on": {n: makespan(cost, levels, n) for n in (1, 2, 4, 8, 16, 32, 64)}}
 
 
-def makespan(cost: dict[str, float], levels: int, machines: int, pictures: int = 5000) -> float:
-    """Seconds until the last machine is done, when tasks are as large as `Parts` makes them."""
-    size = 2 * MOST_PAIRS // pictures
-    groups, chunk = -(-pictures // size), 28  # of 100 pictures, in four chunks, summed in four tasks
+def makespan(cost: dict[str, float], levels: int, machines: int) -> float:
+    """Seconds until the last machine is done with 5000 pictures, when tasks are as large as `Parts` makes them."""
+    size = 2 * MOST_PAIRS // 5000
+    groups, chunk = -(-5000 // size), 28  # of 100 pictures, in four chunks, summed in four tasks
     moments = cost["moments_s_a_picture_and_level"] * levels * chunk
     sums = cost["sums_s_a_pair_and_level"] * levels * size * (size - 1) / 2 / CHUNKS
     looking, summing = groups * -(-size // chunk), groups * CHUNKS

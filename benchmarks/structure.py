@@ -11,7 +11,6 @@ asked, `edge F1, B` against those of the same scene by B. `--chart FILE` plots w
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import statistics
 import time
 from collections.abc import Iterator
@@ -30,6 +29,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks import harness
+from benchmarks._workers import forked, gathered
 from benchmarks.harness import CFG, PROFILES, Demo, Painted, Paintings, Truth, described
 from benchmarks.style import in_turns, ratio
 from conditional_balance.engine.ablation import agreement
@@ -97,12 +97,8 @@ def main() -> None:
     torch.set_num_threads(1)
     studio = Studio(chosen)
     jobs = list(planned(chosen))
-    with multiprocessing.get_context("fork").Pool(chosen.workers, share_objects, (studio,)) as pool:
-        rows: dict[str, list[Tensor]] = {}
-        for number, (job, found) in enumerate(zip(jobs, pool.imap(run, jobs), strict=True), 1):
-            rows.setdefault(job.name, []).append(found)
-            if number % 16 == 0:
-                print(f"{number} of {len(jobs)}", flush=True)
+    with forked(chosen.workers, share_objects, studio) as pool:
+        rows = gathered(pool, run, jobs, lambda job: job.name, every=16)
         anchors = torch.stack(pool.map(anchored, range(chosen.references)))
         if chosen.pictures:
             show(pool, chosen)
@@ -150,7 +146,7 @@ class Studio:
 
     def sample(self, model: Any, job: Job, triple: Triple) -> Tensor:
         """Latents [1, 8, 24, 24] under the job's ControlNet."""
-        told = scenes.captions(triple.specs, harness.without_style(triple.specs))
+        told = harness.captions_without_style(triple.specs)
         positive, negative = (self.demo.conditioning(text) for text in (told, [""]))
         if job.policy != NONE:
             strength = job.amount if job.policy == "strength" else 1.0
@@ -239,8 +235,6 @@ def planned(chosen: Any) -> Iterator[Job]:
 def share_objects(studio: Studio) -> None:
     global STUDIO
     STUDIO = studio
-    torch.set_grad_enabled(False)
-    torch.set_num_threads(1)
 
 
 @lru_cache(2)
@@ -334,12 +328,12 @@ def estimates(draws: np.ndarray) -> dict[str, Any]:
     }
 
 
-def slots(studio: Studio, looks: int = 4) -> dict[str, Any]:
-    """What leaving out each residual changes, and whether the geometry profile's ranking foresees it; over triples."""
+def slots(studio: Studio) -> dict[str, Any]:
+    """Of four triples: what leaving out each residual changes, and whether the geometry profile ranks them alike."""
     layout, found = layout_of(unet_of(studio.demo.model)), []
-    for index in range(min(looks, studio.chosen.references)):
+    for index in range(min(4, studio.chosen.references)):
         triple = studio.triple(index)
-        told = scenes.captions(triple.specs, harness.without_style(triple.specs))
+        told = harness.captions_without_style(triple.specs)
         positive, negative = (studio.demo.conditioning(text) for text in (told, [""]))
         positive, _ = ControlNetApplyAdvanced().apply_controlnet(
             positive, negative, studio.control, hint_of(triple), 1.0, 0.0, 1.0

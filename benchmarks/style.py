@@ -8,7 +8,6 @@ On a CPU the clock is this process's own on one thread, so that other work on th
 
 from __future__ import annotations
 
-import argparse
 import gc
 import logging
 import math
@@ -17,8 +16,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.model_base
 import comfy.model_management
@@ -37,62 +35,62 @@ from conditional_balance.runtime.arch.attention import plain_attention
 from conditional_balance.runtime.arch.unet import attention_layers
 from conditional_balance.runtime.inject.reference import FIRST_ROW, StyleReference
 from conditional_balance.runtime.inject.style import StyleInjection, inject_style
+from devtools.bootstrap import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 PROFILE = ROOT / "sensitivity_profiles" / "sdxl-base-1.0.style.published.safetensors"
 GOALS = {"lambda 0": 1.02, "lambda 0.43": 1.10}
 CONTEXT, POOLED = 64, 2816
 
 
+class Setting(NamedTuple):
+    """What a run is of; SDXL itself has 320 channels, and a latent of 128 for 1024 pixels."""
+
+    channels: int = 32
+    size: int = 32  # of the latent's sides
+    steps: int = 4
+    rounds: int = 15  # runs of each kind, in turns
+    dtype: str = "float32"
+
+
 def main() -> None:
-    options = _arguments()
+    chosen = command_line(__doc__, **Setting()._asdict()).parse_args()
     logging.disable(logging.WARNING)
     torch.manual_seed(0)
     device = comfy.model_management.get_torch_device()
     if device.type == "cpu":
         torch.set_num_threads(1)
-    bench = Bench(options, device)
+    bench = Bench(Setting(*(getattr(chosen, name) for name in Setting._fields)), device)
     with torch.inference_mode():
         results = {
             "first row of the batch": bench.compare(batch=2),
             "renoised latent": bench.compare(batch=1, hidden=True),
         }
-        report = {"setting": bench.setting(), "results": results, "memory": bench.memory()}
+        report = {"setting": bench.told(), "results": results, "memory": bench.memory()}
     report["met"] = met(report)
     _tell(report)
-    keep(report, options)
-
-
-def _arguments() -> argparse.Namespace:
-    parser = command_line(__doc__)
-    parser.add_argument("--channels", type=int, default=32, help="the UNet's width; SDXL has 320")
-    parser.add_argument("--size", type=int, default=32, help="side of the latent; 128 is 1024 pixels")
-    parser.add_argument("--steps", type=int, default=4, help="sampling steps of one run")
-    parser.add_argument("--rounds", type=int, default=15, help="runs of each kind, in turns")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
-    return parser.parse_args()
+    keep(report, chosen)
 
 
 class Bench:
     """A model, a clock, and runs in turns."""
 
-    def __init__(self, options: argparse.Namespace, device: torch.device) -> None:
-        self.options, self.device, self.dtype = options, device, getattr(torch, options.dtype)
+    def __init__(self, setting: Setting, device: torch.device) -> None:
+        self.setting, self.device, self.dtype = setting, device, getattr(torch, setting.dtype)
         self.profile: SensitivityProfile = load(PROFILE)
-        self.model = sdxl_shaped(options.channels, self.dtype, device)
-        self.prompts = [_cond(seed) for seed in (1, 2)]
-        self.sigmas = comfy.samplers.calculate_sigmas(self.model.model.model_sampling, "normal", options.steps)
+        self.model = sdxl_shaped(setting.channels, self.dtype, device)
+        self.prompts = [cond(seed) for seed in (1, 2)]
+        self.sigmas = comfy.samplers.calculate_sigmas(self.model.model.model_sampling, "normal", setting.steps)
 
     def compare(self, batch: int, hidden: bool = False) -> dict[str, Any]:
         """Times of plain, lambda 0 and lambda 0.43, and the least that the last must take."""
-        reference = StyleReference(torch.randn(1, 4, *self._size), _cond(3)) if hidden else FIRST_ROW
+        reference = StyleReference(torch.randn(1, 4, *self._size), cond(3)) if hidden else FIRST_ROW
         runs = {
             "plain": lambda: self.run(self.model, batch),
             "lambda 0": lambda: self.run(self.injected(0.0, reference), batch),
             "lambda 0.43": lambda: self.run(self.injected(0.43, reference), batch),
             "one row more": lambda: self.run(self.model, batch + 1),
         }
-        times = in_turns(runs, self.clock, self.options.rounds)
+        times = in_turns(runs, self.clock, self.setting.rounds)
         extra = self.least_extra(styled_rows=2 * (batch if hidden else batch - 1))
         base = times["one row more" if hidden else "plain"]
         least = [each + sum(extra.values()) for each in base]
@@ -138,7 +136,7 @@ class Bench:
             for layer, style in styles.items():
                 attn = blocks[layer].attn1
                 width = attn.heads * attn.dim_head
-                tokens = math.prod(self._size) // (4 if width == 2 * self.options.channels else 16)
+                tokens = math.prod(self._size) // (4 if width == 2 * self.setting.channels else 16)
                 shapes[tokens, width, attn.heads, int(style.q > 0) + int(style.k > 0)] += 1
         return shapes
 
@@ -161,7 +159,7 @@ class Bench:
             self.sigmas,
             comfy.samplers.calculate_sigmas(self.model.model.model_sampling, "normal", 16),
         )
-        reference = StyleReference(torch.randn(1, 4, *self._size), _cond(3))
+        reference = StyleReference(torch.randn(1, 4, *self._size), cond(3))
         seen: list[int] = []
         self.run(self.injected(0.43, reference), 1, seen)
         self.sigmas = sigmas
@@ -182,16 +180,13 @@ class Bench:
         torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def setting(self) -> dict[str, Any]:
+    def told(self) -> dict[str, Any]:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.processor()
-        kept = ("channels", "size", "steps", "rounds", "dtype")
-        return {"device": name or self.device.type, "torch": torch.__version__} | {
-            key: getattr(self.options, key) for key in kept
-        }
+        return {"device": name or self.device.type, "torch": torch.__version__, **self.setting._asdict()}
 
     @property
     def _size(self) -> tuple[int, int]:
-        return self.options.size, self.options.size
+        return self.setting.size, self.setting.size
 
 
 def in_turns(runs: dict[str, Callable[[], Any]], clock: Callable[[], float], rounds: int) -> dict[str, list[float]]:
@@ -234,7 +229,7 @@ def sdxl_shaped(
     return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=device)
 
 
-def _cond(seed: int) -> list[list[Any]]:
+def cond(seed: int) -> list[list[Any]]:
     generator = torch.Generator().manual_seed(seed)
     pooled = torch.randn(1, 1280, generator=generator)
     return [[torch.randn(1, 77, CONTEXT, generator=generator), {"pooled_output": pooled}]]

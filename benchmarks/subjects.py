@@ -8,7 +8,6 @@ Settings of cfg and steps paint the same scenes from the same noise. *style dist
 from __future__ import annotations
 
 import math
-import multiprocessing
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness
+from benchmarks._workers import forked, gathered
 from benchmarks.harness import Demo, Paintings, Truth, described
 from demo import models
 from demo.judge import style_distance
@@ -56,11 +56,8 @@ def main() -> None:
     parts = range(len(wanted) // PART)
     jobs = [Job(setting, part) for part in parts for setting in chosen.settings.split()]
     shared = Demo(weights=chosen.weights), Truth(chosen.prepared), wanted, paintings(chosen)
-    with multiprocessing.get_context("fork").Pool(chosen.workers, share_objects, shared) as pool:
-        rows: dict[str, list[Tensor]] = {}
-        for number, (job, found) in enumerate(zip(jobs, pool.imap(run, jobs), strict=True), 1):
-            rows.setdefault(job.setting, []).append(found)
-            print(f"{number} of {len(jobs)}", flush=True) if number % 20 == 0 else None
+    with forked(chosen.workers, share_objects, *shared) as pool:
+        rows = gathered(pool, run, jobs, lambda job: job.setting, every=20)
         if chosen.pictures:
             for setting in rows:
                 some = pool.map(shown, [Job(setting, part) for part in parts[:6]])
@@ -70,15 +67,12 @@ def main() -> None:
 
 
 def paintings(chosen: Any) -> Paintings:
-    files = (chosen.weights / "unet.safetensors", chosen.weights / "text_encoder.safetensors")
-    return Paintings("subjects", *files, f"{chosen.seed}")
+    return Paintings("subjects", *harness.weights_of(chosen.weights), f"{chosen.seed}")
 
 
 def share_objects(demo: Demo, truth: Truth, wanted: Specs, kept: Paintings) -> None:
     global DEMO, TRUTH, WANTED, KEPT
     DEMO, TRUTH, WANTED, KEPT = demo, truth, wanted, kept
-    torch.set_grad_enabled(False)
-    torch.set_num_threads(1)
 
 
 def scenes_of(count: int, seed: int) -> Specs:

@@ -54,7 +54,7 @@ class Job(NamedTuple):
 def main() -> None:
     chosen = harness.options(__doc__, references=16, prompts=3, steps=12, cheap=8, weights=models.WEIGHTS)
     torch.set_num_threads(1)
-    files = (chosen.weights / "unet.safetensors", chosen.weights / "text_encoder.safetensors", PROFILE)
+    files = (*harness.weights_of(chosen.weights), PROFILE)
     kept = Paintings("suggest", *files, " ".join(WELL_DRAWN), f"{chosen.prompts} {chosen.seed}")
     share_objects(Demo(weights=chosen.weights), load(PROFILE), chosen, kept)
     rows = []
@@ -136,7 +136,7 @@ def painted(job: Job) -> Tensor:
 
     def paint() -> Tensor:
         reference, wanted = pair(job.index)
-        prompts = scenes.captions(wanted, harness.without_style(wanted))
+        prompts = harness.captions_without_style(wanted)
         return DEMO.sample(styled(job, reference), prompts, job.index, job.steps)
 
     return KEPT.of(job.name, paint)

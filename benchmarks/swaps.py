@@ -6,7 +6,6 @@ swap that is the cause moves one ranking's figures to the other's.
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
@@ -16,13 +15,13 @@ import torch
 from torch import Tensor
 
 from benchmarks import balance, harness
+from benchmarks._workers import forked, gathered
 from benchmarks.balance import MEASURES, Job
 from benchmarks.harness import Demo
 from conditional_balance.engine.gates import CombinedGate, LayerGate, WrittenGate
 from conditional_balance.engine.grammar import parse
 from conditional_balance.runtime.inject.style import StyleInjection, StyleSettings, inject_style
 from demo import models
-from demo.world import scenes
 
 KNOWN = "known hands"
 
@@ -82,11 +81,8 @@ def main() -> None:
     profile = harness.profile_of(chosen.model, chosen.weights)
     shared = Demo(cfg=chosen.cfg, weights=chosen.weights), None, profile, chosen, *balance.kept(chosen)
     jobs = [(*swap, index) for index in range(chosen.references) for swap in SWAPS]
-    with multiprocessing.get_context("fork").Pool(chosen.workers, balance.share_objects, shared) as pool:
-        rows: dict[tuple[float, str], list[Tensor]] = {}
-        for number, (job, found) in enumerate(zip(jobs, pool.imap(measured, jobs), strict=True), 1):
-            rows.setdefault(job[:2], []).append(found)
-            print(f"{number} of {len(jobs)}", flush=True)
+    with forked(chosen.workers, balance.share_objects, *shared) as pool:
+        rows = gathered(pool, measured, jobs, lambda job: job[:2], every=1)
     harness.report(summarised({swap: torch.stack(parts) for swap, parts in rows.items()}, chosen), chosen)
 
 
@@ -103,7 +99,7 @@ def painted(job: tuple[float, str, int]) -> Tensor:
     reference, wanted = balance.pair(KNOWN, index)
     gates = (balance.gate_of(Job(KNOWN, policy, amount, index)) for policy in ("ranked", "static"))
     sharing = StyleInjection(SWAPS[amount, name](Ways(*gates)), reference.source, StyleSettings(1.0))
-    prompts = scenes.captions(wanted, harness.without_style(wanted))
+    prompts = harness.captions_without_style(wanted)
     model = inject_style(balance.DEMO.model, sharing)
     return balance.DEMO.sample(model, prompts, index, balance.CHOSEN.steps)
 

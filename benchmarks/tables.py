@@ -16,6 +16,7 @@ from devtools import files
 
 FOLDER = Path(__file__).resolve().parent
 PAGE, RESULTS = FOLDER / "README.md", FOLDER / "results"
+Writer = Callable[[Any], str]  # a cell of a table from what was found
 BLOCK = re.compile(r"<!-- (?P<name>[\w ,-]+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -49,11 +50,17 @@ def points(found: dict[str, float]) -> str:
     return f"{mean:+.0f} [{low:+.0f}, {high:+.0f}]"
 
 
-def plain(digits: int) -> Callable[[dict[str, float]], str]:
-    return lambda found: f"{found['mean']:.{digits}f} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
+def plain(digits: int, sign: str = "") -> Writer:
+    form = f"{sign}.{digits}f"
+    return lambda found: f"{found['mean']:{form}} [{found['low']:{form}}, {found['high']:{form}}]"
 
 
-def measures(settings: dict[str, Any], columns: dict[str, Callable[[Any], str]], first: str) -> str:
+def signed(digits: int) -> Writer:
+    """A difference."""
+    return plain(digits, "+")
+
+
+def measures(settings: dict[str, Any], columns: dict[str, Writer], first: str) -> str:
     """One row for each setting, one column for each measure, written by the column's function."""
     rows = ([name, *(write(found[measure]) for measure, write in columns.items())] for name, found in settings.items())
     return table([first, *columns], rows)
@@ -66,16 +73,20 @@ def bars() -> str:
 
 def bars_transformer() -> str:
     """What has a bar, by where a reference's tokens stand."""
-    files = {"shift": "bars_transformer", "keep": "bars_transformer_keep", "untwist": "bars_transformer_untwist"}
-    return _bars({name: results(file)["painted"]["best drawn, no medium"] for name, file in files.items()})
+    return _bars_of_best(
+        {"shift": "bars_transformer", "keep": "bars_transformer_keep", "untwist": "bars_transformer_untwist"}
+    )
 
 
 def bars_of_sharing() -> str:
     """What full sharing does at several weights of a reference's tokens, and after training on, gently or roughly, with
     either kind of couples."""
-    files = {"share 1": "bars_share1", "2": "bars_share2", "4": "bars_share4"}
-    files |= {"the same twice": "bars_repeated", "rough": "bars_rough", "rough, the same twice": "bars_rough_repeated"}
-    return _bars({name: results(file)["painted"]["best drawn, no medium"] for name, file in files.items()})
+    trained = {"the same twice": "bars_repeated", "rough": "bars_rough", "rough, the same twice": "bars_rough_repeated"}
+    return _bars_of_best({"share 1": "bars_share1", "2": "bars_share2", "4": "bars_share4"} | trained)
+
+
+def _bars_of_best(kept: dict[str, str]) -> str:
+    return _bars({name: results(file)["painted"]["best drawn, no medium"] for name, file in kept.items()})
 
 
 def _bars(painted: dict[str, Any]) -> str:
@@ -119,7 +130,7 @@ def balance_at_equal_style(setting: str, file: str = "balance") -> str:
 
 
 def positions() -> str:
-    columns: dict[str, Callable[[Any], str]] = {
+    columns: dict[str, Writer] = {
         "style distance": plain(3), "layout copied": signed(2), "content": percent, "one subject": percent,
         "place": percent, "place leaked": percent, "leaked": percent,
     }  # fmt: skip
@@ -132,14 +143,10 @@ def swaps() -> str:
 
 
 def swaps_moved() -> str:
-    columns = {"style distance": _moved} | dict.fromkeys(("content", "sure of the subjects"), points)
+    columns = {"style distance": signed(3)} | dict.fromkeys(("content", "sure of the subjects"), points)
     found = results("swaps")
     gaps = {f"{amount}, per-step minus static": gap for amount, gap in found["per-step minus static"].items()}
     return measures(found["beyond the gate it was made of"] | gaps, columns, "lambda, layers")
-
-
-def _moved(found: dict[str, float]) -> str:
-    return f"{found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
 
 
 def structure(file: str = "structure") -> str:
@@ -177,12 +184,12 @@ def attribution_settings() -> str:
 def attribution_beside() -> str:
     found = results("attribution")["against the default"]
     columns = [(kind, told) for kind in found for told in ("alone", "against the rest")]
-    rows = ([way, *(_signed(found[kind].get(way, {}).get(told)) for kind, told in columns)] for way in found["drawn"])
+
+    def beside(way: str, kind: str, told: str) -> str:
+        return signed(2)(found[kind][way][told]) if told in found[kind].get(way, {}) else ""
+
+    rows = ([way, *(beside(way, *column) for column in columns)] for way in found["drawn"])
     return table(["way", *(f"{kind}, {told}" for kind, told in columns)], rows)
-
-
-def _signed(found: dict[str, float] | None) -> str:
-    return "" if found is None else f"{found['mean']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
 
 
 def layers_agreement(file: str = "layers") -> str:
@@ -209,7 +216,7 @@ def attribution_cost() -> str:
 
 def blend(file: str = "blend", beside: tuple[str, ...] = ()) -> str:
     """`beside`: measures of what is left of the reference's own subject."""
-    columns: dict[str, Callable[[Any], str]] = dict.fromkeys(("subject", "place", "both", *beside), percent)
+    columns: dict[str, Writer] = dict.fromkeys(("subject", "place", "both", *beside), percent)
     return measures(results(file)["ways"]["all"], columns | {"PSNR outside": plain(1), "seam": plain(2)}, "way")
 
 
@@ -235,7 +242,7 @@ def references_trip() -> str:
 
 def guidance() -> str:
     found = results("guidance")
-    columns: dict[str, Callable[[dict[str, float]], str]] = {
+    columns: dict[str, Writer] = {
         "style distance": plain(3), "content": percent, "one subject": percent, "both of two": percent,
         "leak": plain(2), "spread": plain(2),
     }  # fmt: skip
@@ -251,18 +258,14 @@ def _forwards(told: dict[str, float]) -> str:
 
 
 def guidance_beside() -> str:
-    columns: dict[str, Callable[[dict[str, float]], str]] = {
+    columns: dict[str, Writer] = {
         "style distance": signed(3), "content": points, "place": points, "leak": signed(2),
     }  # fmt: skip
     return measures(results("guidance")["less sharing"], columns, "way, less sharing at ranked 0.43")
 
 
-def signed(digits: int) -> Callable[[dict[str, float]], str]:
-    return lambda found: f"{found['mean']:+.{digits}f} [{found['low']:+.{digits}f}, {found['high']:+.{digits}f}]"
-
-
 def lora(part: str) -> str:
-    columns: dict[str, Callable[[dict[str, float]], str]] = {
+    columns: dict[str, Writer] = {
         "style distance": plain(3), "hand distance": plain(3), "content": percent, "subject": percent,
         "sure of the subject": percent, "leak": plain(2), "leaked": percent,
     }  # fmt: skip
@@ -270,7 +273,7 @@ def lora(part: str) -> str:
 
 
 def lora_less(part: str) -> str:
-    columns: dict[str, Callable[[dict[str, float]], str]] = {
+    columns: dict[str, Writer] = {
         "style distance": signed(3), "content": points, "subject": points, "leak": signed(2),
     }  # fmt: skip
     return measures(results("lora")[part], columns, "LoRA at")

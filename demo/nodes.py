@@ -16,7 +16,7 @@ from .world.sets import HANDS, KNOWN_HANDS
 from .world.subjects import WORDS
 
 SHEET_ROWS = 6
-GAP = 6  # pixels between pictures of a sheet
+GAP, MARGIN = 6, 150  # pixels between pictures of a sheet, and left of them for labels
 
 
 class CBLoadDemoModel(io.ComfyNode):
@@ -167,18 +167,18 @@ class CBDemoSheet(io.ComfyNode):
         return io.NodeOutput(contact_sheet(batches, labels.splitlines()))
 
 
-def contact_sheet(batches: list[torch.Tensor], labels: list[str], scale: int = 1, margin: int = 150) -> torch.Tensor:
-    """[B, H, W, 3] pictures of equal size, a row for each batch, as one picture [1, H', W', 3]."""
-    height, width = (scale * side for side in batches[0].shape[1:3])
+def contact_sheet(batches: list[torch.Tensor], labels: list[str]) -> torch.Tensor:
+    """Batches of pictures [B, H, W, 3], a row for each, as one picture [1, H', W', 3]; all in the first one's size."""
+    height, width = batches[0].shape[1:3]
     columns = max(len(batch) for batch in batches)
-    sheet = Image.new("RGB", (margin + columns * (width + GAP), len(batches) * (height + GAP)), "white")
+    sheet = Image.new("RGB", (MARGIN + columns * (width + GAP), len(batches) * (height + GAP)), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(20)
     for row, (batch, label) in enumerate(zip_longest(batches, labels[: len(batches)], fillvalue="")):
         top = row * (height + GAP)
         pen.multiline_text((8, top + height / 2), label.replace(", ", ",\n"), fill="black", font=font, anchor="lm")
         for column, picture in enumerate(batch):
             tile = Image.fromarray((255 * picture.clamp(0, 1)).round().byte().cpu().numpy())
-            sheet.paste(tile.resize((width, height), Image.Resampling.LANCZOS), (margin + column * (width + GAP), top))
+            sheet.paste(tile.resize((width, height), Image.Resampling.LANCZOS), (MARGIN + column * (width + GAP), top))
     return torch.from_numpy(np.asarray(sheet, dtype=np.float32) / 255)[None]
 
 

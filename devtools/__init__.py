@@ -1,1 +1,1 @@
-"""What dev.py, the tests, the benchmarks and the training of the demo model share. Plain Python: no package needed."""
+"""What dev.py, the tests and the benchmarks share. What dev.py itself imports is plain Python: no package needed."""

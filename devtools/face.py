@@ -18,9 +18,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from devtools.comfyui import ROOT
 from devtools.translations import PAGE_WORDS, PageWords, late, short, split
 
-ROOT = Path(__file__).resolve().parent.parent
 PROSE, PAGES, LOCALES = ROOT / "docs" / "nodes", ROOT / "js" / "docs", ROOT / "locales"
 FIGURES = PAGES / "figures"
 WRITTEN_BY_HAND = ("zh", "ja")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .workflow import spec_of
+from .workflow import default_of
 
 Link = list[Any]  # [node id, output slot]
 
@@ -20,7 +20,7 @@ class Graph:
         """Add a node whose other widgets have their defaults, as front ends send them; returns its id."""
         known = self.known[kind]["input"]
         defaults = {
-            name: _default(spec) for part in ("required", "optional") for name, spec in known.get(part, {}).items()
+            name: default_of(spec) for part in ("required", "optional") for name, spec in known.get(part, {}).items()
         }
         settled = {name: value for name, value in (defaults | inputs).items() if value is not None}
         name = f"added {len(self.prompt)}"
@@ -79,9 +79,3 @@ class Graph:
         """The prompt of these nodes and what they depend on."""
         kept = self.ancestors(nodes)
         return {name: node for name, node in self.prompt.items() if name in kept}
-
-
-def _default(spec: list[Any]) -> Any:
-    _, options = spec_of(spec)
-    choices = spec[0] if isinstance(spec[0], list) else options.get("options")
-    return options.get("default", choices[0] if choices else None)

@@ -2,7 +2,7 @@
 
 - docs/NAME.png, where README shows it or it is there already, from the demo workflow that saves `demo_NAME`;
 - a .jpg beside every example workflow: its own result, or for a checkpoint's workflow its demo twin's;
-- js/docs/figures/NODE.webp for every node's help page (devtools/figures.py).
+- js/docs/figures/NODE.webp for every node's help page (devtools/figures/).
 
 Pictures in docs/ carry their workflow: dragged into ComfyUI they open it.
 """
@@ -27,9 +27,10 @@ from devtools import comfyui, face, files, server, workflow
 from devtools.comfyui import ROOT
 from devtools.contact import stacked
 from devtools.examples import DEMOS, EXAMPLES
-from devtools.figures import FIGURES, OVERVIEWS, Studio, opened
+from devtools.figures import FIGURES, OVERVIEWS
 from devtools.graph import Graph
 from devtools.steps import Failed
+from devtools.studio import Studio, opened
 from devtools.thumbnails import ROWS, square_of
 
 DOCS = ROOT / "docs"
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
         for name, path in _chosen(given.workflow).items() if not given.node else ():
             _workflow(studio, gallery, name, path)
         if not given.workflow and not given.node:
-            _figures(studio, gallery, Graph({}, studio.known), None)
+            _figures(studio, gallery, {}, None)
     print(f"\n{gallery}\nin {time.monotonic() - start:.0f} s")
     return _complain_of_nodes_without_figure()
 
@@ -107,7 +108,7 @@ def _workflow(studio: Studio, gallery: Gallery, example: str, path: Path) -> Non
             _write_doc(gallery, name, picture)
     square = square_of(studio, Graph(prompt, studio.known), list(shown.values())[-1], ROWS.get(example))
     _write_thumbnails(gallery, example, square)
-    _figures(studio, gallery, Graph(prompt, studio.known), example)
+    _figures(studio, gallery, prompt, example)
 
 
 def _saved(studio: Studio, prompt: Mapping[str, Any], graph: Mapping[str, Any]) -> dict[str, Image.Image]:
@@ -170,14 +171,10 @@ def _within(picture: Image.Image, width: int, height: int) -> Image.Image:
     return small
 
 
-def _figures(studio: Studio, gallery: Gallery, graph: Graph, of: str | None) -> None:
+def _figures(studio: Studio, gallery: Gallery, prompt: Mapping[str, Any], of: str | None) -> None:
     """The figures that build on a workflow, or on none."""
-    for node, figure in FIGURES.items():
-        if figure.of != of:
-            continue
-        studio.tell(f"figure of {node}")
-        drawn = figure.draw(studio, Graph(graph.prompt, studio.known))
-        gallery.write(face.figure_of(node), _packed(drawn))
+    for node in (node for node, figure in FIGURES.items() if figure.of == of):
+        _figure(studio, gallery, prompt, node)
 
 
 def _figures_of(studio: Studio, gallery: Gallery, nodes: Sequence[str]) -> None:
@@ -185,12 +182,16 @@ def _figures_of(studio: Studio, gallery: Gallery, nodes: Sequence[str]) -> None:
     if unknown := set(nodes) - set(FIGURES):
         raise Failed(f"There is no figure of {', '.join(sorted(unknown))}; there are {', '.join(FIGURES)}.")
     for node in nodes:
-        graph: Mapping[str, Any] = {}
+        prompt: Mapping[str, Any] = {}
         if of := FIGURES[node].of:
-            graph = workflow.to_prompt(json.loads(EXAMPLES[of].read_text(encoding="utf-8")), studio.known)
-        studio.tell(f"figure of {node}")
-        drawn = FIGURES[node].draw(studio, Graph(graph, studio.known))
-        gallery.write(face.figure_of(node), _packed(drawn))
+            prompt = workflow.to_prompt(json.loads(EXAMPLES[of].read_text(encoding="utf-8")), studio.known)
+        _figure(studio, gallery, prompt, node)
+
+
+def _figure(studio: Studio, gallery: Gallery, prompt: Mapping[str, Any], node: str) -> None:
+    studio.tell(f"figure of {node}")
+    drawn = FIGURES[node].draw(studio, Graph(prompt, studio.known))
+    gallery.write(face.figure_of(node), _packed(drawn))
 
 
 def _packed(picture: Image.Image) -> bytes:
@@ -206,7 +207,7 @@ def _packed(picture: Image.Image) -> bytes:
 def _complain_of_nodes_without_figure() -> int:
     lacking = [schema.node_id for schema in face.schemas() if schema.node_id not in FIGURES]
     for node in lacking:
-        print(f"{node} has no figure: write one in devtools/figures.py", file=sys.stderr)
+        print(f"{node} has no figure: write one in devtools/figures/", file=sys.stderr)
     return 1 if lacking else 0
 
 

@@ -19,7 +19,6 @@ WITH_LAYER_MAP = ("CBSelectLayers", "CBProfileSensitivity", "CBLoadSensitivityPr
 FRAME_HEAD, FRAME_EDGE = 90, 18  # a column's frame; its head holds its own title and the first node's
 CORNER, SCREEN = (75, 135), (1080, 620)  # pixels that menus leave of 1400 x 900; Nodes 2.0 spreads nodes by a fifth
 SMALLEST = 0.6  # the scale below which the canvas draws no text
-INSIDE, OUTSIDE = -10, -20  # the front end's ids of a subgraph's borders
 APART = 100  # nodes, links and groups of a subgraph are numbered after this: newer front ends renumber what clashes
 
 Source = tuple[int, int]  # node id, output slot
@@ -120,7 +119,9 @@ class Sheet:
                     sockets.append(entry)
                     continue
                 widgets.append(entry | {"widget": {"name": name}})
-                values.append(_default(info["input"][part][name]) if value is None else value)
+                if value is None:
+                    value = workflow.default_of(info["input"][part][name], "" if spec == "STRING" else None)
+                values.append(value)
                 values += ["fixed"] * len(workflow.companions(name, spec, options))
                 values += ["image"] * bool(options.get("image_upload"))  # the upload button
         if given:
@@ -180,13 +181,13 @@ class Blueprint(Sheet):
     def input(self, name: str, kind: str, value: Any = None) -> Source:
         """A slot on the left border; one of a widget's type is a widget of the node, holding `value` at first."""
         self.ins.append(self._slot(name, kind, len(self.ins)) | {"value": value})
-        return INSIDE, len(self.ins) - 1
+        return workflow.INSIDE, len(self.ins) - 1
 
     def output(self, name: str, kind: str, source: Source) -> None:
         """A slot on the right border."""
         slot = len(self.outs)
         self.outs.append(self._slot(name, kind, slot))
-        self.outs[slot]["linkIds"].append(self._link(source, OUTSIDE, slot, kind))
+        self.outs[slot]["linkIds"].append(self._link(source, workflow.OUTSIDE, slot, kind))
 
     def show(self, node: int, widget: str) -> None:
         """Let a widget of a node inside stand on the blueprint's face; only front ends know those of our scripts."""
@@ -196,7 +197,7 @@ class Blueprint(Sheet):
         """Take away the inputs that nothing inside takes; the names of those that are left."""
         left = [slot for slot, each in enumerate(self.ins) if each["linkIds"]]
         for link in self.links:
-            if link[1] == INSIDE:
+            if link[1] == workflow.INSIDE:
                 link[2] = left.index(link[2])
         self.ins = [self.ins[slot] | {"pos": [0, LINE * place]} for place, slot in enumerate(left)]
         return [each["name"] for each in self.ins]
@@ -206,7 +207,7 @@ class Blueprint(Sheet):
         return {"id": number, "name": name, "type": kind, "linkIds": [], "pos": [0, LINE * place]}
 
     def _outlet(self, origin: int, slot: int) -> list[int]:
-        return self.ins[slot]["linkIds"] if origin == INSIDE else super()._outlet(origin, slot)
+        return self.ins[slot]["linkIds"] if origin == workflow.INSIDE else super()._outlet(origin, slot)
 
     def graph(self) -> dict[str, Any]:
         """A workflow of one node, whose type is the subgraph: the form in which the front end publishes them."""
@@ -251,8 +252,8 @@ class Blueprint(Sheet):
                 "lastGroupId": self.base + len(self.groups), "lastNodeId": self.base + len(self.nodes),
                 "lastLinkId": self.base + len(self.links), "lastRerouteId": 0
             },
-            "inputNode": {"id": INSIDE, "bounding": [-4 * GAP, 0, 140, 60 + 20 * len(self.ins)]},
-            "outputNode": {"id": OUTSIDE, "bounding": [right, 0, 140, 60 + 20 * len(self.outs)]},
+            "inputNode": {"id": workflow.INSIDE, "bounding": [-4 * GAP, 0, 140, 60 + 20 * len(self.ins)]},
+            "outputNode": {"id": workflow.OUTSIDE, "bounding": [right, 0, 140, 60 + 20 * len(self.outs)]},
             "inputs": [{key: value for key, value in each.items() if key != "value"} for each in self.ins],
             "outputs": self.outs, "nodes": self.nodes, "groups": self.groups,
             "links": [dict(zip(names, link, strict=True)) for link in self.links],
@@ -273,10 +274,3 @@ def _height(kind: str, info: Mapping[str, Any], widgets: int) -> int:
     fields = sum(bool(options.get("multiline")) for _, options in specs)
     ours = LAYER_MAP if kind in WITH_LAYER_MAP else SUMMARY * kind.startswith("CB")
     return HEAD + LINE * (max(sockets, len(info["output"])) + widgets) + FIELD * fields + ours
-
-
-def _default(spec: list[Any]) -> Any:
-    """A widget's own default, else the first choice of a list."""
-    kind, options = workflow.spec_of(spec)
-    choices = spec[0] if isinstance(spec[0], list) else options.get("options", [])
-    return options.get("default", choices[0] if choices else "" if kind == "STRING" else None)

@@ -54,6 +54,6 @@ def _wait(command: Sequence[str | Path], output, env: Mapping[str, str] | None) 
             process.kill()
 
 
-def _tail(output, lines: int = 25) -> str:
+def _tail(output) -> str:
     output.seek(0)
-    return "\n".join(output.read().decode(errors="replace").splitlines()[-lines:])
+    return "\n".join(output.read().decode(errors="replace").splitlines()[-25:])

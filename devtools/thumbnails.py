@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 from .contact import GAP, INK, PAPER
-from .figures import Studio
 from .graph import Graph, Link
+from .studio import Studio
 
 SIDE, INSET, LETTERS = 512, 176, 26  # pixels: of the square, of a picture that goes in, of a tile's name
 GIVEN = {

@@ -8,7 +8,7 @@ from typing import Any
 from .steps import Failed
 
 MUTED, BYPASSED = 2, 4
-INSIDE = -10  # the front end's id of a subgraph's left border
+INSIDE, OUTSIDE = -10, -20  # the front end's ids of a subgraph's left and right border
 SILENT = {"Note", "MarkdownNote", "Reroute", "PrimitiveNode"}  # live in the front end only
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
@@ -137,6 +137,13 @@ def _widget_names(node: Node, info: Mapping[str, Any]) -> Iterator[str | None]:
 def spec_of(spec: list[Any]) -> tuple[str, Mapping[str, Any]]:
     kind = "COMBO" if isinstance(spec[0], list) else spec[0]
     return kind, spec[1] if len(spec) > 1 else {}
+
+
+def default_of(spec: list[Any], otherwise: Any = None) -> Any:
+    """A widget's own default, else the first choice of a list."""
+    _, options = spec_of(spec)
+    choices = spec[0] if isinstance(spec[0], list) else options.get("options")
+    return options.get("default", choices[0] if choices else otherwise)
 
 
 def _is_widget(kind: str, options: Mapping[str, Any], entry: Mapping[str, Any] | None) -> bool:

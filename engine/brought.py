@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from .joint_style import RowsAttend, Unturned
+from .joint_style import RowsAttend, Unturned, of_picture
 from .moments import Moments, moments_of
 from .several import Places
 from .style import Damping, LayerStyle, moved, share_bias
@@ -71,6 +71,4 @@ def _moved(x: torch.Tensor, to: Moments, weight: float, places: Places) -> torch
     """x [chunks, pictures, ..., tokens, channels] with the moments of its picture moved; text stays as it is."""
     if weight == 0:
         return x
-    start, stop, _ = places.image.indices(x.shape[-2])
-    picture = places.turn.redo(moved(places.turn.undo(x[..., start:stop, :]), to, weight))
-    return picture if picture.shape == x.shape else torch.cat((x[..., :start, :], picture, x[..., stop:, :]), -2)
+    return of_picture(x, places.image, lambda picture: places.turn.redo(moved(places.turn.undo(picture), to, weight)))

@@ -22,7 +22,7 @@ from scipy.stats import t as student
 
 from .plain import separation as plain_separation
 from .sampling import PartSums, group_numbers, widened
-from .scoring import INTERVAL, MASK_ELEMENTS, PERMUTATIONS, Scores, Separation, log_of, shuffled_inside
+from .scoring import INTERVAL, MASK_ELEMENTS, PERMUTATIONS, Scores, Separation, log_of, ratio, shuffled_inside
 from .series import BASE, CONTENT, STYLE, Series
 
 
@@ -162,7 +162,7 @@ class CrossedSums:
         for which in (STYLE, CONTENT):
             total = [sums.cells[..., [which, BASE], :].sum((-1, -2))[..., None] for sums in self._both]
             same = [sums.shuffles[..., which, :] for sums in self._both]
-            logs.append(_log_ratio(_mean(*same), _mean(total[0] - same[0], total[1] - same[1])))
+            logs.append(log_of(ratio(_mean(*same), _mean(total[0] - same[0], total[1] - same[1]))))
         return Shuffled(*logs)
 
     @property
@@ -196,7 +196,7 @@ class CrossedSums:
 
     def _log_score(self, kind: int, left: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
         (own, base), (own_pairs, base_pairs) = left
-        return _log_ratio(_mean(own, own_pairs), _mean(base, base_pairs))
+        return log_of(ratio(_mean(own, own_pairs), _mean(base, base_pairs)))
 
 
 class _Sums(NamedTuple):
@@ -246,11 +246,6 @@ def _shuffled_labels(labels: torch.Tensor, others: torch.Tensor, group: torch.Te
 def _mean(sums: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
     """NaN where there is no pair: what is left there of the sums is rounding."""
     return torch.where(pairs > 0, sums / pairs.clamp(min=1), torch.nan)
-
-
-def _log_ratio(inner: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
-    """ln(inner / outer); 0 where nothing differs, NaN where there is no pair."""
-    return log_of(torch.where(outer > 0, inner / outer, torch.where(outer.isnan(), outer, 1.0)))
 
 
 def _jackknife(left_out: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ read in their sources: IPAdapter_plus (CrossAttentionPatch.py, `transformer_inde
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import groupby
 from statistics import fmean
 
@@ -76,7 +76,8 @@ def controlnet_text(weights: Mapping[LayerId, float]) -> str:
     return "\n".join([*lines, f"middle_0: {numbers[-1]}"])
 
 
-def _of_unet(blocks: Sequence[Block] | Mapping[Block, float], why: str) -> tuple[Block, ...]:
+def _of_unet(blocks: Mapping[Block, float], why: str) -> tuple[Block, ...]:
+    """The blocks, a key of INPUT_BLOCKS. Raises NoSuchFormat, with the clause `why`, for those of another model."""
     found = tuple(blocks)
     if found not in INPUT_BLOCKS:
         first = spelled(LayerId(*block) for block in found[:2])

@@ -72,52 +72,38 @@ def inject_joint(
 
     Unstyled rows run by themselves and keep every bit. `image` are the picture's tokens, `turn` their rotation.
     """
-    q, k, v = (x.unflatten(0, (rows.chunks, -1)) for x in (q, k, v))
+    q, k, v = (rows.chunked(x) for x in (q, k, v))
     own = [
         _adained(x, weight, rows, image, each)
         for x, weight, each in zip((q, k, v), style[:3], (turn, turn, Unturned()), strict=True)
     ]
     if style.share == 0:
-        q, k, v = (_put_back(x, styled, rows) for x, styled in zip((q, k, v), own, strict=True))
+        q, k, v = (rows.put_back(x, styled).flatten(0, 1) for x, styled in zip((q, k, v), own, strict=True))
         return attend(q, k, v, None)
-    row_numbers = torch.arange(q.shape[0] * q.shape[1]).view(q.shape[:2])
-    plain_rows, styled_rows = without(row_numbers, rows), row_numbers[:, rows.start : rows.stop]
-    plain_q, plain_k, plain_v = (without(x, rows).flatten(0, 1) for x in (q, k, v))
-    plain = attend(plain_q, plain_k, plain_v, None, plain_rows.flatten().tolist())
-    brought = cure(_reference(k, rows, image)), _reference(v, rows, image)
+    numbers = torch.arange(q.shape[0] * q.shape[1]).view(q.shape[:2])
+    plain_q, plain_k, plain_v = (rows.unstyled(x).flatten(0, 1) for x in (q, k, v))
+    plain = attend(plain_q, plain_k, plain_v, None, rows.unstyled(numbers).flatten().tolist())
+    brought = cure(rows.of_reference(k)[..., image, :]), rows.of_reference(v)[..., image, :]
     shared_k, shared_v = (
         torch.cat((x, more.expand(-1, x.shape[1], -1, -1, -1)), -2).flatten(0, 1)
         for x, more in zip(own[1:], brought, strict=True)
     )
     bias = share_bias(shared_k, brought[0].shape[-2], style.share, damping)
-    out = attend(own[0].flatten(0, 1), shared_k, shared_v, bias, styled_rows.flatten().tolist())
-    return joined(plain, out, rows)
+    out = attend(own[0].flatten(0, 1), shared_k, shared_v, bias, rows.styled(numbers).flatten().tolist())
+    return rows.joined(plain, out)
 
 
 def _adained(x: torch.Tensor, weight: float, rows: Rows, image: slice, turn: Turn) -> torch.Tensor:
     """The styled rows [chunks, rows, heads, tokens, channels] with the moments of their picture moved."""
-    own = x[:, rows.start : rows.stop]
+    own = rows.styled(x)
     if weight == 0:
         return own
-    picture, reference = turn.undo(own[..., image, :]), turn.undo(_reference(x, rows, image))
-    moved = turn.redo(adain(picture, reference, weight))
-    return torch.cat((own[..., : image.start, :], moved, own[..., image.stop :, :]), -2)
+    reference = turn.undo(rows.of_reference(x)[..., image, :])
+    return of_picture(own, image, lambda picture: turn.redo(adain(turn.undo(picture), reference, weight)))
 
 
-def _reference(x: torch.Tensor, rows: Rows, image: slice) -> torch.Tensor:
-    return x[:, rows.reference : rows.reference + 1, :, image]
-
-
-def without(x: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """The rows of every chunk [chunks, rows, ...] that are not styled."""
-    return torch.cat((x[:, : rows.start], x[:, rows.stop :]), 1)
-
-
-def _put_back(x: torch.Tensor, own: torch.Tensor, rows: Rows) -> torch.Tensor:
-    return torch.cat((x[:, : rows.start], own, x[:, rows.stop :]), 1).flatten(0, 1)
-
-
-def joined(plain: torch.Tensor, styled: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """All rows of a call, from those of all chunks that are not styled and those that are."""
-    plain, styled = (x.unflatten(0, (rows.chunks, -1)) for x in (plain, styled))
-    return torch.cat((plain[:, : rows.start], styled, plain[:, rows.start :]), 1).flatten(0, 1)
+def of_picture(x: torch.Tensor, image: slice, changed: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """x [..., tokens, channels] with its picture's tokens `changed`; text stays as it is."""
+    start, stop, _ = image.indices(x.shape[-2])
+    picture = changed(x[..., start:stop, :])
+    return picture if picture.shape == x.shape else torch.cat((x[..., :start, :], picture, x[..., stop:, :]), -2)

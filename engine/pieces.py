@@ -10,13 +10,11 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import takewhile
 from typing import NamedTuple
 
-from .subject import BYTES, UNREADABLE, Chunks, Reading, bare, decoded, places_of
+from .subject import BYTES, UNREADABLE, Chunks, Reading, bare, decoded, listed, places_of, tokens_of
 
 BLANK = "\u2581"
 """How SentencePiece writes the blank before a word; byte-level vocabularies write each byte as one letter instead."""
 UNKNOWN = "<unk>"
-NAMED = 60
-"""Words of a prompt that a message repeats."""
 
 _BYTE = re.compile("<0x([0-9A-F]{2})>")  # how SentencePiece spells a byte of a letter that its vocabulary lacks
 
@@ -38,7 +36,7 @@ def pieces_of(chunks: Chunks, empty: Chunks, spelling: Callable[[int], str], byt
 
     Tokens that are no numbers (pictures, embeddings) and UNKNOWN ones are UNREADABLE.
     """
-    tokens, template = (_words(each) for each in (chunks, empty))
+    tokens, template = (list(tokens_of(each)) for each in (chunks, empty))
     front = _alike(tokens, template)
     back = _alike(tokens[front:][::-1], template[front:][::-1])
     own = tokens[front : len(tokens) - back]
@@ -59,10 +57,8 @@ def positions_in(phrase: Sequence[Piece], prompt: Sequence[Piece]) -> tuple[int,
 
 
 def words_in(prompt: Sequence[Piece]) -> str:
-    """The prompt's words, separated by commas; each named once, and NAMED at most."""
-    words = (word.strip(".,;:!?()\"'") for word in letters_of(prompt).text.split())
-    named = list(dict.fromkeys(word for word in words if any(map(str.isalnum, word))))
-    return ", ".join(named[:NAMED]) + (", ..." if len(named) > NAMED else "")
+    """The prompt's words, `listed`."""
+    return listed(word.strip(".,;:!?()\"'") for word in letters_of(prompt).text.split())
 
 
 def letters_of(pieces: Sequence[Piece]) -> Reading:
@@ -76,20 +72,6 @@ def letters_of(pieces: Sequence[Piece]) -> Reading:
             places += [tuple(dict.fromkeys(owners[at : at + size]))] * len(shown)
         at += size
     return Reading(text, tuple(places))
-
-
-def _words(chunks: Chunks) -> list[tuple[object, int]]:
-    """Tokens and places of what is neither start, end nor padding."""
-    return [
-        (value, start + place)
-        for start, chunk in zip(_starts(chunks), chunks, strict=True)
-        for place, (value, _, word) in enumerate(chunk)
-        if word != 0
-    ]
-
-
-def _starts(chunks: Chunks) -> list[int]:
-    return [sum(len(chunk) for chunk in chunks[:number]) for number in range(len(chunks))]
 
 
 def _alike(tokens: Sequence[tuple[object, int]], template: Sequence[tuple[object, int]]) -> int:

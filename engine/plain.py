@@ -13,7 +13,17 @@ from collections.abc import Sequence
 import torch
 
 from .sampling import PartSums, group_numbers, widened
-from .scoring import BOOTSTRAPS, INTERVAL, MASK_ELEMENTS, PERMUTATIONS, Scores, Separation, log_of, shuffled_inside
+from .scoring import (
+    BOOTSTRAPS,
+    INTERVAL,
+    MASK_ELEMENTS,
+    PERMUTATIONS,
+    Scores,
+    Separation,
+    log_of,
+    ratio,
+    shuffled_inside,
+)
 
 INNER, OUTER = range(2)
 
@@ -108,7 +118,7 @@ class PlainSums:
         """ln of the score for the true labels, which come first, and for shuffled ones: [..., 1 + shuffles]."""
         inner, inner_pairs = self._found["inner"], self._found["inner_pairs"]
         total, pairs = self._found["sums"].sum((-1, -2))[..., None] / 2, self._found["pairs"].sum() / 2
-        return log_of(_ratio(inner / inner_pairs, (total - inner) / (pairs - inner_pairs)))
+        return log_of(ratio(inner / inner_pairs, (total - inner) / (pairs - inner_pairs)))
 
 
 def scores_of(distances: torch.Tensor, labels: Sequence[int], seed: int) -> Scores:
@@ -150,16 +160,11 @@ def _ratios(sums: torch.Tensor, pairs: torch.Tensor, weights: torch.Tensor) -> t
     inner, inner_pairs = (part.diagonal(dim1=-2, dim2=-1) @ weights.T for part in (sums, pairs))
     across = _off_diagonal(weights[:, :, None] * weights[:, None, :]).flatten(1)
     outer, outer_pairs = (part.flatten(-2) @ across.T for part in (sums, pairs))
-    return _ratio(inner / inner_pairs, outer / outer_pairs)
+    return ratio(inner / inner_pairs, outer / outer_pairs)
 
 
 def _off_diagonal(matrix: torch.Tensor) -> torch.Tensor:
     return matrix - torch.diag_embed(matrix.diagonal(dim1=-2, dim2=-1))
-
-
-def _ratio(inner: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
-    """1 where no distance across clusters means none at all; NaN where a sample holds no such pair."""
-    return torch.where(outer > 0, inner / outer, torch.where(outer.isnan(), outer, 1.0))
 
 
 def _resampled_clusters(clusters: int, seed: int) -> torch.Tensor:

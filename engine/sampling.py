@@ -14,25 +14,24 @@ from itertools import combinations_with_replacement
 
 import torch
 
-from .scoring import INTERVAL, Scores, log_of
+from .scoring import REACH, Scores, log_of
 from .series import Series
 
 MOST_PAIRS = 250_000  # all pairs of 707 pictures
 BLOCK = 256  # pictures along one side of a tile of distances
 PARTS = 20  # in which sampled groups are left out in turn
-REACH = 1.6449  # standard deviations of a 90 % interval of a Gaussian
-assert INTERVAL == 0.9
+SMALLEST = 12  # pictures of a group on average
 
 
-def groups_of(series: Series, most_pairs: int, seed: int, smallest: int = 12) -> tuple[torch.Tensor, ...]:
+def groups_of(series: Series, most_pairs: int, seed: int) -> tuple[torch.Tensor, ...]:
     """Pictures [n] of each group, by index and ascending: one group where all pairs are no more than `most_pairs`.
 
-    Else groups of equal size on average, about `most_pairs` pairs in all, but no group under `smallest` pictures.
+    Else groups of equal size on average, about `most_pairs` pairs in all, but of no fewer than SMALLEST pictures.
     """
     count = len(series.styles)
     if count * (count - 1) // 2 <= most_pairs:
         return (torch.arange(count),)
-    return _dealt(series, max(smallest, 2 * most_pairs // count), seed)
+    return _dealt(series, max(SMALLEST, 2 * most_pairs // count), seed)
 
 
 def portions_of(series: Series, size: int, seed: int) -> tuple[torch.Tensor, ...]:

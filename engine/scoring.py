@@ -13,6 +13,7 @@ BOOTSTRAPS = 1000
 PERMUTATIONS = 999
 MASK_ELEMENTS = 1 << 22  # of pair masks at once, so that shuffles of many pictures stay small
 INTERVAL = 0.9  # share of bootstrap scores between low and high
+REACH = 1.6449  # standard deviations on either side of a Gaussian's mean that hold that share
 
 
 class Scores(NamedTuple):
@@ -73,6 +74,11 @@ def shuffled_inside(labels: torch.Tensor, groups: torch.Tensor, keys: torch.Tens
     return torch.cat([labels[None], shuffled])
 
 
+def ratio(inner: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
+    """inner / outer; 1 where nothing differs, NaN where there is no pair to compare with."""
+    return torch.where(outer > 0, inner / outer, torch.where(outer.isnan(), outer, 1.0))
+
+
 def log_of(scores: torch.Tensor) -> torch.Tensor:
     """ln of scores, finite where a score is 0, as that of pictures that are all alike inside their clusters is."""
     return scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
@@ -85,6 +91,6 @@ def sureness(scores: Scores) -> float:
     is unknown.
     """
     score, low, high = (log_of(part) for part in scores)
-    noise = ((high - low) / (2 * 1.6449)).square().mean(-1).nan_to_num(torch.inf)
+    noise = ((high - low) / (2 * REACH)).square().mean(-1).nan_to_num(torch.inf)
     total = score.var(-1)
     return float((1 - noise / total.clamp(min=1e-30)).clamp(0, 1).sqrt().mean())

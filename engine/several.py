@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import torch
 
-from .joint_style import Cure, RowsAttend, Turn, Unturned, joined, without
-from .moments import moments_of
+from .joint_style import Cure, RowsAttend, Turn, Unturned, of_picture
+from .moments import VARIANCE_FLOOR, moments_of
 from .style import Damping, LayerStyle, Rows
 
 FEWEST = 1e-6
@@ -78,15 +78,15 @@ def inject_several(
     q, k and v are [rows, (heads,) tokens, channels]. `rows.reference` is not read: leads have rows of their own.
     `dampings` are those of the references, in their order, or none.
     """
-    chunked = [x.unflatten(0, (rows.chunks, -1)) for x in (q, k, v)]
+    chunked = [rows.chunked(x) for x in (q, k, v)]
     own = _adained(chunked, style, rows, leads, places)
-    numbers = torch.arange(q.shape[0]).view(rows.chunks, -1)
     if style.share == 0:
-        q, k, v = (_put_back(x, styled, rows).flatten(0, 1) for x, styled in zip(chunked, own, strict=True))
+        q, k, v = (rows.put_back(x, styled).flatten(0, 1) for x, styled in zip(chunked, own, strict=True))
         return attend(q, k, v, None)
-    other_q, other_k, other_v = (without(x, rows).flatten(0, 1) for x in chunked)
-    plain = attend(other_q, other_k, other_v, None, without(numbers, rows).flatten().tolist())
-    styled_rows = numbers[:, rows.start : rows.stop].flatten().tolist()
+    numbers = rows.chunked(torch.arange(q.shape[0]))
+    plain_q, plain_k, plain_v = (rows.unstyled(x).flatten(0, 1) for x in chunked)
+    plain = attend(plain_q, plain_k, plain_v, None, rows.unstyled(numbers).flatten().tolist())
+    styled_rows = rows.styled(numbers).flatten().tolist()
     weights = _over_all_tokens(leads.weights * style.share, q.shape[-2], places.image)
     brought = [_brought(chunked[1:], row, places) for row in leads.rows]
 
@@ -103,7 +103,7 @@ def inject_several(
         damped = [dampings[number] for number in leads.toward] if dampings else []
         toward = torch.stack([weights[number] for number in leads.toward])
         bias = _bias(toward, rows, own[1], brought[0][0].shape[-2], damped)
-    return joined(plain, _led(shared, bias, weights, rows, leads), rows)
+    return rows.joined(plain, _led(shared, bias, weights, rows, leads))
 
 
 def inject_several_through(
@@ -119,41 +119,43 @@ def inject_several_through(
 
     q, k and v are [rows, tokens, channels]. A share above 1 counts as 1.
     """
-    chunked = [x.unflatten(0, (rows.chunks, -1)) for x in (q, k, v)]
+    chunked = [rows.chunked(x) for x in (q, k, v)]
     own = _adained(chunked, style, rows, leads, Places())
-    q, k, v = (_put_back(x, styled, rows) for x, styled in zip(chunked, own, strict=True))
-    alone = attend(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), None).unflatten(0, (rows.chunks, -1))
+    q, k, v = (rows.put_back(x, styled) for x, styled in zip(chunked, own, strict=True))
+    alone = rows.chunked(attend(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), None))
     if style.share == 0:
         return alone.flatten(0, 1)
     out = alone
     for row, weight in zip(leads.rows, (leads.weights * style.share).clamp(max=1), strict=True):
         more = (x[:, row : row + 1].expand(-1, rows.stop - rows.start, -1, -1) for x in (k, v))
-        shared_k, shared_v = (torch.cat((x, _put_back(x, each, rows)), 2) for x, each in zip((k, v), more, strict=True))
-        led = attend(q.flatten(0, 1), shared_k.flatten(0, 1), shared_v.flatten(0, 1), None)
-        out = out + weight[:, None, :, None].to(out) * (led.unflatten(0, (rows.chunks, -1)) - alone)
-    return _put_back(alone, out[:, rows.start : rows.stop], rows).flatten(0, 1)
+        shared_k, shared_v = (torch.cat((x, rows.put_back(x, each)), 2) for x, each in zip((k, v), more, strict=True))
+        led = rows.chunked(attend(q.flatten(0, 1), shared_k.flatten(0, 1), shared_v.flatten(0, 1), None))
+        out = out + weight[:, None, :, None].to(out) * (led - alone)
+    return rows.put_back(alone, rows.styled(out)).flatten(0, 1)
 
 
 def _adained(
-    chunked: Sequence[torch.Tensor],
-    style: LayerStyle,
-    rows: Rows,
-    leads: Leads,
-    places: Places,
+    chunked: Sequence[torch.Tensor], style: LayerStyle, rows: Rows, leads: Leads, places: Places
 ) -> list[torch.Tensor]:
     """The styled rows of q, k and v, the picture's tokens of each moved by all references."""
-    own = []
-    for x, weight, turn in zip(chunked, style[:3], (places.turn, places.turn, Unturned()), strict=True):
-        styled = x[:, rows.start : rows.stop]
-        if weight == 0:
-            own.append(styled)
-            continue
-        picture = turn.undo(styled[..., places.image, :])
-        references = [turn.undo(x[:, row : row + 1][..., places.image, :]) for row in leads.rows]
-        moved = turn.redo(adain_several(picture, references, weight * leads.weights))
-        start, stop, _ = places.image.indices(x.shape[-2])
-        own.append(torch.cat((styled[..., :start, :], moved, styled[..., stop:, :]), -2))
-    return own
+    turns = places.turn, places.turn, Unturned()
+    return [
+        _moved(x, weight, rows, leads, places.image, turn)
+        for x, weight, turn in zip(chunked, style[:3], turns, strict=True)
+    ]
+
+
+def _moved(x: torch.Tensor, weight: float, rows: Rows, leads: Leads, image: slice, turn: Turn) -> torch.Tensor:
+    """The styled rows [chunks, rows, ..., tokens, channels] with the moments of their picture moved."""
+    own = rows.styled(x)
+    if weight == 0:
+        return own
+    references = [turn.undo(x[:, row : row + 1][..., image, :]) for row in leads.rows]
+
+    def changed(picture: torch.Tensor) -> torch.Tensor:
+        return turn.redo(adain_several(turn.undo(picture), references, weight * leads.weights))
+
+    return of_picture(own, image, changed)
 
 
 def adain_several(x: torch.Tensor, references: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
@@ -180,7 +182,7 @@ def _moments(x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch
     mean = (part * x).sum(-2, keepdim=True)
     unbiased = (1 - part.square().sum(-2, keepdim=True)).clamp(min=FEWEST)
     variance = (part * (x - mean).square()).sum(-2, keepdim=True) / unbiased
-    return mean, (variance + 1e-5).sqrt()
+    return mean, (variance + VARIANCE_FLOOR).sqrt()
 
 
 def _over_all_tokens(weights: torch.Tensor, tokens: int, image: slice) -> torch.Tensor:
@@ -232,7 +234,3 @@ def _brought(chunked: Sequence[torch.Tensor], row: int, places: Places) -> tuple
     """Keys and values of a reference's picture [chunks, 1, ...]."""
     k, v = (x[:, row : row + 1][..., places.image, :] for x in chunked)
     return places.cure(k), v
-
-
-def _put_back(x: torch.Tensor, own: torch.Tensor, rows: Rows) -> torch.Tensor:
-    return torch.cat((x[:, : rows.start], own, x[:, rows.stop :]), 1)

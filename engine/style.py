@@ -52,12 +52,38 @@ class Rows(NamedTuple):
     """Where pictures and their reference stand in each of `chunks` equal chunks of rows.
 
     Rows `start` to `stop` (exclusive) are styled, row `reference` gives the style and every other row stays as it is.
+    The methods take and give x in chunks, [chunks, rows, ...], except where they say [rows, ...].
     """
 
     chunks: int
     start: int
     stop: int
     reference: int
+
+    def chunked(self, x: torch.Tensor) -> torch.Tensor:
+        """[chunks, rows, ...] from the rows of a call [rows, ...]."""
+        return x.unflatten(0, (self.chunks, -1))
+
+    def styled(self, x: torch.Tensor) -> torch.Tensor:
+        """The rows that are styled."""
+        return x[:, self.start : self.stop]
+
+    def unstyled(self, x: torch.Tensor) -> torch.Tensor:
+        """All other rows."""
+        return torch.cat((x[:, : self.start], x[:, self.stop :]), 1)
+
+    def of_reference(self, x: torch.Tensor) -> torch.Tensor:
+        """The reference's row."""
+        return x[:, self.reference : self.reference + 1]
+
+    def put_back(self, x: torch.Tensor, styled: torch.Tensor) -> torch.Tensor:
+        """x with other styled rows."""
+        return torch.cat((x[:, : self.start], styled, x[:, self.stop :]), 1)
+
+    def joined(self, unstyled: torch.Tensor, styled: torch.Tensor) -> torch.Tensor:
+        """The rows of a call [rows, ...] from its unstyled and its styled ones, [rows, ...] each."""
+        unstyled, styled = self.chunked(unstyled), self.chunked(styled)
+        return torch.cat((unstyled[:, : self.start], styled, unstyled[:, self.start :]), 1).flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -131,18 +157,20 @@ def inject(
 
     Unstyled rows run by themselves: they are then exactly plain attention, and cost no more than that.
     """
-    chunked = [_chunked(x, rows) for x in (q, k, v)]
+    chunked = [rows.chunked(x) for x in (q, k, v)]
     styled = _adained(chunked, style, rows)
     if style.share == 0:
-        q, k, v = (_flat(_put_back(x, own, rows)) for x, own in zip(chunked, styled, strict=True))
+        q, k, v = (rows.put_back(x, own).flatten(0, 1) for x, own in zip(chunked, styled, strict=True))
         return attend(q, k, v, None)
-    plain_q, plain_k, plain_v = (_flat(_unstyled(x, rows)) for x in chunked)
+    plain_q, plain_k, plain_v = (rows.unstyled(x).flatten(0, 1) for x in chunked)
     plain = attend(plain_q, plain_k, plain_v, None)
     own_q, *own_kv = styled
-    shared = (torch.cat((own, _reference(x, own, rows)), 2) for x, own in zip(chunked[1:], own_kv, strict=True))
-    shared_k, shared_v = map(_flat, shared)
-    out = attend(_flat(own_q), shared_k, shared_v, share_bias(shared_k, k.shape[1], style.share, damping))
-    return _flat(_joined(_chunked(plain, rows), _chunked(out, rows), rows))
+    shared_k, shared_v = (
+        torch.cat((own, rows.of_reference(x).expand_as(own)), 2).flatten(0, 1)
+        for x, own in zip(chunked[1:], own_kv, strict=True)
+    )
+    bias = share_bias(shared_k, k.shape[1], style.share, damping)
+    return rows.joined(plain, attend(own_q.flatten(0, 1), shared_k, shared_v, bias))
 
 
 def inject_through(
@@ -153,14 +181,16 @@ def inject_through(
     It sees all rows at once. Unstyled rows get their own keys and values twice, which changes nothing (StyleAligned
     does so for its reference). A share below 1 mixes the outputs with and without sharing; above 1 it counts as 1.
     """
-    chunked = [_chunked(x, rows) for x in (q, k, v)]
-    q, k, v = (_put_back(x, own, rows) for x, own in zip(chunked, _adained(chunked, style, rows), strict=True))
-    alone = functools.partial(attend, _flat(q), _flat(k), _flat(v), None)
+    chunked = [rows.chunked(x) for x in (q, k, v)]
+    q, k, v = (rows.put_back(x, own) for x, own in zip(chunked, _adained(chunked, style, rows), strict=True))
+    alone = functools.partial(attend, q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), None)
     if style.share == 0:
         return alone()
-    shared = (torch.cat((x, _put_back(x, _reference(x, _styled(x, rows), rows), rows)), 2) for x in (k, v))
-    shared_k, shared_v = map(_flat, shared)
-    out = attend(_flat(q), shared_k, shared_v, None)
+    shared_k, shared_v = (
+        torch.cat((x, rows.put_back(x, rows.of_reference(x).expand_as(rows.styled(x)))), 2).flatten(0, 1)
+        for x in (k, v)
+    )
+    out = attend(q.flatten(0, 1), shared_k, shared_v, None)
     return out if style.share >= 1 else torch.lerp(alone(), out, style.share)
 
 
@@ -176,38 +206,6 @@ def share_bias(keys: torch.Tensor, brought: int, share: float, damping: Damping 
     return bias
 
 
-# Below, x is [chunks, rows, tokens, channels] and `own` its styled rows.
-
-
-def _chunked(x: torch.Tensor, rows: Rows) -> torch.Tensor:
-    return x.unflatten(0, (rows.chunks, -1))
-
-
-def _flat(x: torch.Tensor) -> torch.Tensor:
-    return x.flatten(0, 1)
-
-
 def _adained(chunked: Sequence[torch.Tensor], style: LayerStyle, rows: Rows) -> list[torch.Tensor]:
-    """The styled rows of q, k and v with their moments moved."""
-    reference = slice(rows.reference, rows.reference + 1)
-    return [adain(_styled(x, rows), x[:, reference], weight) for x, weight in zip(chunked, style[:3], strict=True)]
-
-
-def _styled(x: torch.Tensor, rows: Rows) -> torch.Tensor:
-    return x[:, rows.start : rows.stop]
-
-
-def _unstyled(x: torch.Tensor, rows: Rows) -> torch.Tensor:
-    return torch.cat((x[:, : rows.start], x[:, rows.stop :]), 1)
-
-
-def _reference(x: torch.Tensor, own: torch.Tensor, rows: Rows) -> torch.Tensor:
-    return x[:, rows.reference : rows.reference + 1].expand_as(own)
-
-
-def _put_back(x: torch.Tensor, own: torch.Tensor, rows: Rows) -> torch.Tensor:
-    return torch.cat((x[:, : rows.start], own, x[:, rows.stop :]), 1)
-
-
-def _joined(unstyled: torch.Tensor, own: torch.Tensor, rows: Rows) -> torch.Tensor:
-    return torch.cat((unstyled[:, : rows.start], own, unstyled[:, rows.start :]), 1)
+    """The styled rows of q, k and v, each [chunks, rows, tokens, channels], with their moments moved."""
+    return [adain(rows.styled(x), rows.of_reference(x), weight) for x, weight in zip(chunked, style[:3], strict=True)]

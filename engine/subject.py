@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, NamedTuple
@@ -55,16 +55,19 @@ class Reading(NamedTuple):
 
 def words_of(chunks: Chunks, spelling: Callable[[int], str]) -> list[Token]:
     """The tokens that stand for words or embeddings, in reading order across chunks."""
-    return list(_tokens(chunks, spelling))
+    return [
+        Token(value, "embedding" if isinstance(value, torch.Tensor) else spelling(value), position)
+        for value, position in tokens_of(chunks)
+    ]
 
 
-def _tokens(chunks: Chunks, spelling: Callable[[int], str]) -> Iterator[Token]:
+def tokens_of(chunks: Chunks) -> Iterator[tuple[Any, int]]:
+    """Tokens that are neither start, end nor padding, each with its position in the encoded prompt."""
     start = 0
     for chunk in chunks:
         for place, (value, _, word) in enumerate(chunk):
             if word != 0:
-                text = "embedding" if isinstance(value, torch.Tensor) else spelling(value)
-                yield Token(value, text, start + place)
+                yield value, start + place
         start += len(chunk)
 
 
@@ -184,13 +187,17 @@ _UNSPACED = re.compile(
 
 
 def spelled(prompt: Sequence[Token]) -> str:
-    """The prompt's words as the tokenizer reads them, separated by commas; each named once, and NAMED at most."""
-    words = [
+    """The prompt's words as the tokenizer reads them, `listed`."""
+    return listed(
         "embedding" if isinstance(word[0].value, torch.Tensor) else "".join(letter for letter, _ in _letters(word))
         for word in _words(prompt)
-    ]
-    words = list(dict.fromkeys(word for word in words if any(letter.isalnum() for letter in word)))
-    return ", ".join(words[:NAMED]) + (", ..." if len(words) > NAMED else "")
+    )
+
+
+def listed(words: Iterable[str]) -> str:
+    """Words separated by commas, without those that hold no letter or digit; each named once, and NAMED at most."""
+    named = list(dict.fromkeys(word for word in words if any(map(str.isalnum, word))))
+    return ", ".join(named[:NAMED]) + (", ..." if len(named) > NAMED else "")
 
 
 NAMED = 60

@@ -21,9 +21,9 @@ def bounded(text: str, name: str, longest: int = LONGEST) -> str:
     return text
 
 
-def storable(text: str, name: str, longest: int = LONGEST_NAME) -> str:
-    """A short text that files can keep, without blanks around it. Raises ValueError that names the input otherwise."""
-    text = bounded(text, name, longest).strip()
+def storable(text: str, name: str) -> str:
+    """A name that files can keep, without blanks around it. Raises ValueError that names the input otherwise."""
+    text = bounded(text, name, LONGEST_NAME).strip()
     if text.encode("utf-8", "replace").decode() != text:
         raise ValueError(f"'{name}' holds half a character, which no file can keep: type {quoted(text)} again.")
     return text

@@ -87,7 +87,7 @@ def _key(pen: ImageDraw.ImageDraw, found: Comparison) -> None:
         name = f"{words} of the first {found.count}" if words == "overlap" else words
         x = _entry(pen, x, name, colour, 0)
     for index, feature in enumerate(found.features):
-        x = _entry(pen, x, FEATURE_NAMES.get(feature, feature), INK, index)
+        x = _entry(pen, x, FEATURE_NAMES[feature], INK, index)
 
 
 def _entry(pen: ImageDraw.ImageDraw, x: float, words: str, colour: tuple[int, ...], index: int) -> float:
@@ -97,7 +97,7 @@ def _entry(pen: ImageDraw.ImageDraw, x: float, words: str, colour: tuple[int, ..
 
 
 def _line(pen: ImageDraw.ImageDraw, points: Sequence[tuple[float, float]], colour: tuple[int, ...], index: int) -> None:
-    dash = STYLES[index % len(STYLES)]
+    dash = STYLES[index]
     if len(points) == 1 or dash is None:
         pen.line([*points], fill=colour, width=3)
     else:

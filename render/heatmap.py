@@ -30,21 +30,18 @@ MARGIN, AXIS, BAR, GAP = 20, 62, 74, 3
 HEADER, NAMES, ROW, FOOTER = 62, 66, 20, 52
 
 
-def draw(profile: SensitivityProfile, title: str, width: int = WIDTH) -> Image.Image:
-    """The heat map, `width` pixels wide (a multiple of 1024 keeps its proportions).
-
-    Noise levels whose scores are NaN stay blank, so that a growing profile can be shown.
-    """
-    plan = _plan(profile, width / WIDTH)
-    image = Image.new("RGB", (width, plan.height), BACKGROUND)
-    canvas = _Canvas(ImageDraw.Draw(image), image, plan.scale)
+def draw(profile: SensitivityProfile, title: str) -> Image.Image:
+    """The heat map, WIDTH pixels wide; cells whose scores are NaN stay blank."""
+    plan = _plan(profile)
+    image = Image.new("RGB", (WIDTH, plan.height), BACKGROUND)
+    canvas = _Canvas(ImageDraw.Draw(image), image)
     _title(canvas, profile, title)
     low, high = score_range(profile.scores)
     for index, feature in enumerate(profile.features):
         top = plan.panel_top(index)
         _panel(canvas, plan, profile, index, top, (low, high))
         _caption(canvas, plan, profile, feature, index, top)
-    _block_axis(canvas, plan, plan.panel_top(len(profile.features) - 1) + plan.rows_height + round(8 * plan.scale))
+    _block_axis(canvas, plan, plan.panel_top(len(profile.features) - 1) + plan.rows_height + 8)
     _colour_bar(canvas, plan, (low, high))
     return image
 
@@ -53,64 +50,55 @@ def draw(profile: SensitivityProfile, title: str, width: int = WIDTH) -> Image.I
 class _Plan:
     """Where everything goes, in pixels."""
 
-    scale: float
-    width: int
     blocks: tuple[tuple[str, tuple[int, ...]], ...]  # name and column numbers of each block
     left: tuple[int, ...]  # of each column, and the right end of the last
     right: tuple[int, ...]
-    row: int
     levels: int
     panels: int
 
     @property
     def rows_height(self) -> int:
-        return self.row * self.levels
+        return ROW * self.levels
 
     @property
     def height(self) -> int:
-        return self.panel_top(self.panels - 1) + self.rows_height + round(FOOTER * self.scale)
+        return self.panel_top(self.panels - 1) + self.rows_height + FOOTER
 
     def panel_top(self, index: int) -> int:
         """Where the first row of a panel starts."""
-        return round(HEADER * self.scale) + (index + 1) * round(NAMES * self.scale) + index * self.rows_height
+        return HEADER + (index + 1) * NAMES + index * self.rows_height
 
 
 @dataclass(frozen=True)
 class _Canvas:
     draw: ImageDraw.ImageDraw
     image: Image.Image
-    scale: float
-
-    def font(self, size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-        return ImageFont.load_default(size * self.scale)
 
     def text(self, at: tuple[float, float], text: str, size: float, fill: tuple[int, ...], anchor: str) -> None:
-        self.draw.text(at, text, fill=fill, font=self.font(size), anchor=anchor)
+        self.draw.text(at, text, fill=fill, font=ImageFont.load_default(size), anchor=anchor)
 
     def upright(self, centre: float, bottom: float, text: str, size: float, fill: tuple[int, ...]) -> None:
         """Text that reads upward, its start at `bottom`."""
-        left, top, right, end = self.font(size).getbbox(text)
+        font = ImageFont.load_default(size)
+        left, top, right, end = font.getbbox(text)
         strip = Image.new("RGBA", (round(right - left) + 2, round(end - top) + 2))
-        ImageDraw.Draw(strip).text((1 - left, 1 - top), text, fill=fill, font=self.font(size))
+        ImageDraw.Draw(strip).text((1 - left, 1 - top), text, fill=fill, font=font)
         strip = strip.rotate(90, expand=True)
         self.image.paste(strip, (round(centre - strip.width / 2), round(bottom - strip.height)), strip)
 
 
-def _plan(profile: SensitivityProfile, scale: float) -> _Plan:
+def _plan(profile: SensitivityProfile) -> _Plan:
     blocks = tuple(_blocks(profile.layers))
-    start = round((MARGIN + AXIS) * scale)
-    room = round((WIDTH - BAR - MARGIN) * scale) - start
-    gap = min(round(GAP * scale), room // (4 * len(blocks)))  # many blocks must leave room for their columns
+    start = MARGIN + AXIS
+    room = WIDTH - BAR - MARGIN - start
+    gap = min(GAP, room // (4 * len(blocks)))  # many blocks must leave room for their columns
     room -= gap * (len(blocks) - 1)
     edges = [start + round(column * room / len(profile.layers)) for column in range(len(profile.layers) + 1)]
     shift = [gap * number for number, (_, columns) in enumerate(blocks) for _ in columns]
     return _Plan(
-        scale=scale,
-        width=round(WIDTH * scale),
         blocks=blocks,
         left=tuple(edge + more for edge, more in zip(edges, shift, strict=False)),
         right=tuple(edge + more for edge, more in zip(edges[1:], shift, strict=True)),
-        row=max(round(ROW * scale), 1),
         levels=len(profile.sigmas),
         panels=len(profile.features),
     )
@@ -125,12 +113,11 @@ def _blocks(layers: Sequence[LayerId]) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def _title(canvas: _Canvas, profile: SensitivityProfile, title: str) -> None:
-    left, scale = MARGIN * canvas.scale, canvas.scale
-    canvas.text((left, 18 * scale), shorten(title, LONGEST_TITLE, placeholder="..."), 20, INK, "lt")
+    canvas.text((MARGIN, 18), shorten(title, LONGEST_TITLE, placeholder="..."), 20, INK, "lt")
     detail = f"{len(profile.layers)} self-attention layers, {counted(len(profile.sigmas), 'noise level')}"
     by_effect = "gain" in str(profile.provenance.get("scale", ""))  # as Measure Layers notes it
     bright = "bring the style by themselves" if by_effect else "tell the clusters apart"
-    canvas.text((left, 44 * scale), f"{detail}. Bright layers {bright}.", 13, FAINT, "lt")
+    canvas.text((MARGIN, 44), f"{detail}. Bright layers {bright}.", 13, FAINT, "lt")
 
 
 def score_range(scores: torch.Tensor) -> tuple[float, float]:
@@ -147,13 +134,11 @@ def _panel(
 ) -> None:
     colours = _coloured(profile.scores[index], span)
     for level, sigma in enumerate(profile.sigmas.tolist()):
-        upper = top + level * plan.row
-        canvas.text((plan.left[0] - 8 * plan.scale, upper + plan.row / 2), _short(sigma), 12, FAINT, "rm")
+        upper = top + level * ROW
+        canvas.text((plan.left[0] - 8, upper + ROW / 2), _short(sigma), 12, FAINT, "rm")
         for column, (left, right) in enumerate(zip(plan.left, plan.right, strict=True)):
-            canvas.draw.rectangle((left, upper, right - 1, upper + plan.row - 1), fill=colours[level][column])
-    canvas.upright(
-        (MARGIN + 6) * plan.scale, top + plan.rows_height / 2 + 44 * plan.scale, "noise level sigma", 12, FAINT
-    )
+            canvas.draw.rectangle((left, upper, right - 1, upper + ROW - 1), fill=colours[level][column])
+    canvas.upright(MARGIN + 6, top + plan.rows_height / 2 + 44, "noise level sigma", 12, FAINT)
 
 
 def _coloured(scores: torch.Tensor, span: tuple[float, float]) -> list[list[tuple[int, ...]]]:
@@ -178,12 +163,11 @@ def _short(sigma: float) -> str:
 
 def _caption(canvas: _Canvas, plan: _Plan, profile: SensitivityProfile, feature: str, index: int, top: int) -> None:
     """The feature's name, and the most sensitive layers by name with a tick above their column."""
-    scale, bottom = plan.scale, top - 8 * plan.scale
-    canvas.text((MARGIN * scale, bottom), FEATURE_NAMES.get(feature, feature), 17, INK, "ls")
+    canvas.text((MARGIN, top - 8), FEATURE_NAMES[feature], 17, INK, "ls")
     for column in _most_sensitive(profile.scores[index]):
         centre = (plan.left[column] + plan.right[column]) / 2
-        canvas.draw.polygon(_triangle(centre, top - 3 * scale, 3.5 * scale), fill=ACCENT)
-        canvas.upright(centre, top - 10 * scale, str(profile.layers[column]), 11, ACCENT)
+        canvas.draw.polygon(_triangle(centre, top - 3, 3.5), fill=ACCENT)
+        canvas.upright(centre, top - 10, str(profile.layers[column]), 11, ACCENT)
 
 
 def _most_sensitive(scores: torch.Tensor) -> list[int]:
@@ -203,9 +187,9 @@ def _block_axis(canvas: _Canvas, plan: _Plan, top: float) -> None:
         canvas.text(((plan.left[columns[0]] + plan.right[columns[-1]]) / 2, top), name, 12, INK, "mt")
     for part, blocks in groupby(plan.blocks, key=lambda block: block[0][0]):
         columns = [column for _, columns in blocks for column in columns]
-        left, right, line = plan.left[columns[0]], plan.right[columns[-1]], top + 18 * plan.scale
-        canvas.draw.line((left, line, right, line), fill=FAINT, width=max(1, round(plan.scale)))
-        canvas.text(((left + right) / 2, line + 5 * plan.scale), _part_title(KINDS[part]), 12, FAINT, "mt")
+        left, right, line = plan.left[columns[0]], plan.right[columns[-1]], top + 18
+        canvas.draw.line((left, line, right, line), fill=FAINT)
+        canvas.text(((left + right) / 2, line + 5), _part_title(KINDS[part]), 12, FAINT, "mt")
 
 
 def _part_title(block: str) -> str:
@@ -213,9 +197,9 @@ def _part_title(block: str) -> str:
 
 
 def _colour_bar(canvas: _Canvas, plan: _Plan, span: tuple[float, float]) -> None:
-    scale, top = plan.scale, plan.panel_top(0)
+    top = plan.panel_top(0)
     bottom = plan.panel_top(plan.panels - 1) + plan.rows_height
-    left, right = plan.right[-1] + 16 * scale, plan.right[-1] + 30 * scale
+    left, right = plan.right[-1] + 16, plan.right[-1] + 30
     colours = palette().tolist()
     for y in range(top, bottom):
         colour = colours[round(255 * (bottom - 1 - y) / max(1, bottom - 1 - top))]
@@ -223,13 +207,13 @@ def _colour_bar(canvas: _Canvas, plan: _Plan, span: tuple[float, float]) -> None
     low, high = span
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         y = top + share * (bottom - top)
-        canvas.text((right + 6 * scale, y), f"{low + share * (high - low):.2f}", 12, FAINT, "lm")
+        canvas.text((right + 6, y), f"{low + share * (high - low):.2f}", 12, FAINT, "lm")
     middle = (left + right) / 2
-    canvas.text((middle + 8 * scale, top - 40 * scale), "more sensitive", 12, INK, "ms")
-    canvas.draw.line((middle, top - 6 * scale, middle, top - 26 * scale), fill=INK, width=max(1, round(2 * scale)))
-    head = [(middle - 4 * scale, top - 25 * scale), (middle + 4 * scale, top - 25 * scale), (middle, top - 33 * scale)]
+    canvas.text((middle + 8, top - 40), "more sensitive", 12, INK, "ms")
+    canvas.draw.line((middle, top - 6, middle, top - 26), fill=INK, width=2)
+    head = [(middle - 4, top - 25), (middle + 4, top - 25), (middle, top - 33)]
     canvas.draw.polygon(head, fill=INK)
-    canvas.text((middle + 8 * scale, bottom + 18 * scale), "score", 12, FAINT, "ms")
+    canvas.text((middle + 8, bottom + 18), "score", 12, FAINT, "ms")
 
 
 def palette() -> torch.Tensor:

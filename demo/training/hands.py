@@ -18,7 +18,8 @@ from demo.autoencoder import Autoencoder
 from demo.imagenet import load_imagenet
 from demo.judge import STROKES, HandNamer, seen
 from demo.training.autoencoder import load_autoencoder
-from demo.training.judge import Features, dice_of, drawn_by, gathered, keep, spoilt, temperature
+from demo.training.features import Features, dice_of, drawn_by, gathered, keep, spoilt
+from demo.training.judge import temperature
 from demo.training.loop import save
 from demo.training.pool import World
 from demo.world import scenes

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -82,14 +80,12 @@ class Trainer:
 
     def state(self) -> dict[str, object]:
         """All that `restore` needs to go on as if there had been no stop."""
-        kept = {"masters": self.masters, "averages": self.averages, "moments": self.muon.moments}
-        return {**kept, "adamw": self.adamw.state_dict(), "count": self.count}
+        return {**self._kept(), "adamw": self.adamw.state_dict(), "count": self.count}
 
     @torch.no_grad()
     def restore(self, state: dict[str, object]) -> None:
         """Raises ValueError where the state is of other weights."""
-        kept = {"masters": self.masters, "averages": self.averages, "moments": self.muon.moments}
-        for name, mine in kept.items():
+        for name, mine in self._kept().items():
             if [part.shape for part in mine] != [part.shape for part in state[name]]:
                 raise ValueError("A checkpoint is of networks of other shapes: delete it, or train in another folder.")
             if mine:
@@ -97,6 +93,9 @@ class Trainer:
         self.adamw.load_state_dict(state["adamw"])
         self.count = state["count"]
         torch._foreach_copy_(self.weights, self.masters)
+
+    def _kept(self) -> dict[str, list[Tensor]]:
+        return {"masters": self.masters, "averages": self.averages, "moments": self.muon.moments}
 
     def averages_of(self, module: nn.Module) -> dict[str, Tensor]:
         """The state of a module that learnt, its weights averaged, in fp32."""
@@ -107,15 +106,6 @@ class Trainer:
     @torch.no_grad()
     def use_averages(self) -> None:
         torch._foreach_copy_(self.weights, self.averages)
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        self.use_averages()
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                torch._foreach_copy_(self.weights, self.masters)
 
 
 def layer_matrices(modules: tuple[nn.Module, ...]) -> set[int]:

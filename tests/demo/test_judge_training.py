@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from demo.imagenet import WIDTHS, Retrained
 from demo.judge import STROKES, HandNamer, Head
-from demo.training import hands
+from demo.training import features, hands
 from demo.training import judge as training
 
 
@@ -106,15 +106,15 @@ def test_hands_that_lie_together_cost_less_than_hands_that_do_not() -> None:
 
 
 def test_all_kinds_of_blocks_come_in_turns() -> None:
-    names = [name for name, _ in training.blocks(None, None, 1e9)]
+    names = [name for name, _ in features.blocks(None, None, 1e9)]
     assert len(set(names)) == len(names)
     half = [name[:4] for name in names[: len(names) // 2]]
     for kind in ("pair", "subj", "icon", "redr"):
         assert half.count(kind) == pytest.approx(sum(name.startswith(kind) for name in names) / 2, abs=1)
-    assert len(training.blocks(None, None, 1000)) < len(names) / 8
+    assert len(features.blocks(None, None, 1000)) < len(names) / 8
 
 
-def maps_by_hand(count: int, seed: int) -> training.Features:
+def maps_by_hand(count: int, seed: int) -> features.Features:
     """Maps [count, 24, 20, 20] in which one channel in some corner tells the hand, among noise."""
     chance = dice(seed)
     hand = torch.randint(8, (count,), generator=chance)
