@@ -45,7 +45,7 @@ POLICIES = {  # what they are called here, and in the pack
 }
 MEASURED_LEVELS = 4  # noise levels at which Measure Layers looks
 SWEEP = (0.1, 0.2, 0.43, 0.7)
-NONE, ALL = "none", "all"
+NONE, ALL, RANKED = "none", "all", "ranked"
 MEASURES = (
     "style distance", "hand distance", "content", "subjects", "sure of the subjects", "place", "leaked", "place leaked",
 )  # fmt: skip
@@ -84,6 +84,7 @@ def main() -> None:
     chosen = harness.options(
         __doc__, references=16, unseen=16, prompts=1, steps=12, cfg=harness.CFG, workers=2, chart="", setting="",
         prepared=harness.PREPARED, weights=models.WEIGHTS, model="unet", content=harness.WELL, position=AUTO, share=1.0,
+        only="",
     )  # fmt: skip
     torch.set_num_threads(1)
     harness.check_position(chosen.position)
@@ -104,7 +105,7 @@ def main() -> None:
     results = summarised(measured, chosen)
     harness.report(results, chosen)
     if chosen.chart:
-        plot(results["settings"]["known hands"], Path(chosen.chart))
+        plot(results["settings"]["known hands"], tried("known hands", chosen.only), Path(chosen.chart))
 
 
 def kept(chosen: Any, sharing: str = "") -> tuple[Paintings, Paintings]:
@@ -118,9 +119,15 @@ def kept(chosen: Any, sharing: str = "") -> tuple[Paintings, Paintings]:
     return Paintings("balance", *whole), Paintings("balance-judged", *whole, judge.WEIGHTS, " ".join(MEASURES))
 
 
+def tried(setting: str, only: str) -> tuple[str, ...]:
+    """A setting's policies: "ranked", which the others are compared with, and those whose names hold `only`."""
+    return tuple(policy for policy in SETTINGS[setting].policies if policy == RANKED or only in policy)
+
+
 def planned(chosen: Any) -> Iterator[Job]:
     """Reference by reference, so that a run that is stopped has the whole story of some."""
-    for setting, (_, policies) in SETTINGS.items():
+    for setting in SETTINGS:
+        policies = tried(setting, chosen.only)
         points = [(NONE, 0.0), *((policy, amount) for policy in policies for amount in SWEEP), (ALL, 1.0)]
         for index in range(chosen.unseen if setting == "unseen hands" else chosen.references):
             for policy, amount in points:
@@ -244,12 +251,12 @@ def summarised(measured: dict[str, dict[str, Tensor]], chosen: Any) -> dict[str,
         "subjects painted": list(harness.content(chosen.content).subjects),
         "media": list(harness.content(chosen.content).media),
         "settings": {name: {way: row(values) for way, values in ways.items()} for name, ways in measured.items()},
-        "at equal style": {name: at_equal_style(ways, SETTINGS[name].policies) for name, ways in measured.items()},
+        "at equal style": {name: at_equal_style(ways, tried(name, chosen.only)) for name, ways in measured.items()},
         "minus all layers": {
-            name: {way: row(ways[way] - ways[ALL]) for way in curve("ranked")[:-1]} for name, ways in measured.items()
+            name: {way: row(ways[way] - ways[ALL]) for way in curve(RANKED)[:-1]} for name, ways in measured.items()
         },
         "per-step minus static": {
-            name: at_equal_amount(ways, "ranked", "static") for name, ways in measured.items() if "static 0.2" in ways
+            name: at_equal_amount(ways, RANKED, "static") for name, ways in measured.items() if "static 0.2" in ways
         },
     }
 
@@ -278,7 +285,7 @@ def at_equal_style(measured: dict[str, Tensor], policies: Sequence[str]) -> dict
     count = next(iter(means.values())).shape[1]
     draws = [np.arange(count), *np.random.default_rng(0).integers(count, size=(1000, count))]
     read = {name: np.stack([at_levels(table[:, rows].mean(1)) for rows in draws]) for name, table in means.items()}
-    gained = {name: read["ranked"] - read[name] for name in policies[1:]}
+    gained = {name: read[RANKED] - read[name] for name in policies[1:]}
     return {
         f"ranked over {name}": {measure: estimate(draws[:, at]) for at, measure in enumerate(MEASURES) if at != STYLE}
         for name, draws in gained.items()
@@ -300,15 +307,15 @@ def estimate(draws: np.ndarray) -> dict[str, float]:
     return {"mean": round(float(draws[0]), 4), "low": round(float(low), 4), "high": round(float(high), 4)}
 
 
-def plot(found: dict[str, Any], path: Path) -> None:
+def plot(found: dict[str, Any], policies: Sequence[str], path: Path) -> None:
     """Style across, content up, a line a policy from no sharing to all layers; right and up is better."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7.5, 4.8), layout="constrained")
-    for policy in SETTINGS["known hands"].policies:
+    for policy in policies:
         points = [found[way] for way in curve(policy)]
         distance, content = ([100 * p[measure]["mean"] for p in points] for measure in ("style distance", "content"))
-        main = policy in ("ranked", "style minus content")
+        main = policy in (RANKED, "style minus content")
         axes.plot(distance, content, marker="o", linewidth=2.5 if main else 1.2, label=policy)
     for name, label in ((NONE, "no sharing"), (ALL, "all layers")):
         where = (100 * found[name]["style distance"]["mean"], 100 * found[name]["content"]["mean"])

@@ -59,10 +59,17 @@ def test_differences_at_equal_amount_are_paired() -> None:
 
 
 def test_every_reference_is_painted_in_all_ways_before_the_next() -> None:
-    jobs = list(balance.planned(Namespace(references=2, unseen=1)))
+    jobs = list(balance.planned(Namespace(references=2, unseen=1, only="")))
     ways = [job.way for job in jobs if job.setting == "known hands" and job.index == 0]
     assert ways == [job.way for job in jobs[: len(ways)]]
     assert len(set(ways)) == len(ways) == 2 + len(KNOWN) * len(SWEEP)
     assert len({job.name for job in jobs}) == len(jobs)
     unseen = {job.policy for job in jobs if job.setting == "unseen hands"}
     assert unseen == {NONE, ALL, *SETTINGS["unseen hands"].policies}
+
+
+def test_few_policies_can_be_tried_beside_the_ranking() -> None:
+    jobs = balance.planned(Namespace(references=1, unseen=1, only="measured"))
+    assert {job.policy for job in jobs} == {NONE, ALL, "ranked", "measured", "measured, low content"}
+    found = balance.at_equal_style(measured(), balance.tried("known hands", "low content"))
+    assert list(found) == ["ranked over measured, low content"]
