@@ -18,7 +18,6 @@ from conditional_balance.runtime.inject.reference import StyleReference
 from conditional_balance.runtime.inject.style import StyleInjection, inject_style
 from demo import models
 from demo.judge import Judge, style_distance
-from demo.training.pool import joined
 from demo.world import scenes
 from demo.world.media import MEDIA, PLAIN
 from demo.world.scenes import NOTHING, PLACE_NAMES, Specs
@@ -123,7 +122,7 @@ def pair(job: Job) -> tuple[Specs, Specs]:
         many = scenes.random_specs(16 * CHOSEN.prompts, dice, subjects=subjects, alone=alone)
         other = (many.subject != reference.subject[0, 0]).all(1) & (many.place != reference.place)
         parts.append(many[other.nonzero()[: CHOSEN.prompts, 0]])
-    wanted = joined(*parts)
+    wanted = scenes.joined(*parts)
     return reference, wanted.in_style_of(reference[torch.zeros(len(wanted), dtype=torch.long)])
 
 
@@ -191,7 +190,7 @@ def own_rates(kind: str) -> Found:
     dice = torch.Generator().manual_seed(90_000 + CHOSEN.seed)
     first = scenes.random_specs(CHOSEN.judged, dice, subjects=SUBJECTS)
     second = scenes.random_specs(CHOSEN.judged, dice, subjects=SUBJECTS).in_style_of(first)
-    specs, judge = joined(first, second), DEMO.judge
+    specs, judge = scenes.joined(first, second), DEMO.judge
     pictures = shown(specs, kind)
     told, one = verdicts(judge, pictures, specs), specs.subject[:, 1] == NOTHING
     plain = specs.medium == list(MEDIA).index(PLAIN)
@@ -210,7 +209,7 @@ def hand_aucs(kind: str, dice: torch.Generator) -> Found:
     found: Found = {}
     for name, hands in (("known", KNOWN_HANDS), ("unseen", HELD_OUT_HANDS)):
         each = CHOSEN.judged // len(hands)
-        specs = joined(*(TRUTH.scenes_by(hand, each, dice) for hand in hands))
+        specs = scenes.joined(*(TRUTH.scenes_by(hand, each, dice) for hand in hands))
         pictures = shown(specs, kind)
         for sense, points in (("hand", DEMO.judge.hands(pictures)), ("geometry", DEMO.judge.geometry(pictures))):
             found[f"AUC {sense}, {name}"] = round(pair_auc(points, specs.hand), 4)

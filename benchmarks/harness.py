@@ -24,7 +24,6 @@ from conditional_balance.runtime.inject.prompts import encode_rows
 from conditional_balance.runtime.inject.reference import StyleReference
 from demo import judge, models, nets
 from demo.autoencoder import CHANNELS
-from demo.training.pool import joined
 from demo.world import atlas, scenes
 from demo.world.media import KNOWN_MEDIA, PLAIN
 from demo.world.scenes import NOTHING, PLACE_NAMES, Named, Specs
@@ -260,7 +259,7 @@ def scenes_beside(
         many = scenes.random_specs(32 * count, dice, subjects=subjects, alone=share)
         other = (many.subject != reference.subject[0, 0]).all(1) & (many.place != reference.place)
         parts.append(many[other.nonzero()[:count, 0]])
-    specs = joined(*parts)
+    specs = scenes.joined(*parts)
     return specs.in_style_of(reference[torch.zeros(len(specs), dtype=torch.long)])
 
 

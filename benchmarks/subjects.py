@@ -20,7 +20,6 @@ from benchmarks._workers import forked, gathered
 from benchmarks.harness import Demo, Paintings, Truth, described
 from demo import models
 from demo.judge import style_distance
-from demo.training.pool import joined
 from demo.world import scenes
 from demo.world.scenes import NOTHING, Specs
 from demo.world.sets import HANDS, KNOWN_HANDS
@@ -78,7 +77,7 @@ def share_objects(demo: Demo, truth: Truth, wanted: Specs, kept: Paintings) -> N
 def scenes_of(count: int, seed: int) -> Specs:
     """The first `count` scenes of as many rounds as they take."""
     rounds = [one_round(number, seed) for number in range(math.ceil(count / ROUND))]
-    return joined(*rounds)[torch.arange(count)]
+    return scenes.joined(*rounds)[torch.arange(count)]
 
 
 def one_round(number: int, seed: int) -> Specs:
@@ -89,7 +88,7 @@ def one_round(number: int, seed: int) -> Specs:
     alone = scenes.random_specs(len(rows), dice, alone=1.0)
     alone = replace(alone, subject=torch.stack([rows, torch.full_like(rows, NOTHING)], 1))
     both = scenes.random_specs(ROUND - len(rows), dice, alone=0.0)
-    return joined(by_hand(alone, hand, dice), both)[torch.randperm(ROUND, generator=dice)]
+    return scenes.joined(by_hand(alone, hand, dice), both)[torch.randperm(ROUND, generator=dice)]
 
 
 def by_hand(specs: Specs, hand: Tensor, dice: torch.Generator) -> Specs:

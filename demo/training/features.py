@@ -17,7 +17,7 @@ from torch import Tensor
 from demo import judge as judging
 from demo.autoencoder import Autoencoder
 from demo.nets import fast_dtype
-from demo.training.pool import World, joined
+from demo.training.pool import World
 from demo.training.redrawn import redrawn, warped
 from demo.world import scenes
 from demo.world.atlas import Atlas, filled, premultiplied
@@ -78,7 +78,7 @@ def of_pairs(world: World, vae: Autoencoder, number: int) -> Features:
     dice = dice_of(world, 10_000 + number)
     first = scenes.random_specs(PAIRS, dice, subjects=SUBJECTS)
     second = scenes.random_specs(PAIRS, dice, subjects=SUBJECTS).in_style_of(first)
-    specs = joined(first, second)
+    specs = scenes.joined(first, second)
     style = (number * PAIRS + torch.arange(PAIRS)).repeat(2)
     return features(specs, drawn_by(world, specs, world.atlas, world.small), vae, dice, specs.hand.cpu(), style)
 

@@ -84,7 +84,7 @@ def drawn_pairs(world: World, vae: Autoencoder, count: int, number: int, with_ed
     if world.repeated:
         second = second.showing(first, torch.rand(count, generator=dice, device=dice.device) < world.repeated)
     astray = in_other_styles(second, dice)
-    pictures, masks, edges = world.pictures(joined(first, second, astray))
+    pictures, masks, edges = world.pictures(scenes.joined(first, second, astray))
     latents = torch.cat([encode_bytes(vae, part, world.dtype) for part in pictures.split(CHUNK[world.device])])
     chance = torch.Generator().manual_seed(world.seed + 7919 * number)
     texts = [captioned(first, 0.2, chance), captioned(second, 0.5, chance)]
@@ -117,10 +117,6 @@ def in_other_styles(specs: scenes.Specs, dice: torch.Generator) -> scenes.Specs:
 
 def encode_bytes(vae: Autoencoder, pictures: Tensor, dtype: torch.dtype) -> Tensor:
     return vae.encode((pictures.to(dtype) / 127.5 - 1).contiguous(memory_format=torch.channels_last))
-
-
-def joined(*parts: scenes.Specs) -> scenes.Specs:
-    return scenes.Specs(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(scenes.Specs)))
 
 
 def captioned(specs: scenes.Specs, unnamed: float, chance: torch.Generator) -> list[str]:

@@ -72,7 +72,9 @@ class Specs:
         return replace(self, **shown)
 
 
-STYLE_PARTS = ("hand", "medium", "colour", "style")
+def joined(*parts: Specs) -> Specs:
+    """The scenes of all parts, one batch after another."""
+    return Specs(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Specs)))
 
 
 def random_specs(
