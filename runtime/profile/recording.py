@@ -179,7 +179,11 @@ class _Run:
                     f"{differs}: record it under a name of its own, or delete the series."
                 )
                 return
-            append(picture, series.folder)
+            try:
+                append(picture, series.folder)
+            except OSError as problem:  # the pictures themselves are painted, and not lost for it
+                notices.say(f"This run was not recorded: {problem}")
+                return
         with _lock:
             _written.add(series.folder)
         logging.info(f"Record Sensitivity added {len(named)} pictures to '{series.folder.name}'.")

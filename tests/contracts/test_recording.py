@@ -186,6 +186,14 @@ def test_a_run_that_does_not_belong_to_the_series_is_left_out_and_said(settings,
     assert len(files()) == 2
 
 
+def test_a_disk_that_refuses_a_recording_costs_no_picture_and_is_said(caplog):
+    plain = run(model("sd15"), batch=1)
+    recording_folder("mine").parent.write_text("in the way")
+    assert torch.equal(run(recorded(model("sd15")), batch=1), plain)
+    (said,) = (message for message in caplog.messages if message.startswith("Record Sensitivity:"))
+    assert "This run was not recorded: " in said and "was not saved in" in said
+
+
 @pytest.mark.parametrize("levels", [(14.6, 5.0, 2.0, 1.0), (1.0, 2.0, 5.0, 14.6)])
 def test_a_stage_that_stops_before_the_picture_is_whole_or_goes_up_is_recorded_whole(levels, caplog):
     of = model("sd15")
