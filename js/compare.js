@@ -6,6 +6,12 @@ import { View, keepPresses, make } from './view.js'
 const NAME = 'cb_compare'
 const HEIGHT = 320
 
+// A run's pictures of one side, one for each pair.
+function paired(run, side) {
+  const count = Math.max(run.before.length, run.after.length)
+  return Array.from({ length: count }, (_, place) => run[side][place] ?? run[side][0])
+}
+
 export class Compare extends View {
   constructor(node) {
     super(node, NAME, HEIGHT)
@@ -28,7 +34,8 @@ export class Compare extends View {
 
   // Draws what has changed since the last look.
   look() {
-    const [files = { before: [], after: [] }] = resultOf(this.node).cb_compared ?? []
+    const runs = resultOf(this.node).cb_compared ?? [] // several where the pictures came as a list
+    const files = { before: runs.flatMap(run => paired(run, 'before')), after: runs.flatMap(run => paired(run, 'after')) }
     const wanted = JSON.stringify(files)
     if (!this.words || wanted === this.shown) return
     this.shown = wanted
@@ -36,14 +43,13 @@ export class Compare extends View {
   }
 
   show({ before, after }) {
-    const count = Math.max(before.length, after.length)
+    const count = before.length
     this.element.toggleAttribute('data-empty', !count)
     this.slider.setAttribute('aria-label', this.words('compareLabel'))
     this.slider.title = this.words('compareLabel')
     this.note.textContent = count ? '' : this.words('compareEmpty')
     this.pairs.style.setProperty('--cb-compare-columns', Math.max(Math.ceil(Math.sqrt(count)), 1))
-    const pairs = Array.from({ length: count }, (_, place) => [before[place] ?? before[0], after[place] ?? after[0]])
-    this.pairs.replaceChildren(...pairs.map(pair => this.pair(...pair)))
+    this.pairs.replaceChildren(...before.map((file, place) => this.pair(file, after[place])))
   }
 
   pair(before, after) {

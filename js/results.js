@@ -35,7 +35,7 @@ export function errorOf(node) {
 // What the node warns of: itself, and what samplers said later of what it asked them for.
 export function warningOf(node) {
   const { cb_warning: own = [], cb_told: told = [] } = resultOf(node)
-  return [...own, ...new Set(told.flatMap(({ texts }) => texts))].join(' ')
+  return [...new Set([...own, ...told.flatMap(({ texts }) => texts)])].join(' ') // a list's runs warn alike
 }
 
 // Puts into the store what samplers tell while they run (runtime/runs/notices.py).

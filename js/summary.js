@@ -22,8 +22,14 @@ export class Summary {
   }
 }
 
+// The words of a node's run; where it ran for each of a list, those of the first, and of how many.
+function ran(node) {
+  const [words = '', ...others] = resultOf(node).cb_summary ?? []
+  return others.length ? `${words} (1/${others.length + 1})` : words
+}
+
 // Writes into an element what is to be said of a node: its error or what else is wrong, else its warning and the words.
-export function say(element, node, words = resultOf(node).cb_summary?.[0] ?? '', wrong = '') {
+export function say(element, node, words = ran(node), wrong = '') {
   const error = errorOf(node) || wrong, warning = warningOf(node)
   const text = error || [warning, words].filter(Boolean).join(' ')
   element.classList.toggle('cb-error', Boolean(error))

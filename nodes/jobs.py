@@ -404,8 +404,6 @@ class CBStyleAndStructure(io.ComfyNode):
         **values: Any,
     ) -> io.NodeOutput:
         positive = encoded(clip, bounded(prompt, "prompt", LONGEST_PROMPTS))
-        if control_net is None:
-            raise ValueError("'control_net' is empty: load a ControlNet of the model's family.")
         reference = _reference(model, clip, vae, style_image, shows, "style_image")
         chosen = _choice(model, profile)
         gate, words = _gate(chosen, values)

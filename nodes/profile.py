@@ -26,7 +26,7 @@ from ..render.report import in_short, report
 from ..runtime.arch.fingerprint import fingerprint_of
 from ..runtime.arch.registry import architecture_of
 from ..runtime.disk import files_below, folders_of_folders, holds_folders, inside
-from ..runtime.profile.clusters import Cluster, cluster_files, load_clusters, with_cluster
+from ..runtime.profile.clusters import Cluster, Clusters, cluster_files, joined, load_clusters, with_cluster
 from ..runtime.profile.pictures import SUFFIXES
 from ..runtime.profile.profiling import Settings, profile_model, title_of
 from ..runtime.profile.subjects import AUTO, READINGS, subjects_written
@@ -76,6 +76,7 @@ class CBImageClusters(io.ComfyNode):
             ),
             description="Names a batch of images that share something, such as one style. Chain one node for each "
             "cluster: what they differ in is what Profile Sensitivity measures.",
+            is_input_list=True,
             inputs=[
                 io.Image.Input(
                     "images",
@@ -106,8 +107,21 @@ class CBImageClusters(io.ComfyNode):
 
     @classmethod
     @timed
-    def execute(cls, images: torch.Tensor, name: str, previous: tuple = (), subjects: str = "") -> io.NodeOutput:
-        return _clustered(with_cluster(previous, name, list(images), subjects_written(subjects, len(images))))
+    def execute(
+        cls,
+        images: list[torch.Tensor],
+        name: list[str],
+        previous: Sequence[Clusters] = (),
+        subjects: Sequence[str] = ("",),
+    ) -> io.NodeOutput:
+        """A list of pictures, which may differ in size, is one cluster; with a list of names each is one of its own."""
+        made = joined(each for each in previous if each is not None)
+        together = len(name) == len(subjects) == 1
+        batches = [[picture for batch in images for picture in batch]] if together else [list(each) for each in images]
+        for place in range(max(map(len, (batches, name, subjects)))):
+            batch, called, shows = (each[min(place, len(each) - 1)] for each in (batches, name, subjects))
+            made = with_cluster(made, called, batch, subjects_written(shows, len(batch)))
+        return _clustered(made)
 
 
 class CBLoadImageClusters(io.ComfyNode):

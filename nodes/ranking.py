@@ -20,7 +20,7 @@ from ..engine.texts import storable
 from ..render.comparison import comparison_chart, comparison_report
 from ..runtime.profile.profiling import title_of
 from ..runtime.profile.recorded import profile_recording
-from ..runtime.profile.recording import Series, record
+from ..runtime.profile.recording import Series, record, times_deleted
 from ..runtime.profile.subjects import names_written
 from .profile import CATEGORY, FEATURES, Profile, misfit, plain_name, profile_outputs, shown_profile
 from .schema import Schema, found_by
@@ -114,6 +114,11 @@ class CBRecordSensitivity(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, series: str | None, **others: Any) -> int:
+        """Where the recording was deleted, its pictures have to be made again; a new one is not yet recorded."""
+        return times_deleted(None if series is None else recording_folder(series))
+
+    @classmethod
     @timed
     def execute(
         cls,
@@ -130,8 +135,9 @@ class CBRecordSensitivity(io.ComfyNode):
         if not labels:
             raise ValueError("'label' is empty: name what these pictures have in common, such as their style.")
         chosen = Series(folder, labels, subjects, FEATURES[features], noise_levels, first_is_reference)
-        words = f"Every run adds its pictures to '{folder.name}' as {', '.join(labels)}; it holds"
-        return io.NodeOutput(record(model, chosen), ui=summary(f"{words} {len(picture_files(folder))} so far."))
+        words, held = f"Every run adds its pictures to '{folder.name}' as {', '.join(labels)}", picture_files(folder)
+        words += f", beside {len(held)} that it held before" if held else ""  # true of later runs too, which cache it
+        return io.NodeOutput(record(model, chosen), ui=summary(f"{words}."))
 
 
 class CBProfileFromRecording(io.ComfyNode):

@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
+from comfy_execution.graph_utils import is_link
+
 Node = Mapping[str, Any]
 Find = Callable[[str], Node]
 """The node of an id."""
@@ -22,7 +24,7 @@ PARTS = ("start_at_step", "end_at_step", "step")
 def links(node: Node) -> Iterator[tuple[str, str]]:
     """The inputs of a node that come from other nodes, and the ids of those."""
     for name, value in node["inputs"].items():
-        if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str):
+        if is_link(value):  # a list may be a value too, such as two choices of a dropdown
             yield name, value[0]
 
 

@@ -13,7 +13,7 @@ from comfy_api.latest import io
 
 from ..engine.profile import SensitivityProfile
 from ..engine.profile_file import digest
-from .widgets import not_offered
+from .widgets import brought, not_offered
 
 SUMMARY, PROFILE, STRIP = "cb_summary", "cb_profile", "cb_strip"  # keys of the `ui` output that js/ reads
 COMPARED, SUGGESTED = "cb_compared", "cb_suggested"
@@ -53,17 +53,19 @@ Check = Callable[[type[io.ComfyNode], Mapping[str, Any]], str | None]
 
 
 def timed(execute: Callable[..., io.NodeOutput], check: Check = not_offered) -> Callable[..., io.NodeOutput]:
-    """An execute() that is not run with values that `check` refuses, and whose summary ends in the seconds it took.
+    """An execute() that is not run with values that `check` refuses or without a needed one, and whose summary ends in
+    the seconds it took.
 
     Only where anybody would notice them.
     """
 
     @wraps(execute)
     def run(cls: type[io.ComfyNode], *args: Any, **kwargs: Any) -> io.NodeOutput:
-        if problem := check(cls, kwargs):
+        given = brought(cls, kwargs)
+        if problem := check(cls, given):
             raise ValueError(problem)
         start = time.perf_counter()
-        output = execute(cls, *args, **kwargs)
+        output = execute(cls, *args, **given)
         shown = output.ui if isinstance(output.ui, Mapping) else output.ui.as_dict() if output.ui else {}
         output.ui = with_seconds(shown, time.perf_counter() - start)
         return output

@@ -54,6 +54,7 @@ class CBSuggestAmount(io.ComfyNode):
             description="Paints your picture with less and with more style, in a few steps each, and suggests a style "
             "amount. Click a picture to take its amount.",
             is_output_node=True,
+            is_input_list=True,  # core hands on one value of each output of what a node puts into the prompt
             enable_expand=True,
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
             inputs=[
@@ -92,12 +93,19 @@ class CBSuggestAmount(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        lowest: float,
-        highest: float,
-        steps: int,
-        image: torch.Tensor | None = None,
-        clip_vision: Any = None,
-        **given: Any,
+        lowest: list[float],
+        highest: list[float],
+        steps: list[int],
+        image: list[torch.Tensor] | None = None,
+        clip_vision: list[Any] | None = None,
+        **given: list[Any],
+    ) -> io.NodeOutput:
+        network = clip_vision[0] if clip_vision else None
+        return cls._tried(lowest[0], highest[0], steps[0], network, given)
+
+    @classmethod
+    def _tried(
+        cls, lowest: float, highest: float, steps: int, network: Any, given: Mapping[str, Sequence[Any]]
     ) -> io.NodeOutput:
         if problem := not_offered(cls, {"lowest": lowest, "highest": highest, "steps": steps}):
             raise ValueError(problem)
@@ -107,7 +115,7 @@ class CBSuggestAmount(io.ComfyNode):
         prompt, me = cls.hidden.dynprompt, cls.hidden.unique_id
         if given:
             asked = _behind(prompt.get_node, prompt.get_parent_node_id(me))
-            return _compared(cls, asked, amounts, given, clip_vision)
+            return _compared(cls, asked, amounts, _one_by_one(given), network)
         asked = _behind(prompt.get_node, me)
         graph = GraphBuilder()
         tiles = {
@@ -163,16 +171,19 @@ def _dialled(node: Node, amount: float) -> dict[str, Any]:
     return {DIAL: amount} | ({"preset": BY_AMOUNT} if "preset" in node["inputs"] else {})
 
 
+def _one_by_one(given: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """What lists hold in each place; a shorter list's last stands for the rest, as core has it."""
+    count = max(map(len, given.values()))
+    return [{name: values[min(place, len(values) - 1)] for name, values in given.items()} for place in range(count)]
+
+
 def _compared(
-    cls: type[io.ComfyNode], asked: _Behind, amounts: list[float], given: dict[str, Any], clip_vision: Any
+    cls: type[io.ComfyNode], asked: _Behind, amounts: list[float], given: Sequence[Mapping[str, Any]], network: Any
 ) -> io.NodeOutput:
-    """What the tries show, and which amount is suggested."""
-    tiles = [given[TILE.format(place)][..., :3] for place in range(len(amounts))]
-    picture, note = given[PICTURE], ""
-    if clip_vision is None:
-        style, content, note = _by_model(given, picture, tiles)
-    else:
-        style, content = _by_network(clip_vision, picture, tiles)
+    """What the tries show, and which amount is suggested: by all of a list, of which the first is shown."""
+    found = [_measured(each, _tiles(each), network) for each in given]
+    style, content = (np.mean([each[part] for each in found], axis=0).tolist() for part in (0, 1))
+    picture, tiles, note = given[0][PICTURE], _tiles(given[0]), found[0][2]
     tries = Tries(amounts, style, content)
     amount = suggested(tries)
     shown = {
@@ -189,9 +200,23 @@ def _compared(
         words = (
             "By these numbers no try comes nearer to the style picture: choose by eye, or raise 'highest' or 'steps'."
         )
+    words += f" By {len(given)} pictures of a list; the first is shown." if len(given) > 1 else ""
     words += note
     strip = side_by_side([picture[:1], *(tile[:1] for tile in tiles)])
     return io.NodeOutput(amount, strip, ui={SUGGESTED: [shown]} | summary(words))
+
+
+def _tiles(given: Mapping[str, Any]) -> list[torch.Tensor]:
+    return [given[TILE.format(place)][..., :3] for place in range(TRIED + 1)]
+
+
+def _measured(
+    given: Mapping[str, Any], tiles: Sequence[torch.Tensor], network: Any
+) -> tuple[list[float], list[float], str]:
+    """Style and content of the tries, and a note on how they were found."""
+    if network is None:
+        return _by_model(given, given[PICTURE], tiles)
+    return *_by_network(network, given[PICTURE], tiles), ""
 
 
 def _percent(tries: Tries, amount: float) -> str:
@@ -246,7 +271,7 @@ def _flat(latents: torch.Tensor) -> torch.Tensor:
     return latents.flatten(2, 3) if latents.ndim == 5 else latents
 
 
-def _by_network(network: Any, picture: torch.Tensor, tiles: list[torch.Tensor]) -> tuple[list[float], list[float]]:
+def _by_network(network: Any, picture: torch.Tensor, tiles: Sequence[torch.Tensor]) -> tuple[list[float], list[float]]:
     """Style and content by a vision network: how near the tries are to the reference, and to the first of them."""
 
     def seen(pictures: torch.Tensor) -> torch.Tensor:

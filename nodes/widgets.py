@@ -89,6 +89,32 @@ def out_of_range(inputs: Iterable[io.Input], values: Mapping[str, Any]) -> str |
     return next((problem for problem in problems if problem), None)
 
 
+def brought(node: type[io.ComfyNode], values: Mapping[str, Any]) -> dict[str, Any]:
+    """What reaches a node's execute(), less inputs whose link brings nothing, which are then as if they were open.
+
+    Switches, loops at their first turn and nodes with an open input of their own bring None. Raises ValueError for an
+    input that the node cannot do without. A checkpoint without CLIP or VAE is left to who needs them.
+    """
+    empty = [name for name, value in values.items() if _is_nothing(value)]
+    if not empty:
+        return dict(values)
+    inputs = {each.id: each for each in node.define_schema().inputs}
+    needed = {name for name in empty if name in inputs and not inputs[name].optional}
+    for name in sorted(needed):
+        if isinstance(inputs[name], io.ControlNet.Input):
+            raise ValueError(f"'{name}' is empty: load a ControlNet of the model's family.")
+        if not isinstance(inputs[name], io.Clip.Input | io.Vae.Input):
+            raise ValueError(
+                f"'{name}' is empty, as what it is connected to gives nothing: look there, or connect another."
+            )
+    return {name: value for name, value in values.items() if name in needed or name not in empty}
+
+
+def _is_nothing(value: Any) -> bool:
+    """Whether a link brings None, or to a node that takes lists, nothing but None."""
+    return value is None or (isinstance(value, list) and len(value) > 0 and all(each is None for each in value))
+
+
 def not_offered(node: type[io.ComfyNode], values: Mapping[str, Any]) -> str | None:
     """What is wrong with choices and numbers that reach a node's execute(): core lets through any from a link, and NaN.
 

@@ -12,9 +12,11 @@ from visits import RENDERERS, needs_browser, visited
 PICTURE = {"width": 96, "height": 64, "batch_size": 1}
 PROMPT = {
     "1": {"class_type": "EmptyImage", "inputs": {**PICTURE, "color": 0xCC3300}},
-    "2": {"class_type": "EmptyImage", "inputs": {**PICTURE, "color": 0x0033CC, "batch_size": 2}},
-    "3": {"class_type": "CBBeforeAfter", "inputs": {"before": ["1", 0], "after": ["2", 0]}},
+    "2": {"class_type": "EmptyImage", "inputs": {**PICTURE, "color": 0x0033CC, "batch_size": 3}},
+    "3": {"class_type": "CBBeforeAfter", "inputs": {"before": ["1", 0], "after": ["4", 0]}},
+    "4": {"class_type": "RebatchImages", "inputs": {"images": ["2", 0], "batch_size": 2}},
 }
+"""The pictures after come as a list: a batch of two, and one."""
 
 pytestmark = needs_browser
 
@@ -39,7 +41,7 @@ def test_before_a_run_it_says_what_to_do(seen: dict[str, Any], renderer: str) ->
 @pytest.mark.parametrize("renderer", RENDERERS)
 def test_a_run_shows_a_pair_for_each_picture(seen: dict[str, Any], renderer: str) -> None:
     ran = seen[renderer]["ran"]
-    assert ran["note"] == "" and len(ran["pairs"]) == 2
+    assert ran["note"] == "" and len(ran["pairs"]) == 3
     assert all(pair == {"alts": ["before", "after"], "pixels": [96, 96], "seen": True} for pair in ran["pairs"])
 
 

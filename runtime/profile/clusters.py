@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import reduce
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,6 +54,11 @@ def with_cluster(
     except ValueError as error:
         raise ValueError(f"'images' of cluster {quoted(name)} {error}: check the node they come from.") from error
     return _extended(previous, Cluster(name, tuple(pictures), tuple(subjects) or ("",) * len(pictures)))
+
+
+def joined(several: Iterable[Clusters]) -> Clusters:
+    """All clusters of several chains; those of one name are one."""
+    return reduce(_extended, (cluster for clusters in several for cluster in clusters), ())
 
 
 def _extended(previous: Clusters, more: Cluster) -> Clusters:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ...engine.moments import Moments
 from ...engine.noise import LOG
-from ...engine.recording_file import Key, RecordedPicture, append, difference
+from ...engine.recording_file import Key, RecordedPicture, append, difference, picture_files
 from ...engine.texts import quoted
 from ..arch.fingerprint import fingerprint_of
 from ..arch.registry import architecture_of
@@ -27,6 +29,10 @@ from .capture import Recorder, recording
 from .profiling import noise_of
 
 NEAR = 1e-3  # of a noise level: samplers round sigmas on their way
+
+_written: set[Path] = set()
+_deleted: Counter[Path] = Counter()
+_lock = Lock()
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,18 @@ def record(model: ModelPatcher, series: Series) -> ModelPatcher:
         WrappersMP.SAMPLER_SAMPLE, f"{KEY}_recording", partial(_around_run, series, fresh_node())
     )
     return patched
+
+
+def times_deleted(folder: Path | None) -> int:
+    """How often a recording that this server has written was found without any picture; None: any of them.
+
+    Then its pictures have to be made again, also where ComfyUI still has them in its cache.
+    """
+    with _lock:
+        for each in {each for each in _written if not picture_files(each)}:
+            _written.discard(each)
+            _deleted[each] += 1
+        return _deleted.total() if folder is None else _deleted[folder]
 
 
 def _around_run(
@@ -161,7 +179,13 @@ class _Run:
                     f"{differs}: record it under a name of its own, or delete the series."
                 )
                 return
-            append(picture, series.folder)
+            try:
+                append(picture, series.folder)
+            except OSError as problem:  # the pictures themselves are painted, and not lost for it
+                notices.say(f"This run was not recorded: {problem}")
+                return
+        with _lock:
+            _written.add(series.folder)
         logging.info(f"Record Sensitivity added {len(named)} pictures to '{series.folder.name}'.")
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from threading import Lock
 
+from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
 
 from .memory import out_of_memory
@@ -47,15 +48,24 @@ class Told:
 
 
 def fresh_node() -> str | None:
-    """The id of the node that is being executed, under which nothing old stands any more.
+    """The id on the page of the node that is being executed, under which nothing of earlier prompts stands any more.
 
+    In a list or a loop it is executed several times, and what samplers have said since the first time stays.
     None in a script or a test that calls a node by itself.
     """
     context = get_executing_context()
     if context is None:
         return None
-    _tell(context.prompt_id, Told(context.node_id))
-    return context.node_id
+    node = _on_page(context.node_id)
+    if not any(told.node == node for told in told_in(context.prompt_id)):
+        _tell(context.prompt_id, Told(node))
+    return node
+
+
+def _on_page(node: str) -> str:
+    """The node of the page that an executed one stands for: loops and other nodes put copies into the prompt."""
+    prompt = get_progress_state().dynprompt
+    return prompt.get_display_node_id(node) if prompt.has_node(node) else node
 
 
 def told_in(prompt: str) -> tuple[Told, ...]:
@@ -106,9 +116,10 @@ class Notices:
         context = get_executing_context() or self._context
         if self.node is None or context is None:
             return
-        earlier = (told for told in told_in(context.prompt_id) if (told.node, told.by) == (self.node, context.node_id))
+        by = _on_page(context.node_id)
+        earlier = (told for told in told_in(context.prompt_id) if (told.node, told.by) == (self.node, by))
         texts = dict.fromkeys((*next((told.texts for told in earlier), ()), *self.said))
-        _tell(context.prompt_id, Told(self.node, context.node_id, tuple(texts)[:MOST], error))
+        _tell(context.prompt_id, Told(self.node, by, tuple(texts)[:MOST], error))
 
 
 def _is_ours(problem: ValueError) -> bool:
@@ -120,7 +131,7 @@ def _is_ours(problem: ValueError) -> bool:
 
 
 def _tell(prompt: str, told: Told) -> None:
-    """Remember it, and tell the page, where there is one."""
+    """Remember it, and tell the page that has sent the prompt, if one has: on others the same ids are other nodes."""
     with _lock:
         before = _told.pop(prompt, [])
         _told[prompt] = [*(each for each in before if not _replaces(told, each)), told]
@@ -128,8 +139,9 @@ def _tell(prompt: str, told: Told) -> None:
             _told.popitem(last=False)
     server = sys.modules.get("server")  # main.py has imported it; a script has no page to tell
     instance = getattr(getattr(server, "PromptServer", None), "instance", None)
-    if instance is not None and not instance.loop.is_closed():  # a server that has ended may still be in memory
-        instance.send_sync(EVENT, asdict(told))
+    page = getattr(instance, "client_id", None)
+    if page is not None and not instance.loop.is_closed():  # a server that has ended may still be in memory
+        instance.send_sync(EVENT, asdict(told), page)
 
 
 def _replaces(new: Told, old: Told) -> bool:

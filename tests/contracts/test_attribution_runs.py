@@ -67,7 +67,7 @@ def execute(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
     def go(graph: Graph) -> Any:
         shown = [name for name, node in graph.items() if node["class_type"] == "CBAttributionPreview"]
-        executor.execute(graph, "it", {}, shown)
+        executor.execute(graph, "it", {"client_id": "page"}, shown)
         if not executor.success:
             raise ValueError(next(data for event, data in executor.status_messages if event == "execution_error"))
         return {name: executor.history_result["outputs"][name]["text"][0] for name in shown}

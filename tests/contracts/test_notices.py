@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+from collections.abc import Iterator
 
 import pytest
+import server
 from comfy.model_management import OOM_EXCEPTION
+from comfy_execution import progress
+from comfy_execution.graph import DynamicPrompt
 from comfy_execution.utils import CurrentNodeContext
 from style_case import failing, styled
 
 from conditional_balance.engine.grammar import parse
-from conditional_balance.runtime.runs.notices import NO_MEMORY, PROMPTS, Notices, fresh_node, told_in
+from conditional_balance.runtime.runs.notices import EVENT, NO_MEMORY, PROMPTS, Notices, fresh_node, told_in
 from tiny import cond, latent, sample
 
 
@@ -29,9 +34,43 @@ def test_a_run_replaces_what_the_same_sampler_said_in_another_prompt() -> None:
     with CurrentNodeContext("replaced again", "11"):
         Notices("Style injection", "9")
         assert said("replaced again") == [("9", "11", (), None)]
-    with CurrentNodeContext("replaced again", "9"):
+    with CurrentNodeContext("replaced for good", "9"):
         fresh_node()
-    assert said("replaced again") == [("9", None, (), None)]
+    assert said("replaced for good") == [("9", None, (), None)]
+
+
+@pytest.fixture
+def looped() -> Iterator[None]:
+    """A prompt in execution in which a loop has put copies of nodes 9 and 11 for its second turn."""
+    before = progress.global_progress_registry
+    prompt = DynamicPrompt({"9": {}, "11": {}, "20": {}})
+    for name in ("9", "11"):
+        prompt.add_ephemeral_node(f"20.0.0.{name}", {}, "20", name)
+    progress.global_progress_registry = progress.ProgressRegistry("it", prompt)
+    yield
+    progress.global_progress_registry = before
+
+
+def test_what_copies_of_a_loop_say_stands_under_the_node_of_the_page(looped: None) -> None:
+    for turn, prefix in enumerate(("", "20.0.0.")):
+        with CurrentNodeContext("looped", f"{prefix}9"):
+            node = fresh_node()
+        with CurrentNodeContext("looped", f"{prefix}11"):
+            Notices("Style injection", node).say(f"Turn {turn}.")
+    assert said("looped") == [("9", None, (), None), ("9", "11", ("Turn 0.", "Turn 1."), None)]
+
+
+@pytest.mark.parametrize("page", ["mine", None])
+def test_only_the_page_that_sent_the_prompt_is_told(page: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On others the same ids are other nodes; a client of the API has no page."""
+    loop, events = asyncio.new_event_loop(), []
+    instance = server.PromptServer(loop)
+    instance.client_id = page
+    monkeypatch.setattr(instance, "send_sync", lambda event, data, to=None: events.append((event, to)))
+    with CurrentNodeContext(f"page {page}", "11"):
+        Notices("Style injection", "9").say("One.")
+    loop.close()
+    assert set(events) == ({(EVENT, page)} if page else set()) and said(f"page {page}")[0][2] == ("One.",)
 
 
 def test_a_thread_that_makes_calls_of_a_run_speaks_for_its_sampler() -> None:

@@ -25,6 +25,9 @@ from conditional_balance.nodes.jobs import PRESETS
 from conditional_balance.runtime.arch.registry import architecture_of
 from conditional_balance.runtime.attribution.measured import Attribution, Measured, RunMeasured
 from conditional_balance.runtime.inject.picture import latent_of, under_control
+from conditional_balance.runtime.inject.reference import FIRST_ROW
+from conditional_balance.runtime.inject.style import StyleInjection
+from conditional_balance.runtime.runs.injector import injectors_of
 from conditional_balance.runtime.runs.loaded import cell_of
 from tiny import sample, tiny_vae
 
@@ -42,8 +45,11 @@ def execute(node_id: str, **inputs: Any) -> io.NodeOutput:
     """A node executed as the server does: in inference mode, every widget that is not given at its default."""
     schema = NODES[node_id].define_schema()
     defaults = {each.id: each.default for each in schema.inputs if getattr(each, "default", None) is not None}
+    given = {**defaults, **inputs}
+    if schema.is_input_list:
+        given = {name: [value] for name, value in given.items()}
     with torch.inference_mode():
-        return NODES[node_id].execute(**{**defaults, **inputs})
+        return NODES[node_id].execute(**given)
 
 
 @pytest.mark.parametrize(("node_id", "name"), NUMBERS, ids=str)
@@ -55,6 +61,33 @@ def test_a_number_that_no_widget_gives_is_refused_when_the_node_runs(node_id: st
         with pytest.raises(ValueError) as caught:
             execute(node_id, **{name: value})
         assert str(caught.value).startswith(f"'{name}' is {value}")
+
+
+NEEDED = [
+    (node_id, each.id)
+    for node_id, node in NODES.items()
+    for each in node.define_schema().inputs
+    if not (each.optional or isinstance(each, io.WidgetInput | io.Clip.Input | io.Vae.Input))
+]
+
+
+@pytest.mark.parametrize(("node_id", "name"), NEEDED, ids=str)
+def test_a_link_that_brings_nothing_is_said_by_the_name_of_its_input(node_id: str, name: str) -> None:
+    """Such as that of a switch with nothing behind it, or of a loop at its first turn."""
+    if name == "image" and node_id == "CBSuggestAmount":
+        return  # it never looks at the picture that is connected, but paints it anew
+    with pytest.raises(ValueError) as caught:
+        execute(node_id, **{name: None})
+    assert str(caught.value).startswith(f"'{name}' is empty")
+
+
+def test_an_optional_input_whose_link_brings_nothing_is_open(clip: Any) -> None:
+    """Also where being open means something."""
+    loop = execute("CBImageClusters", images=torch.rand(2, 8, 8, 3), previous=None, subjects=None)
+    assert [cluster.name for cluster in loop.args[0]] == ["style 1"]
+    gate = execute("CBLayerGate", layers="o9-11").args[0]
+    styled = execute("CBStyleInjection", model=model("sd15"), gate=gate, reference=None).args[0]
+    assert injectors_of(styled, StyleInjection)[0].reference is FIRST_ROW
 
 
 def test_no_run_draws_another_seed_for_what_is_measured() -> None:

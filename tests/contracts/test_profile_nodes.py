@@ -46,10 +46,15 @@ def pictures(count: int, seed: int = 0, height: int = 64, width: int = 64) -> to
     return torch.rand(count, height, width, 3, generator=torch.Generator().manual_seed(seed))
 
 
+def clustered(images: torch.Tensor, name: str, previous: tuple = (), subjects: str = "") -> io.NodeOutput:
+    """Image Cluster as core runs it: every input is a list."""
+    return CBImageClusters.execute([images], [name], [previous], [subjects])
+
+
 def clusters(*counts: int):
     made = ()
     for number, count in enumerate(counts):
-        made = CBImageClusters.execute(pictures(count, number), f"style {number}", made)[0]
+        made = clustered(pictures(count, number), f"style {number}", made)[0]
     return made
 
 
@@ -189,7 +194,7 @@ def test_a_corrupt_file_is_named(tmp_path):
 
 def test_clusters_grow_and_a_name_used_twice_adds_to_its_cluster():
     made = clusters(2, 3)
-    more = CBImageClusters.execute(pictures(1, 9), " style 0 ", made)[0]
+    more = clustered(pictures(1, 9), " style 0 ", made)[0]
     assert [(c.name, len(c.images)) for c in more] == [("style 0", 3), ("style 1", 3)]
     assert [len(c.images) for c in made] == [2, 3]
 
@@ -263,19 +268,34 @@ def test_names_that_only_count_are_no_subjects_unless_told(tmp_path):
     assert len(seen) == 2
 
 
+def test_a_list_of_pictures_is_one_cluster_and_a_list_of_names_makes_one_of_each():
+    tall, wide = pictures(1, 0, 64, 32), pictures(2, 1, 32, 64)
+    (one,) = CBImageClusters.execute([tall, wide], ["ink"], [None], ["cat, dog, owl"])[0]
+    assert [image.aspect for image in one.images] == [0.5, 2, 2]
+    assert one.subjects == ("cat", "dog", "owl")
+    two = CBImageClusters.execute([wide, wide], ["oil", "ink"], [(one,)], ["cat, dog"])[0]
+    assert [(each.name, each.subjects) for each in two] == [
+        ("ink", ("cat", "dog", "owl", "cat", "dog")),
+        ("oil", ("cat", "dog")),
+    ]
+    assert CBImageClusters.execute([tall], ["pen"], [(one,), two])[0][0].subjects == one.subjects + two[0].subjects
+    with pytest.raises(ValueError, match="'images' of cluster 'ink' is empty"):
+        CBImageClusters.execute([], ["ink"])
+
+
 def test_subjects_are_written_one_for_each_image_or_one_for_all():
-    made = CBImageClusters.execute(pictures(2), "ink", subjects="cat, dog\n")[0]
-    made = CBImageClusters.execute(pictures(2, 1), "ink", made, "owl")[0]
-    made = CBImageClusters.execute(pictures(1, 2), "ink", made)[0]
+    made = clustered(pictures(2), "ink", subjects="cat, dog\n")[0]
+    made = clustered(pictures(2, 1), "ink", made, "owl")[0]
+    made = clustered(pictures(1, 2), "ink", made)[0]
     assert made[0].subjects == ("cat", "dog", "owl", "owl", "")
     with pytest.raises(ValueError, match="'subjects' names 3 subjects and 'images' holds 2"):
-        CBImageClusters.execute(pictures(2), "ink", subjects="cat, dog, owl")
+        clustered(pictures(2), "ink", subjects="cat, dog, owl")
 
 
 def crossed(*names: str, styles: int = 3):
     made = ()
     for style in range(styles):
-        made = CBImageClusters.execute(pictures(len(names), style), f"style {style}", made, ", ".join(names))[0]
+        made = clustered(pictures(len(names), style), f"style {style}", made, ", ".join(names))[0]
     return made
 
 
@@ -307,7 +327,7 @@ def test_measuring_stops_when_the_ranking_is_sure_enough(sd15_model, vae, sure, 
     made, names = (), "cat, dog, owl, elk, ape, cow, fox, hen"
     for style in range(4):
         colour = torch.rand(1, 1, 1, 3, generator=torch.Generator().manual_seed(style))
-        made = CBImageClusters.execute(0.8 * colour + 0.2 * pictures(8, 9), f"style {style}", made, names)[0]
+        made = clustered(0.8 * colour + 0.2 * pictures(8, 9), f"style {style}", made, names)[0]
     out = profile(sd15_model, vae, made, stop_when_sure=sure)
     facts = out.args[0].provenance
     assert ("stopped" in facts) == stops == ("Measured" in out.args[2])
@@ -321,7 +341,7 @@ def test_a_series_that_looks_crossed_without_labels_is_said(sd15_model, vae):
     subject = pictures(3)
     made = ()
     for style in range(3):
-        made = CBImageClusters.execute(0.9 * subject + 0.1 * pictures(3, 5 + style), f"style {style}", made)[0]
+        made = clustered(0.9 * subject + 0.1 * pictures(3, 5 + style), f"style {style}", made)[0]
     out = profile(sd15_model, vae, made)
     assert "looks crossed" in out.args[2] and "name its subjects" in out.ui["cb_summary"][0]
 
@@ -372,13 +392,13 @@ def test_pictures_that_are_not_finite_are_refused(bad):
     images = pictures(2)
     images[1, 3, 4, 0] = bad
     with pytest.raises(ValueError, match="'images' of cluster 'ink'"):
-        CBImageClusters.execute(images, "ink")
+        clustered(images, "ink")
 
 
 @pytest.mark.parametrize(("images", "name", "words"), [(2, " ", "'name' is empty"), (0, "ink", "'images' of cluster")])
 def test_a_cluster_without_name_or_images_is_refused(images, name, words):
     with pytest.raises(ValueError, match=words):
-        CBImageClusters.execute(pictures(images), name)
+        clustered(pictures(images), name)
 
 
 def test_nan_inside_the_model_is_blamed_on_a_layer(sd15_model, vae):
@@ -419,7 +439,7 @@ def test_a_profile_of_one_family_on_another_model_is_one_sentence():
     [("1:1", 256, [256, 256]), ("16:9", 256, [320, 192]), ("from images", 128, [192, 64]), ("2:3", 64, [64, 64])],
 )
 def test_pictures_are_cropped_to_one_size(sd15_model, vae, aspect, size, expected):
-    wide = CBImageClusters.execute(pictures(2, 0, 40, 120), "a")[0]
-    wide = CBImageClusters.execute(pictures(2, 1, 40, 120), "b", wide)[0]
+    wide = clustered(pictures(2, 0, 40, 120), "a")[0]
+    wide = clustered(pictures(2, 1, 40, 120), "b", wide)[0]
     measured = profile(sd15_model, vae, wide, aspect=aspect, size=size, noise_levels=1).args[0]
     assert measured.provenance["size"] == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,7 +98,7 @@ def test_the_same_picture_twice_counts_once_and_others_are_added():
         generate(label, seed)
     assert open_recording(recording_folder("mine")).labels == ("ink", "ink")
     out = CBRecordSensitivity.execute(model("sd15"), "mine", "oil", "", False, 12, "q and k")
-    assert "it holds 2 so far" in out.ui["cb_summary"][0]
+    assert "beside 2 that it held before" in out.ui["cb_summary"][0]
 
 
 def test_the_reference_row_is_left_out_and_hidden_rows_too():
@@ -185,6 +186,14 @@ def test_a_run_that_does_not_belong_to_the_series_is_left_out_and_said(settings,
     assert len(files()) == 2
 
 
+def test_a_disk_that_refuses_a_recording_costs_no_picture_and_is_said(caplog):
+    plain = run(model("sd15"), batch=1)
+    recording_folder("mine").parent.write_text("in the way")
+    assert torch.equal(run(recorded(model("sd15")), batch=1), plain)
+    (said,) = (message for message in caplog.messages if message.startswith("Record Sensitivity:"))
+    assert "This run was not recorded: " in said and "was not saved in" in said
+
+
 @pytest.mark.parametrize("levels", [(14.6, 5.0, 2.0, 1.0), (1.0, 2.0, 5.0, 14.6)])
 def test_a_stage_that_stops_before_the_picture_is_whole_or_goes_up_is_recorded_whole(levels, caplog):
     of = model("sd15")
@@ -218,6 +227,25 @@ def test_a_new_picture_makes_the_profile_again():
     before = CBProfileFromRecording.fingerprint_inputs("mine")
     generate("ink", 1)
     assert CBProfileFromRecording.fingerprint_inputs("mine") != before
+
+
+def test_a_recording_that_was_deleted_is_made_again():
+    """Core would take the samplers' latents from its cache, and nothing would be recorded."""
+
+    def mark():
+        return CBRecordSensitivity.fingerprint_inputs("mine"), CBRecordSensitivity.fingerprint_inputs(None)
+
+    first = mark()
+    generate("ink", 1)
+    generate("ink", 2)
+    assert mark() == first  # no run is for nothing: what it made is there
+    files()[0].unlink()
+    assert mark() == first  # one that was taken out on purpose stays out
+    shutil.rmtree(recording_folder("mine"))
+    again = mark()
+    assert again[0] != first[0] and again[1] != first[1]
+    generate("ink", 1)
+    assert mark() == again
 
 
 def test_profiles_are_compared_in_words_and_a_chart():

@@ -14,7 +14,7 @@ PROMPT = {
     "split": {"class_type": "SplitSigmas", "inputs": {"sigmas": ["levels", 0], "step": 10}},
     "twenty": {"class_type": "PrimitiveInt", "inputs": {"value": 20}},
     "other": {"class_type": "Arithmetic", "inputs": {"a": 10, "b": 10}},
-    "text": {"class_type": "Text", "inputs": {"text": "a list", "list": ["a", "b", "c"]}},
+    "text": {"class_type": "Text", "inputs": {"text": "a list", "list": ["a", "b", "c"], "pair": ["a", "b"]}},
     "sampler": {
         "class_type": "Sampler",
         "inputs": {"model": ["second", 0], "sigmas": ["split", 1], "positive": ["text", 0]},
