@@ -22,6 +22,7 @@ from .grammar import GrammarError
 from .layers import LayerId
 from .profile import SensitivityProfile
 from .texts import quoted
+from .windows import ROUNDING, percent_of
 
 
 class NotRankable(ValueError):
@@ -122,16 +123,27 @@ class StructureGate(ABC):
 class PaperSchedule(StructureGate):
     """Every residual for the first share `kept` of the schedule, then the middle one alone, times `middle`.
 
-    Conditional Balance's structure control: the official code's lambda_t is 1 - kept (arXiv 2412.19853).
+    Conditional Balance's structure control: the official code's lambda_t is 1 - kept (arXiv 2412.19853). A step counts
+    by where it begins; one that begins where the share ends is past it, so that 0.25 is one of four even steps: there
+    too, where such a step is at t = 999 lambda_t and every t under 1000 lambda_t is past it.
     """
 
     kept: float
     middle: float = 1.0
 
     def weights(self, sigma: float, layout: SlotLayout, to_sigma: ToSigma) -> SlotWeights:
-        if sigma >= to_sigma(self.kept):
+        if self.holds(sigma, to_sigma):
             return SlotWeights((1.0,) * layout.slots, 1.0)
         return SlotWeights((0.0,) * layout.slots, self.middle)
+
+    def holds(self, sigma: float, to_sigma: ToSigma) -> bool:
+        """Whether a step that begins at this noise level is in the share."""
+        return sigma > to_sigma(self.kept) * ROUNDING
+
+    def in_steps(self, levels: Sequence[float], to_sigma: ToSigma) -> tuple[int, float]:
+        """How many of a run's steps, which begin at falling `levels`, are in the share; in percent, where that ends."""
+        count = sum(self.holds(level, to_sigma) for level in levels)
+        return count, 1.0 if count == len(levels) else percent_of(levels[count], to_sigma)
 
 
 @dataclass(frozen=True)

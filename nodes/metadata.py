@@ -213,8 +213,12 @@ class CBResolutionShift(io.ComfyNode):
             raise ValueError("'sigmas' rise, but a schedule for painting falls: remove Flip Sigmas before this node.")
         ratio = resolution_ratio(width, height, trained_size) ** amount
         flow = isinstance(model.get_model_object("model_sampling"), CONST)
-        words = f"Levels for sides {ratio:.2f} times as long." if ratio != 1 else "Off: the schedule is unchanged."
-        return io.NodeOutput(shifted_sigmas(sigmas, ratio, flow), ui=summary(words))
+        shifted, words = shifted_sigmas(sigmas, ratio, flow), f"Levels for sides {ratio:.2f} times as long."
+        if ratio == 1:
+            words = "Off: the schedule is unchanged."
+        elif torch.equal(shifted, sigmas):
+            words = "Off: the first and the last level stay, and there is none between. Take three steps or more."
+        return io.NodeOutput(shifted, ui=summary(words))
 
 
 NODES = [CBMicroConditioning, CBResolutionShift]

@@ -34,6 +34,10 @@ class WindowedGate(LayerGate):
         weights = self.gate.weights(sigma, layers, to_sigma)
         return weights if inside(sigma, self.start, self.end, to_sigma) else torch.zeros_like(weights)
 
+    @property
+    def windows(self) -> tuple[tuple[float, float], ...]:
+        return ((self.start, self.end), *self.gate.windows)
+
 
 @dataclass(frozen=True)
 class CombinedGate(LayerGate):
@@ -47,6 +51,10 @@ class CombinedGate(LayerGate):
         combine = OPERATIONS[self.operation]
         return combine(self.first.weights(sigma, layers, to_sigma), self.second.weights(sigma, layers, to_sigma))
 
+    @property
+    def windows(self) -> tuple[tuple[float, float], ...]:
+        return (*self.first.windows, *self.second.windows)
+
 
 @dataclass(frozen=True)
 class ScaledGate(LayerGate):
@@ -57,6 +65,10 @@ class ScaledGate(LayerGate):
 
     def weights(self, sigma: float, layers: Sequence[LayerId], to_sigma: ToSigma) -> torch.Tensor:
         return (self.gate.weights(sigma, layers, to_sigma) * self.factor).clamp(0.0, 1.0)
+
+    @property
+    def windows(self) -> tuple[tuple[float, float], ...]:
+        return self.gate.windows
 
 
 OPERATIONS: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = MappingProxyType(

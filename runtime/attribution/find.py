@@ -96,9 +96,8 @@ def ask_at_levels(
         bar = comfy.utils.ProgressBar(len(sigmas))
         for sigma in sigmas:
             comfy.model_management.throw_exception_if_processing_interrupted()
-            x = picture
-            if not probe.noised:
-                x = guider.inner_model.model_sampling.noise_scaling(sigma[None], noise, picture)
+            given = torch.zeros_like(noise) if probe.noised else noise  # flow models hand noisy latents on in a scale
+            x = guider.inner_model.model_sampling.noise_scaling(sigma[None], given, picture)
             ask(_prediction(guider, x, sigma.expand(len(x)), model_options, prompts.texts, family))
             bar.update(1)
 

@@ -110,10 +110,22 @@ class _Run(injector.Run):
         super().__init__(sampling)
         self.gated, self.called = gated, CalledLayers(gated.layers)
 
-    def at(self, sigma: float, positive: int) -> Around | None:
+    def weights(self, sigma: float) -> dict[LayerId, float]:
+        """How much of the adapters is left at a noise level, by layer."""
         weights = self.gated.gate.weights(sigma, self.gated.layers, self.sampling.to_sigma).amax(0).tolist()
         at = dict(zip(self.gated.layers, weights, strict=True))
-        weakened = {layer: at[layer] for layer in self.gated.adapters if at[layer] != 1}
+        return {layer: at[layer] for layer in self.gated.adapters}
+
+    def opens(self, sigma: float) -> bool:
+        return any(self.weights(sigma).values())
+
+    @property
+    def windows(self) -> tuple[tuple[float, float], ...]:
+        return self.gated.gate.windows
+
+    def at(self, sigma: float, positive: int) -> Around | None:
+        at = self.weights(sigma)
+        weakened = {layer: at[layer] for layer in at if at[layer] != 1}
         self.called.opened.update(weakened)
         return functools.partial(self._around_call, weakened) if weakened else None
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from ...engine.attribution import normalised
 from ...engine.devices import able
 from ...engine.masks import MaskSettings, mask_of, smoothed
-from ...engine.windows import Span, Window, percent_of, rises, spans, step_before
+from ...engine.windows import ROUNDING, Span, Window, percent_of, rises, spans, step_before
 from ...render.coverage import caveat
 from ..attribution.attribute import attribute
 from ..attribution.layers import Layers, chosen_layers
@@ -33,6 +33,7 @@ from ..runs.model_call import on_one_card
 from ..runs.rows import misfit
 from ..runs.sampler_run import SamplerRun
 from ..runs.samplers import name_of
+from ..runs.steps import PICTURE, after_steps
 from .reference import check_latent, framed, positive_place, positive_prompts
 
 X0, PAPER, MEASURE = "x0", "paper", "only measure"
@@ -143,10 +144,6 @@ def _outside(windows: Sequence[Window], sampling: Sampling) -> str:
     )
 
 
-def _post_cfg(options: dict[str, Any]) -> Sequence[Callable[..., torch.Tensor]]:
-    return options.get("sampler_post_cfg_function", ())
-
-
 def _fitted(blend: Blend, model: BaseModel, noise: torch.Tensor) -> torch.Tensor:
     """The reference in the model's own scale, at the run's size, one for each picture."""
     reference, size = blend.reference.to(noise), tuple(noise.shape[-2:])
@@ -197,7 +194,10 @@ class _Run(injector.Run):
         """An empty latent, such as the node's own, holds no picture that later steps could go on with."""
         start = percent_of(float(sampler.sigmas[0]), self.sampling.model.model_sampling.percent_to_sigma)
         if start > LATE and not sampler.latent_image.any() and not rises(sampler.sigmas):
-            yield f"The run begins at {start:g} of the schedule with an empty latent: set 'denoise' to 1."
+            yield (
+                f"The run begins at {start:g} of the schedule with an empty latent: set 'denoise' to 1, or take a "
+                "scheduler that begins at its start, which ddim_uniform does not in few steps."
+            )
 
     def warnings(self) -> Iterator[str]:
         """What was asked for and did not happen, in sentences."""
@@ -223,9 +223,10 @@ class _Covered(_Run):
             return self.in_parts(sampler)
         if self.blend.mode == MEASURE:
             return sampler.sample()
-        options = {**sampler.options, "sampler_post_cfg_function": [*_post_cfg(sampler.options), self.blended]}
         at_end = self.span_at(float(sampler.sigmas[-2])) if float(sampler.sigmas[-1]) == 0 else None
-        return self.finished(sampler.with_options(options).sample(), at_end, sampler.denoise_mask)
+        with after_steps(sampler.guider, PICTURE, self.blended):
+            samples = sampler.sample()
+        return self.finished(samples, at_end, sampler.denoise_mask)
 
     def in_parts(self, sampler: SamplerRun) -> torch.Tensor:
         """The latent is replaced after the first step of every window (arXiv 2408.16232)."""
@@ -285,10 +286,9 @@ class _Covered(_Run):
     def mask_in(self, span: Span | None) -> torch.Tensor | None:
         return None if span is None else self.masks.get(span)
 
-    def blended(self, args: dict[str, Any]) -> torch.Tensor:
-        """Post-cfg: the predicted picture with the reference around the subject; exact for masks of 0 and 1."""
-        mask = self.mask_in(self.span_at(float(args["sigma"][0])))
-        denoised = args["denoised"]
+    def blended(self, denoised: torch.Tensor, sigma: float) -> torch.Tensor:
+        """The predicted picture with the reference around the subject; exact for masks of 0 and 1."""
+        mask = self.mask_in(self.span_at(sigma))
         if mask is None:
             return denoised
         reference, mask = (_at_size(x, denoised.shape[-2:]).to(denoised) for x in (self.reference, mask))
@@ -324,6 +324,7 @@ class _Covered(_Run):
         if outside:
             yield _outside(outside, self.sampling)
         yield from self.missed()
+        yield from self.to_the_end()
         pictures = len(self.reference)
         prompts = max(prompt["cross_attn"].shape[0] for prompt in self.prompts.prompts)
         counts = {"'reference' holds": len(self.blend.reference), "The prompt has": prompts}
@@ -333,6 +334,20 @@ class _Covered(_Run):
                 yield "The reference's mask covers all of it, so nothing of it is taken: mask less."
         for what, count in counts.items():
             yield from misfit(what, count, pictures)
+
+    def to_the_end(self) -> Iterator[str]:
+        """That a window which ends before the schedule holds the last of few steps, behind which none mends seams."""
+        sigmas = self.sampling.part
+        span = self.span_at(float(sigmas[-2]))
+        if span is None or span not in self.masks or self.blend.mode == MEASURE or float(sigmas[-1]) > 0:
+            return
+        if span.window.end is not None and span.window.end < 1:
+            to_sigma, last = self.sampling.to_sigma, float(sigmas[-2])
+            earlier = "end it before that, " if to_sigma(span.window.end) * ROUNDING < last else ""
+            yield (
+                f"{span.window} acts in the last step, which begins at {percent_of(last, to_sigma):g} of the schedule, "
+                f"so that nothing is left to mend seams: {earlier}take more steps, or raise 'feather'."
+            )
 
     def missed(self) -> Iterator[str]:
         """Why windows that the run passes through did nothing, in sentences."""

@@ -30,6 +30,12 @@ OUTPUTS = ("attn1_output_patch", "attn2_output_patch")
 """Patches that see what layers return for all conditionings of a call: ComfyUI's NAG holds them against each other."""
 
 
+NOT_MADE = (
+    "Nothing was done: this guider leaves out the prompt whose prediction is led, as dual guidance does at 1 and 1. "
+    "Use a CFG or basic guider."
+)
+
+
 @dataclass(frozen=True)
 class LayerContrast(injector.Injector):
     """Style by `injection` as guidance of a `strength`; `rescale` as in `engine.contrast`."""
@@ -75,10 +81,17 @@ class _Run(injector.Run):
     def opens(self, sigma: float) -> bool:
         return self.style.acts(sigma)
 
+    @property
+    def windows(self) -> tuple[tuple[float, float], ...]:
+        return self.style.windows
+
     def _after_cfg(self, arguments: dict[str, Any]) -> torch.Tensor:
         """ComfyUI's post-CFG function, behind those of other nodes: what they made is moved on."""
         denoised, sigma, plain = (arguments[name] for name in ("denoised", "sigma", "cond_denoised"))
         if not self.style.acts(float(sigma[0])):
+            return denoised
+        if arguments["cond"] is None:  # a guider that guides twice, and makes no prediction here
+            self.sampling.notices.say(NOT_MADE)
             return denoised
         around = functools.partial(self.style.around_conds, self.contrast.hidden_rows)
         scale = arguments.get("cond_scale", getattr(self.sampling.guider, "cfg", math.nan))  # AutomaticCFG gives none

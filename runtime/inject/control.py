@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from typing import Any
 
@@ -28,16 +28,20 @@ from ...engine.structure import (
     slot_layout,
     stream_layout,
 )
-from ...engine.texts import quoted
+from ...engine.texts import counted, quoted
+from ...engine.windows import percent_of
 from ..arch.base import uncompiled
 from ..arch.registry import family_of
 from ..arch.transformer import Transformer
 from ..arch.unet import transformer_blocks
+from ..runs.keys import schedule_in
 from ..runs.notices import Notices, fresh_node
 from ..runs.whose import whose
 
-OWN = ("inner", "gate", "node", "layout", "weights_at", "told", "previous_controlnet", "multigpu_clones")
+OWN = ("inner", "gate", "node", "layout", "weights_at", "uncounted", "told", "previous_controlnet", "multigpu_clones")
 """Attributes of the wrapper itself. All others, such as strength, range, hint and hooks, are the wrapped control's."""
+COARSE = 0.05
+"""Of the schedule: a share that comes out longer than this in whole steps is told."""
 
 
 def gate_control(control: Any, gate: StructureGate) -> tuple[Any, str]:
@@ -81,14 +85,16 @@ class GatedControl(ControlBase):
     """Wraps any ControlBase (ControlNet, Control-LoRA, T2I adapter, another pack's) and stands in its place in a chain.
 
     The wrapped control never has a predecessor, so what it returns is its own; earlier controls are not gated. Reading
-    and writing of its settings goes through to it. The gate needs the model's layout, known from `pre_run` on.
+    and writing of its settings goes through to it. The gate needs the model's layout, known from `pre_run` on; so is
+    `uncounted`, percent to sigma, until the run's steps have been counted.
     """
 
     def __init__(self, inner: ControlBase, gate: StructureGate, node: str | None = None) -> None:
         super().__init__()
         chain = {name: value for name, value in vars(self).items() if name in OWN}
         vars(self).clear()  # the settings that the base class has just made are the wrapped control's to hold
-        vars(self).update(chain, inner=inner, gate=gate, node=node, layout=None, weights_at=None, told=set())
+        vars(self).update(chain, inner=inner, gate=gate, node=node, told=set())
+        self.layout, self.weights_at, self.uncounted = None, None, None
 
     def __getattr__(self, name: str) -> Any:
         if name in OWN or name.startswith("__"):
@@ -138,9 +144,10 @@ class GatedControl(ControlBase):
                 f"{type(network).__name__}"
             )
             return None
-        weights_at = partial(self._weights, layout, to_sigma=cache(to_sigma))
+        self.uncounted = to_sigma = cache(to_sigma)
+        weights_at = partial(self._weights, layout, to_sigma=to_sigma)
         note = "Gate ControlNet: a transformer has no middle residual, so paper keeps none after its share."
-        if layout.parts and _is_paper(self.gate) and note not in self.told:
+        if layout.parts and _paper(self.gate) and note not in self.told:
             logging.info(note)
             self.told.add(note)
         _check(weights_at, float(to_sigma(0.5)))
@@ -163,6 +170,7 @@ class GatedControl(ControlBase):
         if self.weights_at is None or self.layout is None:
             return self._ungated(x_noisy, t, cond, batched_number, *args, **kwargs)
         call = (x_noisy, t, cond, batched_number, *args)
+        self._count_steps(*args[:1], **kwargs)
         weights = self.weights_at(float(t[0]))
         before = None if self.previous_controlnet is None else self.previous_controlnet.get_control(*call, **kwargs)
         own = self.inner.get_control(*call, **kwargs) if any(weights.skips) or weights.middle else None
@@ -174,6 +182,14 @@ class GatedControl(ControlBase):
             return self._ungated(*call, **kwargs)
         gated = gated_by(own, weights, self.layout)
         return gated if before is None else ControlBase().control_merge(gated, before, None)
+
+    def _count_steps(self, transformer_options: Mapping[str, Any] | None = None, **others: Any) -> None:
+        """At the first call of a run: what a share of the schedule comes to in its steps."""
+        to_sigma, self.uncounted = self.uncounted, None
+        paper, sigmas = _paper(self.gate), schedule_in(transformer_options)
+        if to_sigma is not None and paper is not None and sigmas is not None:
+            for sentence in _in_whole_steps(paper, sigmas, to_sigma):
+                self._say(sentence)
 
     def _ungated(self, *args: Any, **kwargs: Any) -> Residuals | None:
         """The wrapped control at our place in the chain, merging with its predecessor in its own way."""
@@ -196,7 +212,7 @@ class GatedControl(ControlBase):
         self.told.add(of_run)
 
     def cleanup(self) -> None:
-        self.layout, self.weights_at, self.told = None, None, set()
+        self.layout, self.weights_at, self.uncounted, self.told = None, None, None, set()
         try:
             self.inner.cleanup()
         finally:
@@ -222,5 +238,29 @@ def _check(weights_at: Callable[[float], SlotWeights], sigma: float) -> None:
         raise ValueError(f"'policy' ranked does not fit here, as {error.why}: choose paper or weights.") from error
 
 
-def _is_paper(gate: StructureGate) -> bool:
-    return isinstance(gate.gate if isinstance(gate, ScaledStructure) else gate, PaperSchedule)
+def _paper(gate: StructureGate) -> PaperSchedule | None:
+    """The schedule by which a gate acts, if it acts by one."""
+    if isinstance(gate, ScaledStructure):
+        return _paper(gate.gate) if gate.strength else None
+    return gate if isinstance(gate, PaperSchedule) else None
+
+
+def _in_whole_steps(paper: PaperSchedule, sigmas: torch.Tensor, to_sigma: Callable[[float], float]) -> Iterator[str]:
+    """What a share of the schedule comes to in the steps of a run [T + 1] to the picture, where that is much longer."""
+    levels, kept = sigmas[:-1].tolist(), paper.kept
+    if not levels or not 0 < kept < 1 or float(sigmas[-1]) > 0 or bool((sigmas.diff() > 0).any()):
+        return
+    count, end = paper.in_steps(levels, to_sigma)
+    if not count or end - kept <= COARSE:
+        return
+    if count == len(levels):
+        yield (
+            f"'structure amount' {kept:g} is the whole ControlNet in this run, as every step begins in that share of "
+            "the schedule: take more steps, or write 0 for the layout alone."
+        )
+        return
+    start = percent_of(levels[count - 1], to_sigma)
+    yield (
+        f"'structure amount' {kept:g} comes to {end:g} in this run, {count} of {counted(len(levels), 'step')}: every "
+        f"amount above {start:g} and {'up to' if end < 1 else 'below'} {end:g} does. Take more steps for one between."
+    )

@@ -75,7 +75,7 @@ def invert_latent(model: ModelPatcher, latent: torch.Tensor, positive: Condition
             "'gamma' belongs to flow models (SD3, Flux, Qwen-Image and their kin), and 'model' is none: set it to 0."
         )
     latent = latent.float()  # ComfyUI may hand latents on in fp16, in which the way to the noise ends in NaN
-    sigmas = samplers.calculate_sigmas(sampling, inversion.scheduler, inversion.steps).cpu()
+    sigmas = _distinct(samplers.calculate_sigmas(sampling, inversion.scheduler, inversion.steps).cpu())
     target = noise_for(latent, inversion.seed)
     found: list[Inverted] = []
 
@@ -85,6 +85,11 @@ def invert_latent(model: ModelPatcher, latent: torch.Tensor, positive: Condition
 
     look_at(model, {"positive": positive}, target, sigmas, inversion.seed, look)
     return found[0]
+
+
+def _distinct(sigmas: torch.Tensor) -> torch.Tensor:
+    """A schedule without levels that it repeats, as LCM's 50 do in more steps: no step between two leads anywhere."""
+    return sigmas[torch.cat((sigmas.new_ones(1, dtype=torch.bool), sigmas.diff() != 0))]
 
 
 def _predict(guider: CFGGuider, options: dict[str, Any], x: torch.Tensor, sigma: float) -> torch.Tensor:

@@ -75,6 +75,10 @@ class _Run(injector.Run):
     def opens(self, sigma: float) -> bool:
         return bool(self.weights(sigma))
 
+    @property
+    def windows(self) -> tuple[tuple[float, float], ...]:
+        return self.prompt.gate.windows
+
     def at(self, sigma: float, positive: int) -> Around | None:
         opened = self.weights(sigma)
         self.called.opened.update(opened)

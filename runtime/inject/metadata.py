@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,12 +14,15 @@ from comfy.patcher_extension import WrappersMP
 
 from ...engine.conditioning import between, between_sizes, percent_of, power_cosine, schedule_table, sinusoid_value
 from ..runs.model_call import KEY, ModelCall
+from ..runs.notices import Notices, fresh_node
 from ..runs.sampler_run import SamplerRun
 
 BLOCK = 256
 """SDXL's vector: pooled text, then an embedding of 256 for each of six numbers, two of a group but for the crop."""
 NUMBERS = ("original", "original", "top", "left", "target", "target")
 CROPS = ("top", "left")
+LITTLE = 0.1
+"""Part of a change: a run in which no more of it comes in is told."""
 
 
 @dataclass(frozen=True)
@@ -72,17 +75,35 @@ def schedule_metadata(model: ModelPatcher, metadata: Metadata) -> ModelPatcher:
             raise NoSuchMetadata(group, type(model.model).__name__)
     patched = model.clone()
     if metadata.changed:
-        patched.add_wrapper_with_key(
-            WrappersMP.SAMPLER_SAMPLE, f"{KEY}_metadata", functools.partial(_around_run, metadata)
-        )
+        around = functools.partial(_around_run, metadata, fresh_node())
+        patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, f"{KEY}_metadata", around)
     return patched
 
 
-def _around_run(metadata: Metadata, executor: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
+def _around_run(
+    metadata: Metadata, node: str | None, executor: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
+) -> torch.Tensor:
     """SAMPLER_SAMPLE: the schedule is read once, from the sampling that this run has."""
-    run = SamplerRun.of(executor, *args, **kwargs)
+    run, notices = SamplerRun.of(executor, *args, **kwargs), Notices("Size and Crop by Noise Level", node)
     table = schedule_table(run.guider.inner_model.model_sampling.percent_to_sigma)
-    return run.wrapped(WrappersMP.APPLY_MODEL, functools.partial(_around_call, metadata, table)).sample()
+    reached: list[float] = []
+    out = run.wrapped(WrappersMP.APPLY_MODEL, functools.partial(_around_call, metadata, table, reached)).sample()
+    if float(run.sigmas[-1]) == 0:  # a stage leaves the late part to others
+        for sentence in _hardly_changed(metadata, max(reached, default=1.0)):
+            notices.say(sentence)
+    return out
+
+
+def _hardly_changed(metadata: Metadata, last: float) -> Iterator[str]:
+    """What enters so late that a run whose last call was at a percent of `last` has hardly seen it."""
+    for group in metadata.changed:
+        share = power_cosine(last, getattr(metadata, group).power)
+        if share < LITTLE:
+            scale, curve = (f"crop_{group}", "crop_curve") if group in CROPS else (f"{group}_scale", f"{group}_curve")
+            yield (
+                f"'{scale}' came in by {share:.0%} only, as the last step of this run begins at {last:.2g} of the "
+                f"schedule: lower '{curve}' (0 acts all the time), or take more steps."
+            )
 
 
 def groups_of(model: model_base.BaseModel) -> tuple[str, ...]:
@@ -96,11 +117,17 @@ def groups_of(model: model_base.BaseModel) -> tuple[str, ...]:
 
 
 def _around_call(
-    metadata: Metadata, table: Sequence[float], executor: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
+    metadata: Metadata,
+    table: Sequence[float],
+    reached: list[float],
+    executor: Callable[..., torch.Tensor],
+    *args: Any,
+    **kwargs: Any,
 ) -> torch.Tensor:
     """APPLY_MODEL: the vectors of this call's noise level."""
     call = ModelCall.of(*args, **kwargs)
     percent = percent_of(float(call.sigma.max()), table)
+    reached.append(percent)
     conds = dict(call.conds)
     if "guidance" in metadata.changed and conds.get("guidance") is not None:
         change = metadata.guidance

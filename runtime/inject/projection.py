@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from comfy import utils
@@ -16,6 +15,8 @@ from ...engine.projection import projected
 from ..runs import injector
 from ..runs.injector import Sampling
 from ..runs.rows import misfit
+from ..runs.sampler_run import SamplerRun
+from ..runs.steps import KNOWN, after_steps
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,11 @@ def project(model: ModelPatcher, projection: Projection) -> ModelPatcher:
     """A clone of the model whose predicted pictures agree with what is known; strength 0 samples the same bits."""
     if not projection.strength:
         return model.clone()
-    patched = injector.inject(model, _Projecting(projection))
-    patched.set_model_sampler_post_cfg_function(_after_cfg(projection))
-    return patched
+    return injector.inject(model, _Projecting(projection))
 
 
 @dataclass(frozen=True)
 class _Projecting(injector.Injector):
-    """Tells what of a projection does not go with a run; the function after CFG knows no node to tell it under."""
-
     name: ClassVar[str] = "Keep Colours or Layout"
 
     projection: Projection
@@ -61,25 +58,24 @@ class _Run(injector.Run):
         for sentence in misfit("'latent' holds", len(projection.latent), sampling.pictures):
             sampling.notices.say(sentence)
 
+    def sample(self, sampler: SamplerRun) -> torch.Tensor:
+        with after_steps(sampler.guider, KNOWN, self._projected):
+            return self.finish(sampler.sample())
+
     def opens(self, sigma: float) -> bool:
         return inside(sigma, self.projection.start, self.projection.end, self.sampling.to_sigma)
 
-
-def _after_cfg(projection: Projection) -> Callable[[dict[str, Any]], torch.Tensor]:
-    def after(arguments: dict[str, Any]) -> torch.Tensor:
-        x, base = arguments["denoised"], arguments["model"]
-        sigma = float(arguments["sigma"].max())
-        if not inside(sigma, projection.start, projection.end, base.model_sampling.percent_to_sigma):
+    def _projected(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
+        if not self.opens(sigma):
             return x
-        size = x.shape[-2:]
-        known = base.process_latent_in(_framed(projection.latent, x).to(x))
+        projection, (height, width) = self.projection, x.shape[-2:]
+        with self.sampling.notices.own_errors():
+            known = self.sampling.model.process_latent_in(_framed(projection.latent, x).to(x))
         known = utils.repeat_to_batch_size(known, x.shape[0])
-        if known.shape[-2:] != size:
-            known = utils.common_upscale(able(known), size[1], size[0], "area", "center").to(known)
-        grid = tuple(max(side // projection.cell, 1) for side in size) if projection.cell else (1, 1)
-        return projected(x, known, grid, projection.strength)
-
-    return after
+        if known.shape[-2:] != (height, width):
+            known = utils.common_upscale(able(known), width, height, "area", "center").to(known)
+        cell = projection.cell or max(height, width)  # 0: one for all of the picture
+        return projected(x, known, (max(height // cell, 1), max(width // cell, 1)), projection.strength)
 
 
 def _framed(latent: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -201,6 +201,12 @@ class StyleRun(injector.Run):
 
     opens = acts
 
+    @property
+    def windows(self) -> tuple[tuple[float, float], ...]:
+        """Those of the gate, and the references' own."""
+        references = (each.reference for each in self.leads if each.reference.strength)
+        return (*self.injection.gate.windows, *((each.start, each.end) for each in references))
+
     def acting(self, sigma: float) -> tuple[_Lead, ...]:
         """The references that act at a noise level."""
         return tuple(

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
-from comfy.samplers import CFGGuider
 
 from ...engine.trajectory import ROUNDING, Trajectory
 from ..attribution.measured import digest
 from ..runs.model_call import KEY
 from ..runs.sampler_run import SamplerRun
+from ..runs.steps import OUTSIDE, around_steps
 
 PLACE = f"{KEY}_trajectory"
 KEPT = 8
@@ -77,7 +76,7 @@ def _around_run(
     """
     run = SamplerRun.of(executor, *args, **kwargs)
     seen = _before(trajectories, run)
-    with _around_steps(run.guider, partial(_around_step, seen, run.noise.shape)):
+    with around_steps(run.guider, OUTSIDE, partial(_around_step, seen, run.noise.shape)):
         out = run.sample()
     model, last = run.guider.inner_model, run.sigmas[-1:]
     end = model.model_sampling.noise_scaling(last.reshape([1] * out.ndim), torch.zeros_like(out), out)
@@ -95,22 +94,6 @@ def _before(trajectories: Trajectories, run: SamplerRun) -> dict[float, torch.Te
     x = sampling.noise_scaling(first.reshape([1] * run.noise.ndim), run.noise, run.latent_image)
     way = trajectories.leading_to(_kept(x), float(first))
     return {} if way is None else dict(zip(way.sigmas[:-1].tolist(), way.states[:-1], strict=True))
-
-
-@contextmanager
-def _around_steps(guider: CFGGuider, wrapper: Callable[..., torch.Tensor]) -> Iterator[None]:
-    """PREDICT_NOISE, outside of all others: LazyCache answers some of a sampler's steps there."""
-    before = guider.model_options
-    options = before.get("transformer_options", {})
-    wrappers = options.get("wrappers", {})
-    steps: dict[str | None, list[Any]] = {PLACE: [], **wrappers.get(WrappersMP.PREDICT_NOISE, {})}
-    steps[PLACE] = [wrapper, *steps[PLACE]]
-    options = {**options, "wrappers": {**wrappers, WrappersMP.PREDICT_NOISE: steps}}
-    guider.model_options = {**before, "transformer_options": options}
-    try:
-        yield
-    finally:
-        guider.model_options = before
 
 
 def _around_step(

@@ -163,7 +163,10 @@ class _Run:
         """Write every picture, unless they do not belong to the series; what could not be recorded is said."""
         levels = [level for level in self._wanted if self._found.get(level)]
         if not levels:
-            notices.say("Nothing was recorded: the sampler called the model at none of its noise levels.")
+            why = "the sampler called the model at none of its noise levels."
+            if not self._wanted:
+                why = "the only step of this run begins in pure noise, where nothing tells pictures apart. Take more."
+            notices.say(f"Nothing was recorded: {why}")
             return
         if len(levels) < len(self._wanted):
             notices.say(f"{len(levels)} of {len(self._wanted)} noise levels were recorded.")

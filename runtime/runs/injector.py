@@ -13,7 +13,7 @@ import copy
 import functools
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
@@ -25,6 +25,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy.samplers import CFGGuider
 from torch import nn
 
+from ...engine.gates import inside
 from ...engine.layers import LayerId
 from ...engine.windows import percent_of, rises
 from ..arch.base import uncompiled
@@ -154,6 +155,7 @@ class Run:
     def __init__(self, sampling: Sampling) -> None:
         self.sampling = sampling
         self.asked = self.unheard = 0
+        self.reached: set[float] = set()
 
     def sample(self, sampler: SamplerRun) -> torch.Tensor:
         """The run's result: of the sampler as a whole, unless a condition changes the latent between its steps."""
@@ -170,6 +172,11 @@ class Run:
         """Whether the condition's own window holds a noise level; True where it has none, or tells by itself."""
         return True
 
+    @property
+    def windows(self) -> Iterable[tuple[float, float]]:
+        """The windows of percent of the condition's parts, which `opens` looks at together."""
+        return ()
+
     def around_conds(
         self,
         hidden: int,
@@ -184,8 +191,10 @@ class Run:
     ) -> Any:
         """CALC_COND_BATCH: where the condition does not act, the call goes on as if it were not there."""
         notices = self.sampling.notices
+        level = float(sigma[0])
+        self.reached.add(level)
         with notices.own_errors():
-            around = self.at(float(sigma[0]), self.sampling.positive(conds))
+            around = self.at(level, self.sampling.positive(conds))
         if around is None:
             return executor(model, conds, x, sigma, model_options, *args, **kwargs)
         calls: list[None] = []
@@ -197,18 +206,36 @@ class Run:
         return out
 
     def report_window(self) -> None:
-        """Say that a whole run took no step in the condition's window, as at a low denoise.
+        """Say that a whole run took no step in the condition's window, as at a low denoise, or in that of a part of it.
 
-        Stages of one schedule may each have conditions of their own, so that nothing is said of those.
+        So is a window that ends before the schedule does and yet leaves no step out, as with few steps. Stages of one
+        schedule may each have conditions of their own, so that nothing is said of those.
         """
-        sampling = self.sampling
-        if sampling.is_stage or any(map(self.opens, sampling.levels)):
+        if self.sampling.is_stage or not self.reached or not any(map(self.opens, self.sampling.whole_schedule)):
             return
-        if any(map(self.opens, sampling.whole_schedule)):
-            start, end = (f"{percent_of(level, sampling.to_sigma):g}" for level in sampling.sigmas[[0, -2]].tolist())
-            sampling.notices.say(
+        for sentence in self._about_windows():
+            self.sampling.notices.say(sentence)
+
+    def _about_windows(self) -> Iterator[str]:
+        sampling, reached = self.sampling, self.reached
+        start, end = (f"{percent_of(level, sampling.to_sigma):g}" for level in sampling.sigmas[[0, -2]].tolist())
+        if not any(map(self.opens, reached)):
+            yield (
                 f"Nothing was done in this run, whose steps begin at {start} to {end} of the schedule, outside of this "
                 "node's window: raise 'denoise' or the number of steps, or move 'start_percent' and 'end_percent'."
+            )
+            return
+        for first, last in dict.fromkeys(self.windows):
+            if not any(inside(level, first, last, sampling.to_sigma) for level in reached):
+                yield (
+                    f"Nothing was done in the window from {first:g} to {last:g}, as the steps of this run begin at "
+                    f"{start} to {end} of the schedule: take more steps, or move it."
+                )
+        later = (level for level in sampling.whole_schedule if level < min(reached))
+        if all(map(self.opens, reached)) and not all(map(self.opens, later)):
+            yield (
+                f"The window of this node leaves no step of this run out, as the last one begins at {end} of the "
+                "schedule: end it before that, or take more steps."
             )
 
     def report(self) -> None:

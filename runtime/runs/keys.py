@@ -62,6 +62,11 @@ def schedule_of(options: Mapping[str, Any]) -> Any:
     return _read(options, "sample_sigmas")
 
 
+def schedule_in(options: Mapping[str, Any] | None) -> Any | None:
+    """The same for a ControlNet, which another node may ask without a sampler's run: there it is None."""
+    return (options or {}).get("sample_sigmas")
+
+
 def _read(options: Mapping[str, Any], key: str) -> Any:
     try:
         return options[key]

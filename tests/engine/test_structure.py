@@ -267,10 +267,16 @@ def test_long_weights_by_hand_are_refused_with_an_excerpt(text: str) -> None:
     assert len(str(caught.value)) < 400
 
 
-def test_the_paper_keeps_everything_at_the_very_noise_level_where_kept_ends() -> None:
-    edge = standard_sigma(0.5)
-    at, after = (PaperSchedule(0.5).weights(sigma, SDXL, standard_sigma) for sigma in (edge, edge * (1 - 1e-6)))
-    assert at == SlotWeights((1.0,) * 9, 1.0) and after.skips == (0.0,) * 9
+@pytest.mark.parametrize("steps", [2, 4, 5, 8, 20])
+def test_the_paper_keeps_as_many_of_even_steps_as_the_official_code(steps: int) -> None:
+    """A step that begins where `kept` ends is past it, and rounding does not decide that."""
+    for step in range(1, steps + 1):
+        gate, removed = PaperSchedule(step / steps), round((1 - step / steps) * 1000)
+        for each in range(1, steps):
+            t, sigma = int(999 * (1 - each / steps)), standard_sigma(each / steps)
+            for wobble in (-1e-6, 0.0, 1e-6):
+                kept = gate.weights(sigma * (1 + wobble), SDXL, standard_sigma).skips[0]
+                assert kept == float(t >= removed) == float(each < step), (step, each)
 
 
 def test_a_small_effect_is_still_an_effect_to_compare_with() -> None:
