@@ -17,7 +17,8 @@ SIDE = 16
 
 
 def fingerprint_of(model: ModelPatcher) -> dict[str, Any]:
-    """Name, channel width of every self-attention, a hash of a few weights, and how many weights a LoRA has patched.
+    """Name, channel width of every self-attention, width of a UNet's text, a hash of a few weights, and how many
+    weights a LoRA has patched.
 
     The hash is of the checkpoint's own weights in 16 bits, so that it is the same with and without LoRA and at any
     precision that the model is loaded in. A quantised copy has other weights, and a hash of its own.
@@ -28,6 +29,7 @@ def fingerprint_of(model: ModelPatcher) -> dict[str, Any]:
     return {
         "name": type(model.model).__name__,
         "widths": [architecture.width(layer) for layer in layers],
+        "text": model.model.model_config.unet_config.get("context_dim"),
         "weights": _hash(model, [name for name, _ in model.model.named_parameters() if name in projections]),
         "patched_weights": len(model.patches),
     }

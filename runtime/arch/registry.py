@@ -44,6 +44,13 @@ REFUSED = {
 }
 """Networks that ComfyUI runs and whose attention cannot be reached, with the reason."""
 
+NO_PAINTERS = {
+    "SVD_img2vid": "it paints the frames of a video, which attend to each other as to one picture",
+    "SD_X4Upscaler": "it enlarges a picture, and attends to text where others attend to the picture",
+    "Lotus": "it estimates depth or normals and paints no picture of a prompt",
+}
+"""Models of ComfyUI's, their kin included, whose UNet has the layers of others and another task, with the reason."""
+
 
 def family_of(network: nn.Module) -> Architecture | None:
     """The architecture of a bare network; None of no known family."""
@@ -58,8 +65,8 @@ def architecture_of(model: ModelPatcher, what: str = "model") -> Architecture:
     with own_classes(model):
         network = uncompiled(model.model.diffusion_model)
         found = family_of(network)
-        if found is None:
-            raise ValueError(_unknown(network, what))
+        if found is None or _task_of(model) is not None:
+            raise ValueError(_unknown(network, what, _task_of(model)))
         layers = found.layers
     if not layers:
         raise ValueError(
@@ -69,7 +76,13 @@ def architecture_of(model: ModelPatcher, what: str = "model") -> Architecture:
     return found
 
 
-def _unknown(network: nn.Module, what: str) -> str:
+def _task_of(model: ModelPatcher) -> str | None:
+    """Why a model's layers do not serve although they are known, if they do not."""
+    names = (each.__name__ for each in type(model.model).__mro__)
+    return next((NO_PAINTERS[name] for name in names if name in NO_PAINTERS), None)
+
+
+def _unknown(network: nn.Module, what: str, task: str | None) -> str:
     kind = type(network).__name__
-    reason = REFUSED.get(kind, f"its network {kind} is none whose layers are known")
+    reason = task or REFUSED.get(kind, f"its network {kind} is none whose layers are known")
     return f"'{what}' cannot be used here: {reason}. Connect {KNOWN}, or a finetune of one."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -22,7 +22,7 @@ from .base import Architecture, Attend, Operator, Projected, Receive, parameters
 
 
 class UNet(Architecture):
-    """The self-attention (attn1) of every transformer block of a UNet (SD1.5 has 16, SDXL 70)."""
+    """The self-attention (attn1) of every transformer block of a UNet that has one (SD1.5 has 16, SDXL 70)."""
 
     name = "UNet"
 
@@ -205,12 +205,16 @@ def attention_layers(model: ModelPatcher, what: str = "model") -> dict[LayerId, 
 
 
 def transformer_blocks(unet: UNetModel) -> Iterator[tuple[LayerId, BasicTransformerBlock]]:
-    """Layers and transformer blocks of a bare UNet, in forward order."""
+    """Layers and transformer blocks of a bare UNet, in forward order.
+
+    Blocks whose attn1 attends to text as well (SDXS has some) share nothing with other pictures and are left out.
+    """
     for block, number, modules in _parts(unet):
         for module in modules:
             if isinstance(module, SpatialTransformer):
-                for index, transformer in enumerate(module.transformer_blocks):
-                    yield LayerId(block, number, index), cast(BasicTransformerBlock, transformer)
+                for index, transformer in enumerate(cast("Iterable[BasicTransformerBlock]", module.transformer_blocks)):
+                    if not getattr(transformer, "disable_self_attn", False):  # copies that packs bring may not say
+                        yield LayerId(block, number, index), transformer
 
 
 def _parts(unet: UNetModel) -> Iterator[tuple[str, int, Any]]:

@@ -18,8 +18,10 @@ from ..runs.notices import Notices, fresh_node
 from ..runs.sampler_run import SamplerRun
 
 BLOCK = 256
-"""SDXL's vector: pooled text, then an embedding of 256 for each of six numbers, two of a group but for the crop."""
+"""SDXL's vector: pooled text, then an embedding of 256 for each of six numbers, two of a group but for the crop; its
+refiner's: one for each of five."""
 NUMBERS = ("original", "original", "top", "left", "target", "target")
+OF_REFINER = ("original", "original", "top", "left", "aesthetic score")
 CROPS = ("top", "left")
 LITTLE = 0.1
 """Part of a change: a run in which no more of it comes in is told."""
@@ -108,12 +110,19 @@ def _hardly_changed(metadata: Metadata, last: float) -> Iterator[str]:
 
 def groups_of(model: model_base.BaseModel) -> tuple[str, ...]:
     """The groups of metadata that a model takes."""
-    if isinstance(model, model_base.SDXL):
-        return "original", "target", "top", "left", "pooled"
+    if numbers := _numbers_of(model):
+        return *(name for name in ("original", "target", "top", "left") if name in numbers), "pooled"
     of_flux = getattr(model.diffusion_model, "params", None)  # and of its kin, such as HunyuanVideo
     guided = ("guidance",) if getattr(of_flux, "guidance_embed", False) else ()
     width = model.adm_channels if isinstance(model, model_base.SD3) else getattr(of_flux, "vec_in_dim", None)
     return guided + (("pooled",) if width else ())
+
+
+def _numbers_of(model: model_base.BaseModel) -> tuple[str, ...]:
+    """What the numbers behind a model's pooled text are."""
+    if isinstance(model, model_base.SDXLRefiner):
+        return OF_REFINER
+    return NUMBERS if isinstance(model, model_base.SDXL) else ()
 
 
 def _around_call(
@@ -138,11 +147,12 @@ def _around_call(
 
 
 def _vector(y: torch.Tensor, metadata: Metadata, percent: float, model: model_base.BaseModel) -> torch.Tensor:
-    """The vector [rows, pooled + 6 * 256] (SDXL) or [rows, pooled] at a percent of the schedule."""
-    if not isinstance(model, model_base.SDXL):
+    """The vector [rows, pooled + 256 * numbers] (SDXL, its refiner) or [rows, pooled] at a percent of the schedule."""
+    numbers = _numbers_of(model)
+    if not numbers:
         return _pooled(y, metadata, percent)
-    width = y.shape[1] - len(NUMBERS) * BLOCK  # 1280 in SDXL itself
-    blocks = zip(y[:, width:].split(BLOCK, 1), NUMBERS, strict=True)
+    width = y.shape[1] - len(numbers) * BLOCK  # 1280 in SDXL itself
+    blocks = zip(y[:, width:].split(BLOCK, 1), numbers, strict=True)
     sizes = [_number(block, group, metadata, percent, model) for block, group in blocks]
     return torch.cat((_pooled(y[:, :width], metadata, percent), *sizes), 1)
 
@@ -154,9 +164,7 @@ def _pooled(pooled: torch.Tensor, metadata: Metadata, percent: float) -> torch.T
     return pooled * (1 + (change.value - 1) * power_cosine(percent, change.power))
 
 
-def _number(
-    block: torch.Tensor, group: str, metadata: Metadata, percent: float, model: model_base.SDXL
-) -> torch.Tensor:
+def _number(block: torch.Tensor, group: str, metadata: Metadata, percent: float, model: Any) -> torch.Tensor:
     """One number's embedding [rows, 256] at a percent of the schedule."""
     if group not in metadata.changed:
         return block

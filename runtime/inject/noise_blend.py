@@ -21,7 +21,7 @@ from ..runs.caches import without_caches
 from ..runs.injector import Sampling
 from ..runs.model_call import KEY, with_wrapper
 from ..runs.sampler_run import SamplerRun
-from .reference import Conditioning, positive_place
+from .reference import TIED, Conditioning, positive_place, positive_prompts
 
 Predict = Callable[[list[Any]], torch.Tensor]
 """One conditioning's predicted picture [B, C, ..., H, W]."""
@@ -108,11 +108,24 @@ def _around_sampling(
     place: str, conditioning: Conditioning, executor: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> Any:
     """OUTER_SAMPLE: one more prompt among the guider's own, which it makes anew for every run."""
-    guider, prompts = executor.class_obj, sampler_helpers.convert_cond(conditioning)
+    guider = executor.class_obj
+    own = next(iter(positive_prompts(guider)), {})
+    prompts = [_with_picture(prompt, own) for prompt in sampler_helpers.convert_cond(conditioning)]
     samplers.preprocess_conds_hooks({place: prompts})
     samplers.filter_registered_hooks_on_conds({place: prompts}, guider.model_options)
     guider.conds[place] = prompts
     return executor(*args, **kwargs)
+
+
+def _with_picture(prompt: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """A prompt with the picture and mask that an inpainting or editing node has tied to the run's `own`.
+
+    They belong to the run, as its latent does: without them the model would paint something else there. A prompt to
+    which a node has tied some keeps them.
+    """
+    if any(name in prompt for name in TIED):
+        return prompt
+    return prompt | {name: own[name] for name in TIED if name in own}
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,14 @@ from ..runs.keys import sigmas_of
 from ..runs.layout import Layout
 from ..runs.loaded import latent_format_of
 from ..runs.model_call import ModelCall
-from ..runs.model_patches import with_row_spared
+from ..runs.model_patches import with_boxes_spared, with_row_spared
 from ..runs.probe import Conditioning
 from .text import OTHER_PROMPT, TextFitting
 
 EDITED = "ref_latents"
 """ComfyUI's name for the pictures that an editing model (Flux Kontext, Qwen-Image-Edit) is given beside the noise."""
+TIED = ("concat_latent_image", "concat_mask", "noise_concat")
+"""ComfyUI's names for what inpainting and editing nodes tie to a prompt: the picture that is worked on."""
 NOISE_SEED = 0x5317  # any number; a run that happens to use the same one only shares its noise with the reference
 
 
@@ -136,6 +138,16 @@ class HiddenReference:
     conds: dict[str, Any]
     fitting: TextFitting
     picture: torch.Tensor
+
+    def beside(self, size: torch.Size) -> Any:
+        """What stands beside its latent in the network's channels, such as an inpainting model's mask, for a call of
+        `size`: an area's or a tile's sees that of the middle, as of the latent.
+        """
+        whole = self.conds.get("c_concat")
+        if not isinstance(whole, torch.Tensor) or whole.shape[-2:] != self.picture.shape[-2:]:
+            return whole
+        wide = whole if fits(size, whole) else _resized(whole, covering(size, whole))
+        return middle(wide, size)
 
     def edited(self, pictures: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """What the reference is given in the place of the `pictures` that the run edits, of their sizes.
@@ -256,8 +268,7 @@ def _conds(reference: StyleReference, guider: CFGGuider, latent: torch.Tensor) -
 
 def _without_target(prompt: dict[str, Any]) -> dict[str, Any]:
     """A prompt of the run without what an inpainting node tied to it: the picture being painted."""
-    tied = ("concat_latent_image", "concat_mask", "noise_concat")
-    return {name: value for name, value in prompt.items() if name not in tied} | {"model_conds": {}}
+    return {name: value for name, value in prompt.items() if name not in TIED} | {"model_conds": {}}
 
 
 def with_hidden_row(
@@ -268,10 +279,11 @@ def with_hidden_row(
     One row per chunk keeps `rows == len(cond_or_uncond) * rows per chunk`, by which other packs find their rows, and
     standing last leaves every picture's place in its chunk as it was. Chunks of the positive prompt (those numbered
     `positive` in `cond_or_uncond`) run the reference under its prompt, others under what their own last picture has.
-    No ControlNet acts on it.
+    No ControlNet acts on it, and no box of GLIGEN's.
     """
     more = _with_rows(call, layout, reference, model, positive, _append)
-    return replace(more, options=with_row_spared(more.options, layout.chunks, layout.rows))
+    options = with_boxes_spared(more.options, layout.chunks)
+    return replace(more, options=with_row_spared(options, layout.chunks, layout.rows))
 
 
 def with_resting_row(call: ModelCall, layout: Layout) -> ModelCall:
@@ -290,7 +302,7 @@ def with_resting_row(call: ModelCall, layout: Layout) -> ModelCall:
         c_crossattn=extend(call.c_crossattn),
         control=_each_residual(call, extend),
         options={
-            **call.options,
+            **with_boxes_spared(call.options, layout.chunks),
             "sigmas": torch.cat((sigmas, sigmas[-1:])),
             **_with_pads(call.options, layout, (0, 0), own),
         },
@@ -331,7 +343,7 @@ def _with_rows(
         call,
         x=join(call.x, x),
         sigma=extend(call.sigma, made=None, own=own),
-        c_concat=extend(call.c_concat, made=prompted.get("c_concat"), own=always),
+        c_concat=extend(call.c_concat, made=reference.beside(call.x.shape[-2:]), own=always),
         c_crossattn=extend(text, made=own_text, own=own),
         control=_each_residual(call, lambda residual: _with_zero_row(residual, call, layout)),
         options={

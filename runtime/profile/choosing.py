@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ...engine.grammar import parse
+from ...engine.grammar import GrammarError, parse
 from ...engine.layers import LayerId
 from ...engine.noise import evenly_spaced
 from ...engine.profile import LayersDiffer, SensitivityProfile
@@ -59,9 +59,17 @@ def choose_profile(model: ModelPatcher, own: Sequence[Path], shipped: Sequence[P
             family = fitting[path].provenance.get("name", _name(path))
             return Choice(fitting[path], f"Layers by the published ranking of {family}.")
     for path in own:
-        if path in fitting and fitting[path].provenance.get("model", {}).get("widths") == mark["widths"]:
+        if path in fitting and _of_family(fitting[path].provenance.get("model") or {}, mark):
             return Choice(fitting[path], f"Layers by {_name(path)}, measured on another checkpoint of this family.")
     return _guessed(model, architecture)
+
+
+def _of_family(measured: Mapping[str, Any], mark: Mapping[str, Any]) -> bool:
+    """Whether a model is another checkpoint of the kind that was measured.
+
+    SD2 has SD1.5's layers at SD1.5's widths, and reads text of another. Older files do not hold that width.
+    """
+    return measured.get("widths") == mark["widths"] and measured.get("text", mark.get("text")) == mark.get("text")
 
 
 def _name(path: Path) -> str:
@@ -114,9 +122,17 @@ def guessed_order(architecture: Architecture) -> list[LayerId]:
 
 
 def _in_order(layers: Sequence[LayerId], entries: Sequence[str]) -> list[LayerId]:
-    named = [parse(entry).weights(layers)[0] > 0 for entry in entries]
-    chosen = [layer for open_ in named for layer, is_open in zip(layers, open_.tolist(), strict=True) if is_open]
+    chosen = [layer for entry in entries for layer in _named(entry, layers)]
     return list(dict.fromkeys((*chosen, *layers)))
+
+
+def _named(entry: str, layers: Sequence[LayerId]) -> list[LayerId]:
+    """The layers of an entry; none in a model that lacks them, as SDXL's refiner and pruned SDXLs lack some blocks."""
+    try:
+        opened = parse(entry).weights(layers)[0] > 0
+    except GrammarError:
+        return []
+    return [layer for layer, is_open in zip(layers, opened.tolist(), strict=True) if is_open]
 
 
 def _ranking(model: ModelPatcher, layers: Sequence[LayerId], order: Sequence[LayerId]) -> SensitivityProfile:

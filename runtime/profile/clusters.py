@@ -13,7 +13,9 @@ import comfy.model_management
 import numpy as np
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
+from comfy.supported_models import SD20
 
 from ...engine.texts import quoted, storable
 from ..disk import entries, is_file, is_folder
@@ -156,13 +158,21 @@ def _multiple(pixels: float) -> int:
     return max(STEP, round(pixels / STEP) * STEP)
 
 
+SIZED = 2816, 2560
+"""Widths of what SDXL and its refiner read beside text: the pooled text, and sizes."""
+
+
 def native_side(model: ModelPatcher) -> int:
-    """The side in pixels that a model was trained at: 512 for SD1.5's kin, 1024 for SDXL's, which read sizes, and for
-    transformers.
+    """The side in pixels that a model was trained at: 512 for SD1.5's kin, 768 for SD2's that predict v, 1024 for
+    SDXL's, which read sizes, and for transformers.
     """
     with own_classes(model):
         unet = isinstance(model.model.diffusion_model, UNetModel)
-    return 512 if unet and model.model.model_config.unet_config.get("adm_in_channels") != 2816 else 1024
+    config = model.model.model_config
+    if not unet or config.unet_config.get("adm_in_channels") in SIZED:
+        return 1024
+    of_v = model.model.model_type == ModelType.V_PREDICTION
+    return 768 if of_v and isinstance(config, SD20) else 512
 
 
 def encode(vae: Any, images: Sequence[Picture], size: tuple[int, int], latent_format: Any) -> torch.Tensor:

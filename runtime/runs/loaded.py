@@ -50,7 +50,10 @@ def own_classes(model: ModelPatcher) -> Iterator[None]:
 
 
 CELL = 8
-CELLS = {"ChromaRadiance": 1, "Flux2": 16, "HunyuanImage21": 32, "HunyuanVideo15": 16, "LTXV": 32, "Wan22": 16}
+CELLS = {
+    "ChromaRadiance": 1, "Flux2": 16, "HunyuanImage21": 32, "HunyuanVideo15": 16, "LTXV": 32, "SC_B": 4, "SC_Prior": 42,
+    "SD_X4": 4, "Wan22": 16,
+}  # fmt: skip
 """Sides of a cell of latents in pixels, by the class of the format: ComfyUI 0.3.75 does not tell them."""
 
 

@@ -1,4 +1,6 @@
-"""ControlNets that patch a transformer and act in its blocks: those of DiffSynth, of Fun, and LLLite for Anima."""
+"""ComfyUI's own patches that count a call's rows: ControlNets in a transformer's blocks (DiffSynth's, Fun's, LLLite for
+Anima), and GLIGEN's boxes in a UNet's.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from comfy import gligen
 
 BEHIND = ("double_block", "single_block", "noise_refiner", "mlp_patch")
 """Patches that are given the picture's stream behind a block or within it, and change it in place or return another."""
 BEFORE = ("attn1_patch", "attn2_patch")
 """Patches that are given what a block projects queries, keys and values from."""
+BETWEEN = "middle_patch"
+"""Patches that are given a UNet block's stream between self- and cross-attention."""
 
 Patch = Callable[..., dict[str, Any]]
 
@@ -35,6 +40,33 @@ def with_row_spared(options: dict[str, Any], chunks: int, row: int) -> dict[str,
                     for patch in spared[kind]
                 ]
     return {**options, "patches": spared}
+
+
+def with_boxes_spared(options: dict[str, Any], chunks: int) -> dict[str, Any]:
+    """`transformer_options` in which GLIGEN's boxes leave the last row of each of the call's equal `chunks` alone.
+
+    They are made for as many rows as there are pictures, so that one row more would end the run.
+    """
+    patches = options.get("patches", {})
+    if not any(map(_draws_boxes, patches.get(BETWEEN, ()))):
+        return options
+    spared = [
+        functools.partial(_spared_between, patch, chunks) if _draws_boxes(patch) else patch
+        for patch in patches[BETWEEN]
+    ]
+    return {**options, "patches": {**patches, BETWEEN: spared}}
+
+
+def _draws_boxes(patch: Any) -> bool:
+    if isinstance(patch, functools.partial):
+        return patch.func is _spared_between
+    return getattr(patch, "__module__", None) == gligen.__name__
+
+
+def _spared_between(patch: Callable[..., torch.Tensor], chunks: int, x: torch.Tensor, options: Any) -> torch.Tensor:
+    rows = x.unflatten(0, (chunks, -1))
+    pictures = patch(rows[:, :-1].flatten(0, 1), options)
+    return torch.cat((pictures.unflatten(0, (chunks, -1)), rows[:, -1:]), 1).flatten(0, 1)
 
 
 def _controls(patch: Any) -> bool:
