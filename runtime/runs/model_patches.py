@@ -1,4 +1,8 @@
-"""ControlNets that patch a transformer and act in its blocks: those of DiffSynth, of Fun, and LLLite for Anima."""
+"""Patches inside a transformer that meet rows which ComfyUI did not give it: those of style references.
+
+ControlNets that act in its blocks (those of DiffSynth, of Fun, and LLLite for Anima) leave them out. What adds tokens
+to its input, such as USO's style, is made for as many rows as the pictures are.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,9 @@ BEHIND = ("double_block", "single_block", "noise_refiner", "mlp_patch")
 """Patches that are given the picture's stream behind a block or within it, and change it in place or return another."""
 BEFORE = ("attn1_patch", "attn2_patch")
 """Patches that are given what a block projects queries, keys and values from."""
+
+INPUT = "post_input"
+"""Patches that are given what a network makes of picture and text, with their positions, and may lengthen both."""
 
 Patch = Callable[..., dict[str, Any]]
 
@@ -35,6 +42,44 @@ def with_row_spared(options: dict[str, Any], chunks: int, row: int) -> dict[str,
                     for patch in spared[kind]
                 ]
     return {**options, "patches": spared}
+
+
+def lengthened(options: Mapping[str, Any]) -> bool:
+    """Whether a patch of the input acts, in a run or a call with these `transformer_options`."""
+    return bool(options.get("patches", {}).get(INPUT))
+
+
+def with_row_apart(options: dict[str, Any], chunks: int, row: int) -> dict[str, Any]:
+    """`transformer_options` in which patches of the input meet this row of each of the call's `chunks` by itself.
+
+    They meet the others as if it were not there: USO's fails where a call has more rows than pictures of style.
+    """
+    if not lengthened(options):
+        return options
+    patches = options["patches"]
+    apart = [functools.partial(_apart, patch, chunks, row) for patch in patches[INPUT]]
+    return {**options, "patches": {**patches, INPUT: apart}}
+
+
+def _apart(patch: Patch, chunks: int, row: int, given: dict[str, Any]) -> dict[str, Any]:
+    rows = {name: x.unflatten(0, (chunks, -1)) for name, x in given.items() if isinstance(x, torch.Tensor)}
+    before = {name: torch.cat((x[:, :row], x[:, row + 1 :]), 1).flatten(0, 1) for name, x in rows.items()}
+    others = patch({**given, **before})
+    itself = _itself(patch)
+    own = [itself({**given, **{name: x[chunk, row : row + 1] for name, x in rows.items()}}) for chunk in range(chunks)]
+    joined = {}
+    for name in others.keys() & rows.keys():
+        x = others[name].unflatten(0, (chunks, -1))
+        alone = torch.stack([each[name] for each in own])
+        joined[name] = torch.cat((x[:, :row], alone, x[:, row:]), 1).flatten(0, 1)
+    return {**others, **joined}
+
+
+def _itself(patch: Patch) -> Patch:
+    """The patch that meets other rows by themselves too."""
+    while isinstance(patch, functools.partial) and patch.func is _apart:
+        patch = patch.args[0]
+    return patch
 
 
 def _controls(patch: Any) -> bool:
