@@ -299,7 +299,7 @@ def with_hidden_row(
     No ControlNet acts on it.
     """
     more = _with_rows(call, layout, reference, model, positive, _append)
-    options = with_row_spared(more.options, layout.chunks, layout.rows)
+    options = with_row_spared(more.options, layout.chunks, layout.rows, added=True)
     return replace(more, options=with_row_apart(options, layout.chunks, layout.rows))
 
 
@@ -460,7 +460,7 @@ def _extend(
 def with_free_first_row(call: ModelCall, layout: Layout) -> ModelCall:
     """The call without control on the first picture of every chunk, the reference, as in the official code."""
     control = _each_residual(call, lambda residual: _with_free_first_row(residual, call, layout))
-    return replace(call, control=control, options=with_row_spared(call.options, layout.chunks, 0))
+    return replace(call, control=control, options=with_row_spared(call.options, layout.chunks, 0, added=False))
 
 
 def _each_residual(call: ModelCall, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:

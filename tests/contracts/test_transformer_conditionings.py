@@ -16,7 +16,12 @@ import nodes
 import pytest
 import torch
 from comfy.ldm.flux.redux import ReduxImageEncoder
-from comfy_extras.nodes_model_patch import SigLIPMultiFeatProjModel, USOStyleReference
+from comfy_extras.nodes_model_patch import (
+    QwenImageBlockWiseControlNet,
+    QwenImageDiffsynthControlnet,
+    SigLIPMultiFeatProjModel,
+    USOStyleReference,
+)
 from node_helpers import conditioning_set_values
 from style_case import assert_close, differ
 from test_transformer_style import hidden, styled
@@ -246,3 +251,42 @@ def test_a_subject_in_a_mixed_prompt_is_refused_with_the_cure() -> None:
         ):
             subject_prompts([{"cross_attn": prompt[0][0]}], subject, method)
     assert subject_prompts([{"cross_attn": before[0][0], "uuid": 0}], subject, method).texts == {0: 20}
+
+
+def under_diffsynth(of: Any, pictures: int) -> Any:
+    """Qwen-Image under what Qwen Image DiffSynth ControlNet makes of one picture or of two."""
+    images = torch.stack([torch.full((80, 56, 3), value) for value in (0.2, 0.9)][:pictures])
+    with torch.inference_mode():
+        control = QwenImageBlockWiseControlNet(num_layers=3, dim=64, device="cpu", operations=comfy.ops.manual_cast)
+        tiny._fill(control, 9)
+        first = latent("qwen", 8)["samples"]
+        vae = SimpleNamespace(
+            encode=lambda image: first * image.mean((1, 2, 3)).view(-1, 1, 1, 1, 1),
+            spacial_compression_encode=lambda: 8,
+        )
+        return QwenImageDiffsynthControlnet().diffsynth_controlnet(of, tiny._patcher(control), vae, images, 1.0)[0]
+
+
+def test_a_control_of_a_picture_for_each_row_meets_no_row_of_a_reference() -> None:
+    model = tiny_transformer("qwen")
+    each, first = (styled(under_diffsynth(model, count), reference=hidden("qwen")) for count in (2, 1))
+    out, same = (run(of, "qwen", batch=2, cfg=1.0) for of in (each, first))
+    assert_close(out[0], same[0])
+    assert differ(out[1], same[1])
+
+
+def test_a_control_before_attention_meets_no_row_of_a_reference() -> None:
+    """As LLLite for Anima, which is given what queries, keys and values are made of."""
+    from conditional_balance.runtime.runs.model_patches import with_row_spared
+
+    class Control:
+        model_patch = object()
+
+        def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **others: Any) -> dict[str, Any]:
+            return {"q": q + others["vec"] + torch.tensor([[1.0], [2.0], [3.0], [4.0]]), "k": k, "v": v}
+
+    options = with_row_spared({"patches": {"attn1_patch": [Control()]}}, 2, 2, added=True)
+    (patch,) = options["patches"]["attn1_patch"]
+    q, vec = torch.zeros(6, 1), torch.arange(6.0)[:, None]
+    out = patch(q, q, q, vec=vec, pe=None)
+    assert out["q"].flatten().tolist() == [1, 3, 0, 6, 8, 0] and torch.equal(out["k"], q)
