@@ -385,8 +385,8 @@ def _with_masks(
     told = reference.fitting.joined and all(isinstance(each, torch.Tensor) for each in texts)
     if not told or all(held.get(MASK) is None for held in (conds, made)):
         return conds, made
-    given, own = (Masked(each.shape[1], held.get(MASK)) for each, held in zip(texts, (conds, made), strict=True))
-    masks = reference.fitting.fit_masks(given, own, text.shape[1], len(call.x))
+    masked = [Masked(each.shape[1], held.get(MASK)) for each, held in zip(texts, (conds, made), strict=True)]
+    masks = reference.fitting.fit_masks(*masked, tokens=text.shape[1], rows=len(call.x))
     ours, theirs = ({**held, MASK: mask} for held, mask in zip((conds, made), masks, strict=True))
     return ours, theirs
 
