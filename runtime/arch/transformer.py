@@ -73,12 +73,14 @@ class Place:
 class Seen:
     """What a call of the network has shown so far: the picture's `grid` (frames, rows, columns), lengths of text.
 
-    `prompt` is how many tokens of text the network was `given`, `text` how many its blocks see.
+    `prompt` is how many tokens of text the network was `given`, `text` how many its blocks see, `before` how many of
+    those stand before the prompt's.
     """
 
     grid: tuple[int, int, int] = (1, 0, 0)
     prompt: int | None = None
     text: int | None = None
+    before: int = 0
     image: int | None = None
     given: Given = field(default_factory=lambda: Given((), {}))
 
@@ -111,6 +113,8 @@ class Transformer(Architecture):
     """Lists of residuals that a ControlNet brings, each with the blocks that take one apiece; empty: takes none."""
     cross: ClassVar[str] = ""
     """The module inside a block that attends to text, where text does not stand beside the picture."""
+    padded_before: ClassVar[bool] = False
+    """Whether the model lengthens a short prompt at its beginning, so that its tokens are the last of the text."""
     halves: ClassVar[bool] = False
     """Whether a rotation turns channels of both halves instead of neighbours."""
     _told_compiled = False

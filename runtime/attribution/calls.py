@@ -15,7 +15,7 @@ from ...engine.layers import LayerId
 from ...engine.subject import Phrase
 from ..arch.attention import ReplaceFunction, plain_attention, with_attention_replaced
 from ..arch.base import Projected
-from ..arch.transformer import Transformer
+from ..arch.transformer import TEXT_PADS, Transformer
 from ..runs.keys import grid_of, prompts_of
 from ..runs.keys import rows_of as rows_entering
 from ..runs.layout import LAYOUT, layout_of, with_layout
@@ -168,8 +168,13 @@ def tokens_first(x: torch.Tensor, heads: int) -> torch.Tensor:
 
 def parts_of(prediction: Prediction, projected: Projected, options: Mapping[str, Any]) -> Iterator[Rows]:
     """The chunks of a transformer's call that run the subject's text, which no transformer is given repeated."""
+    family = prediction.architecture
     for rows, tokens in _chunks(prediction, len(projected.q), options):
-        yield Rows(rows, tokens, tokens, projected.text.start)
+        first = projected.text.start
+        if isinstance(family, Transformer) and family.padded_before:
+            pads = options.get(TEXT_PADS) or (0,) * len(projected.q)
+            first = max(first, projected.text.stop - pads[rows.start] - tokens)
+        yield Rows(rows, tokens, tokens, first)
 
 
 def rows_of(prediction: Prediction, q: torch.Tensor, k: torch.Tensor, options: dict[str, Any]) -> Iterator[Rows]:

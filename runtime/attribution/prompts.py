@@ -45,7 +45,7 @@ def subject_prompts(prompts: Sequence[dict[str, Any]], subject: Subject, method:
     if not found:
         raise ValueError(
             "'subject' was read from another prompt than the sampler's positive one: connect the conditioning of the "
-            "same Subject node to 'positive'."
+            "same Subject node to 'positive', not averaged with another, and before what Conditioning (Concat) adds."
         )
     if not method.sees_areas and any("area" in prompt for prompt in found):
         able = " or ".join(name for name, each in METHODS.items() if each.sees_areas)

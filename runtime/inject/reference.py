@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -22,12 +22,14 @@ from ..runs.keys import sigmas_of
 from ..runs.layout import Layout
 from ..runs.loaded import latent_format_of
 from ..runs.model_call import ModelCall
-from ..runs.model_patches import with_boxes_spared, with_row_spared
+from ..runs.model_patches import with_boxes_spared, with_row_apart, with_row_spared
 from ..runs.probe import Conditioning
-from .text import OTHER_PROMPT, TextFitting
+from .text import MASK, OTHER_PROMPT, Masked, TextFitting
 
 EDITED = "ref_latents"
 """ComfyUI's name for the pictures that an editing model (Flux Kontext, Qwen-Image-Edit) is given beside the noise."""
+TO_EDIT = "reference_latents"
+"""The same in a conditioning."""
 TIED = ("concat_latent_image", "concat_mask", "noise_concat")
 """ComfyUI's names for what inpainting and editing nodes tie to a prompt: the picture that is worked on."""
 NOISE_SEED = 0x5317  # any number; a run that happens to use the same one only shares its noise with the reference
@@ -266,6 +268,32 @@ def _conds(reference: StyleReference, guider: CFGGuider, latent: torch.Tensor) -
     return {name: cond.process_cond(batch_size=1, area=None).cond for name, cond in conds.items()}
 
 
+ACTING_IN_PART = {"area": "its area", "mask": "its mask", "hooks": "its hooks"}
+"""What a conditioning may have that a reference's prompt has no use for, by ComfyUI's names."""
+
+
+def left_out(reference: StyleReference, guider: CFGGuider) -> Iterator[str]:
+    """A sentence for everything of the reference's own prompt that does not act in this run."""
+    prompts = reference.prompt or ()
+    if len(prompts) > 1:
+        yield (
+            f"'prompt' of the style reference holds {len(prompts)} conditionings, and the reference runs under the "
+            "first of them from beginning to end: connect one that describes it."
+        )
+    for _, about in prompts[:1]:
+        tied = [words for name, words in ACTING_IN_PART.items() if about.get(name) is not None]
+        if (about.get("start_percent", 0.0), about.get("end_percent", 1.0)) != (0.0, 1.0):
+            tied.append("its range of steps")
+        if tied:
+            without = " and ".join(tied)
+            yield f"'prompt' of the style reference acts on all of it from beginning to end, without {without}."
+        if TO_EDIT in about and not any(TO_EDIT in prompt for prompt in positive_prompts(guider)):
+            yield (
+                "The picture to edit in 'prompt' of the style reference is left out, because the run's own prompt has "
+                "none: give that one as well, or take it off."
+            )
+
+
 def _without_target(prompt: dict[str, Any]) -> dict[str, Any]:
     """A prompt of the run without what an inpainting node tied to it: the picture being painted."""
     return {name: value for name, value in prompt.items() if name not in TIED} | {"model_conds": {}}
@@ -282,8 +310,9 @@ def with_hidden_row(
     No ControlNet acts on it, and no box of GLIGEN's.
     """
     more = _with_rows(call, layout, reference, model, positive, _append)
-    options = with_boxes_spared(more.options, layout.chunks)
-    return replace(more, options=with_row_spared(options, layout.chunks, layout.rows))
+    options = with_row_spared(more.options, layout.chunks, layout.rows, added=True)
+    options = with_boxes_spared(options, layout.chunks)
+    return replace(more, options=with_row_apart(options, layout.chunks, layout.rows))
 
 
 def with_resting_row(call: ModelCall, layout: Layout) -> ModelCall:
@@ -302,7 +331,7 @@ def with_resting_row(call: ModelCall, layout: Layout) -> ModelCall:
         c_crossattn=extend(call.c_crossattn),
         control=_each_residual(call, extend),
         options={
-            **with_boxes_spared(call.options, layout.chunks),
+            **with_row_apart(with_boxes_spared(call.options, layout.chunks), layout.chunks, layout.rows),
             "sigmas": torch.cat((sigmas, sigmas[-1:])),
             **_with_pads(call.options, layout, (0, 0), own),
         },
@@ -336,7 +365,8 @@ def _with_rows(
     always, prompted = [True] * layout.chunks, reference.conds
     text, own_text, pads = reference.fitting.fit(call.c_crossattn, prompted.get("c_crossattn"))
     extend = functools.partial(_extend, call=call, last=layout.pictures - 1, join=join)
-    conds = {name: extend(value, made=prompted.get(name), own=own) for name, value in call.conds.items()}
+    given, prompted = _with_masks(call, reference, text, any(own))
+    conds = {name: extend(value, made=prompted.get(name), own=own) for name, value in given.items()}
     if isinstance(edited := call.conds.get(EDITED), list):
         conds[EDITED] = extend(edited, made=reference.edited(edited), own=always)
     return replace(
@@ -353,6 +383,24 @@ def _with_rows(
         },
         conds=conds,
     )
+
+
+def _with_masks(
+    call: ModelCall, reference: HiddenReference, text: Any, own: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The call's and the reference's conds, with masks that fit the lengthened `text`.
+
+    The reference's matters where a chunk runs under its `own` prompt.
+    """
+    conds, made = call.conds, reference.conds if own else {**reference.conds, MASK: None}
+    texts: tuple[Any, Any] = call.c_crossattn, made.get("c_crossattn")
+    told = reference.fitting.joined and all(isinstance(each, torch.Tensor) for each in texts)
+    if not told or all(held.get(MASK) is None for held in (conds, made)):
+        return conds, made
+    masked = [Masked(each.shape[1], held.get(MASK)) for each, held in zip(texts, (conds, made), strict=True)]
+    masks = reference.fitting.fit_masks(*masked, tokens=text.shape[1], rows=len(call.x))
+    ours, theirs = ({**held, MASK: mask} for held, mask in zip((conds, made), masks, strict=True))
+    return ours, theirs
 
 
 def _with_pads(options: dict[str, Any], layout: Layout, pads: tuple[int, int], own: list[bool]) -> dict[str, Any]:
@@ -381,7 +429,7 @@ def covering(size: Sequence[int], x: torch.Tensor) -> tuple[int, int]:
     return max(size[0], x.shape[-2]), max(size[1], x.shape[-1])
 
 
-def middle(x: torch.Tensor, size: torch.Size) -> torch.Tensor:
+def middle(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """The part [..., h, w] of a reference that a call on a part of the picture sees."""
     top, left = (x.shape[-2] - size[0]) // 2, (x.shape[-1] - size[1]) // 2
     return x[..., top : top + size[0], left : left + size[1]]
@@ -417,7 +465,7 @@ def _extend(
 def with_free_first_row(call: ModelCall, layout: Layout) -> ModelCall:
     """The call without control on the first picture of every chunk, the reference, as in the official code."""
     control = _each_residual(call, lambda residual: _with_free_first_row(residual, call, layout))
-    return replace(call, control=control, options=with_row_spared(call.options, layout.chunks, 0))
+    return replace(call, control=control, options=with_row_spared(call.options, layout.chunks, 0, added=False))
 
 
 def _each_residual(call: ModelCall, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -38,6 +39,7 @@ from .reference import (
     StyleReference,
     check_latent,
     hidden_rows_alone,
+    left_out,
     prepare,
     with_free_first_row,
     with_hidden_row,
@@ -177,7 +179,9 @@ class StyleRun(injector.Run):
         self.token = object()  # what it keeps is known by it, and does not keep the run
         self.layers = CalledLayers(self.architecture.layers)
         self.without_sharing: list[Callable[..., torch.Tensor] | None] = []
-        for sentence in misfits_of_prompts(sampling.guider.conds, sampling.pictures):
+        misfits = misfits_of_prompts(sampling.guider.conds, sampling.pictures)
+        unheard = (left_out(each, sampling.guider) for each in injection.reference.chain)
+        for sentence in itertools.chain(misfits, *unheard):
             sampling.notices.say(sentence)
 
     @property
@@ -244,6 +248,8 @@ class StyleRun(injector.Run):
 
     def finish(self, samples: torch.Tensor) -> torch.Tensor:
         self.layers.report(self.sampling)
+        for sentence in itertools.chain(*(each.hidden.fitting.said for each in self.leads if each.hidden is not None)):
+            self.sampling.notices.say(sentence)
         return samples
 
     def _around_call(

@@ -21,6 +21,7 @@ from ..arch.base import removed_afterwards
 from ..arch.registry import architecture_of
 from ..inject.reference import with_frames
 from ..runs.keys import prompts_of
+from ..runs.model_patches import lengthened
 from ..runs.probe import Conditioning, look_at, noise_for
 
 Key = tuple[LayerId, str]
@@ -223,7 +224,12 @@ def _stacked(moments: list[Moments]) -> list[Moments]:
 
 
 def _images_a_pass(guider: comfy.samplers.CFGGuider, noise: torch.Tensor, images: int) -> int:
-    """As many images as fit beside the model, with both conditionings; ComfyUI itself splits those when it must."""
+    """As many images as fit beside the model, with both conditionings; ComfyUI itself splits those when it must.
+
+    One, where a patch adds tokens to each row's: USO's style knows one picture at a time.
+    """
+    if lengthened(guider.model_options.get("transformer_options", {})):
+        return 1
     free = comfy.model_management.get_free_memory(noise.device)
     count = min(IMAGES_A_PASS, images)
     while count > 1 and guider.inner_model.memory_required([2 * count, *noise.shape[1:]]) * 1.5 > free:

@@ -158,7 +158,7 @@ def test_no_text_is_ever_repeated_in_joint_attention(kind: str) -> None:
 def test_a_prompt_that_had_to_be_cut_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         run(styled(tiny_transformer("z-image"), reference=hidden("z-image", 40)), "z-image")
-    assert caplog.text.count("the reference's prompt was cut from 40 to 13 tokens") == 1
+    assert caplog.text.count("Style injection: The reference's prompt was cut from 40 to 13 tokens") == 1
 
 
 @pytest.mark.parametrize("kind", SEVERAL)
