@@ -18,7 +18,7 @@ from ...engine.gates import WrittenGate
 from ...engine.grammar import parse
 from ...engine.layers import LayerId
 from ...engine.profile import SensitivityProfile
-from ...engine.scoring import Scores
+from ...engine.scoring import REACH, Scores
 from ...engine.texts import counted
 from ..arch.fingerprint import fingerprint_of
 from ..arch.registry import architecture_of
@@ -30,7 +30,6 @@ from .profiling import noise_of, percent_of
 
 ESTIMATOR = "measured effect of one layer at a time"
 SCALE = "1 - gain in style, and 1 - loss of layout for content: 1 where opening the layer changes nothing"
-REACH = 1.6449  # standard errors of a 90 % interval
 
 
 def measure_layers(
