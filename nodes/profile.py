@@ -118,9 +118,10 @@ class CBImageClusters(io.ComfyNode):
         made = joined(each for each in previous if each is not None)
         together = len(name) == len(subjects) == 1
         batches = [[picture for batch in images for picture in batch]] if together else [list(each) for each in images]
-        for place in range(max(map(len, (batches, name, subjects)))):
-            batch, called, shows = (each[min(place, len(each) - 1)] for each in (batches, name, subjects))
-            made = with_cluster(made, called, batch, subjects_written(shows, len(batch)))
+        for place in range(max(len(batches), len(name), len(subjects))):
+            batch = batches[min(place, len(batches) - 1)]
+            shows = subjects_written(subjects[min(place, len(subjects) - 1)], len(batch))
+            made = with_cluster(made, name[min(place, len(name) - 1)], batch, shows)
         return _clustered(made)
 
 

@@ -182,7 +182,8 @@ def _compared(
 ) -> io.NodeOutput:
     """What the tries show, and which amount is suggested: by all of a list, of which the first is shown."""
     found = [_measured(each, _tiles(each), network) for each in given]
-    style, content = (np.mean([each[part] for each in found], axis=0).tolist() for part in (0, 1))
+    style = np.mean([of_style for of_style, _, _ in found], axis=0).tolist()
+    content = np.mean([of_content for _, of_content, _ in found], axis=0).tolist()
     picture, tiles, note = given[0][PICTURE], _tiles(given[0]), found[0][2]
     tries = Tries(amounts, style, content)
     amount = suggested(tries)

@@ -140,7 +140,9 @@ def _tell(prompt: str, told: Told) -> None:
     server = sys.modules.get("server")  # main.py has imported it; a script has no page to tell
     instance = getattr(getattr(server, "PromptServer", None), "instance", None)
     page = getattr(instance, "client_id", None)
-    if page is not None and not instance.loop.is_closed():  # a server that has ended may still be in memory
+    if (
+        instance is not None and page is not None and not instance.loop.is_closed()
+    ):  # a server that has ended may still be in memory
         instance.send_sync(EVENT, asdict(told), page)
 
 
