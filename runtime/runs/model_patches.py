@@ -1,8 +1,7 @@
 """ComfyUI's own patches that meet rows which it did not give them: those of style references.
 
-ControlNets that act in a transformer's blocks (of DiffSynth, of Fun, and LLLite for Anima), and GLIGEN's boxes in a UNet's,
-leave them out. What adds tokens to a transformer's input, such as USO's style, is made for as many rows as the pictures
-are.
+ControlNets in a transformer's blocks (DiffSynth's, Fun's, and LLLite for Anima) and GLIGEN's boxes in a UNet's leave
+them out. What adds tokens to a transformer's input, such as USO's style, is made for as many rows as the pictures are.
 """
 
 from __future__ import annotations
