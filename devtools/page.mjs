@@ -6,6 +6,10 @@ import { pathToFileURL } from 'node:url'
 const ARGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
   '--disable-component-update', '--disable-sync', '--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1']
 const RUN_MILLISECONDS = 600_000
+const SETTLE_MILLISECONDS = 30_000
+const LOOKS = 5, LOOK_MILLISECONDS = 100 // js/watch.js looks ten times a second
+
+const underWay = new WeakMap() // by page, its requests that have not been answered
 
 export const RENDERERS = ['litegraph', 'nodes2']
 
@@ -17,6 +21,7 @@ export async function withPage({ playwright, browser: executablePath, url }, vis
   try {
     const context = await browser.newContext({ viewport: { width: 1400, height: 900 } })
     const page = await context.newPage(), complaints = []
+    countRequests(page)
     page.on('console', message => {
       if (message.type() === 'error') complaints.push(`${message.text()} ${message.location().url}`)
     })
@@ -31,6 +36,35 @@ export async function withPage({ playwright, browser: executablePath, url }, vis
   } finally {
     await browser.close()
   }
+}
+
+function countRequests(page) {
+  const requests = new Set()
+  underWay.set(page, requests)
+  page.on('request', request => requests.add(request))
+  for (const end of ['requestfinished', 'requestfailed']) page.on(end, request => requests.delete(request))
+  page.on('framenavigated', frame => frame === page.mainFrame() && requests.clear())
+}
+
+// What read() gives once it is as expected and has stayed the same while our views looked a few more times, with no request
+// under way. The page's own clock counts the looks: a busy machine makes them later, not fewer. What does not come as
+// expected within half a minute is given as it is then, for the test to judge.
+export async function settled(page, read = () => null, expected = () => true, looks = LOOKS) {
+  const end = Date.now() + SETTLE_MILLISECONDS
+  let before, now = await read()
+  do {
+    before = now
+    await letLook(page, looks)
+    now = await read()
+  } while ((underWay.get(page).size || !expected(now) || JSON.stringify(now) !== JSON.stringify(before)) && Date.now() < end)
+  return now
+}
+
+async function letLook(page, looks) {
+  await page.evaluate(async ([looks, milliseconds]) => {
+    for (let look = 0; look < looks; look++) await new Promise(resolve => setTimeout(resolve, milliseconds))
+    await new Promise(requestAnimationFrame)
+  }, [looks, LOOK_MILLISECONDS])
 }
 
 // Visits the page in both renderers, one after the other; what one saw before it failed is kept beside its problem.
