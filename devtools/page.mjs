@@ -67,6 +67,15 @@ async function letLook(page, looks) {
   }, [looks, LOOK_MILLISECONDS])
 }
 
+// Opens the page anew, in a language if one is named.
+export async function reopen(page, language) {
+  if (language) await page.evaluate(language => window.app.extensionManager.setting.set('Comfy.Locale', language), language)
+  await settled(page) // until the setting has been sent
+  await page.reload()
+  await page.waitForFunction(() => window.app?.extensionManager && window.app?.graph, null, { timeout: 60_000 })
+  await settled(page)
+}
+
 // Visits the page in both renderers, one after the other; what one saw before it failed is kept beside its problem.
 export async function inEachRenderer(orders, visit) {
   await withPage(orders, async (page, complaints) => {
