@@ -1,9 +1,15 @@
 // Opens ComfyUI's front end in a browser of its own that reaches nothing but this machine.
 import { pathToFileURL } from 'node:url'
 
+// Other machines are out of reach by name: a route that aborts requests would switch off the browser's cache, and then
+// every reload of the page fetches and compiles some five hundred files anew.
 const ARGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
-  '--disable-component-update', '--disable-sync']
+  '--disable-component-update', '--disable-sync', '--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1']
 const RUN_MILLISECONDS = 600_000
+const SETTLE_MILLISECONDS = 30_000
+const LOOKS = 5, LOOK_MILLISECONDS = 100 // js/watch.js looks ten times a second
+
+const underWay = new WeakMap() // by page, its requests that have not been answered
 
 export const RENDERERS = ['litegraph', 'nodes2']
 
@@ -14,8 +20,8 @@ export async function withPage({ playwright, browser: executablePath, url }, vis
   const browser = await chromium.launch({ executablePath, args: ARGS })
   try {
     const context = await browser.newContext({ viewport: { width: 1400, height: 900 } })
-    await context.route(address => address.hostname !== '127.0.0.1', route => route.abort())
     const page = await context.newPage(), complaints = []
+    countRequests(page)
     page.on('console', message => {
       if (message.type() === 'error') complaints.push(`${message.text()} ${message.location().url}`)
     })
@@ -30,6 +36,44 @@ export async function withPage({ playwright, browser: executablePath, url }, vis
   } finally {
     await browser.close()
   }
+}
+
+function countRequests(page) {
+  const requests = new Set()
+  underWay.set(page, requests)
+  page.on('request', request => requests.add(request))
+  for (const end of ['requestfinished', 'requestfailed']) page.on(end, request => requests.delete(request))
+  page.on('framenavigated', frame => frame === page.mainFrame() && requests.clear())
+}
+
+// What read() gives once it is as expected and has stayed the same while our views looked a few more times, with no request
+// under way. The page's own clock counts the looks: a busy machine makes them later, not fewer. What does not come as
+// expected within half a minute is given as it is then, for the test to judge.
+export async function settled(page, read = () => null, expected = () => true, looks = LOOKS) {
+  const end = Date.now() + SETTLE_MILLISECONDS
+  let before, now = await read()
+  do {
+    before = now
+    await letLook(page, looks)
+    now = await read()
+  } while ((underWay.get(page).size || !expected(now) || JSON.stringify(now) !== JSON.stringify(before)) && Date.now() < end)
+  return now
+}
+
+async function letLook(page, looks) {
+  await page.evaluate(async ([looks, milliseconds]) => {
+    for (let look = 0; look < looks; look++) await new Promise(resolve => setTimeout(resolve, milliseconds))
+    await new Promise(requestAnimationFrame)
+  }, [looks, LOOK_MILLISECONDS])
+}
+
+// Opens the page anew, in a language if one is named.
+export async function reopen(page, language) {
+  if (language) await page.evaluate(language => window.app.extensionManager.setting.set('Comfy.Locale', language), language)
+  await settled(page) // until the setting has been sent
+  await page.reload()
+  await page.waitForFunction(() => window.app?.extensionManager && window.app?.graph, null, { timeout: 60_000 })
+  await settled(page)
 }
 
 // Visits the page in both renderers, one after the other; what one saw before it failed is kept beside its problem.

@@ -3,11 +3,16 @@
 // changed, workflow} and prints, by renderer, what it saw; screenshots go to `pictures`. The workflow has every other
 // node; links name the blueprint's slots; `map` says whether a layer map is to be looked for, `changed` are values of
 // the blueprint's widgets that another selection follows from.
-import { inEachRenderer, runLoaded } from '../../devtools/page.mjs'
+import { inEachRenderer, runLoaded, settled } from '../../devtools/page.mjs'
 import { free } from './stay.mjs'
 
 const WAIT = { timeout: 30_000 }
 const orders = JSON.parse(process.argv[2])
+const mapsAre = each => ({ maps, shown }) => maps.length === each && shown === each
+const one = mapsAre(orders.map ? 1 : 0), two = mapsAre(orders.map ? 2 : 0)
+const wrongly = ({ maps }) => maps[0]?.includes('nonsense')
+const unlike = before => ({ maps }) => maps.length && maps[0] !== before.maps[0]
+const like = before => ({ maps }) => maps[0] === before.maps[0]
 
 await inEachRenderer(orders, async (page, renderer, seen) => {
   await free(orders.url)
@@ -17,8 +22,7 @@ await inEachRenderer(orders, async (page, renderer, seen) => {
   Object.assign(seen, await page.evaluate(connect, orders))
   seen.prompt = await promptOf(page)
   seen.end = await runLoaded(page)
-  await page.waitForTimeout(1500)
-  seen.placed = await look(page)
+  seen.placed = await look(page, one)
   await page.screenshot({ path: `${orders.pictures}/${orders.blueprint}_${renderer}.png` })
   if (orders.map) await use(page, seen)
   seen.inside = await goTo(page, true)
@@ -54,7 +58,8 @@ async function search(page) {
   await field.fill(orders.blueprint)
   await page.getByRole('option').filter({ hasText: orders.blueprint }).first().click()
   await field.waitFor({ state: 'hidden' }) // while it fades it takes the next click
-  await page.waitForTimeout(2000)
+  await page.waitForFunction(() => window.app.graph._nodes.some(node => node.subgraph), null, { timeout: 10_000 }).catch(() => {})
+  await settled(page)
 }
 
 // Connects the blueprint's slots by name and sets its widgets; what it offers of both.
@@ -76,23 +81,26 @@ async function promptOf(page) {
   return page.evaluate(async () => (await window.app.graphToPrompt()).output)
 }
 
-// How many maps are on the screen, what those say that are drawn, how many steps undo has, and the blueprint's values.
-async function look(page) {
+// How many maps are on the screen, what those say that are drawn, how many steps undo has, and the blueprint's values, once
+// that is as expected and the view, which glides to its place, stands still.
+async function look(page, expected) {
   await page.evaluate(() => window.app.extensionManager.command.execute('Comfy.Canvas.FitView'))
-  await page.waitForTimeout(1200)
-  return page.evaluate(() => {
-    const tracker = window.app.extensionManager.workflow.activeWorkflow.changeTracker
-    tracker.checkState()
+  const seen = await settled(page, () => page.evaluate(() => {
     const shown = [...document.querySelectorAll('.cb-map')].filter(each => each.checkVisibility())
     const maps = shown.filter(each => !('empty' in each.dataset))
     const holder = window.app.graph._nodes.find(node => node.subgraph)
     return {
       shown: shown.length,
       maps: maps.map(each => each.querySelector('.cb-map-line').textContent),
-      steps: tracker.undoQueue.length,
       values: Object.fromEntries((holder?.widgets ?? []).filter(each => each.serialize !== false).map(({ name, value }) => [name, value])),
+      view: [window.app.canvas.ds.scale, ...window.app.canvas.ds.offset],
     }
-  })
+  }), expected)
+  return { ...seen, steps: await page.evaluate(() => {
+    const tracker = window.app.extensionManager.workflow.activeWorkflow.changeTracker
+    tracker.checkState()
+    return tracker.undoQueue.length
+  }) }
 }
 
 // Turns a dial of the blueprint, pins a layer on its map, and takes that back.
@@ -101,12 +109,11 @@ async function use(page, seen) {
     const holder = window.app.graph._nodes.find(node => node.subgraph)
     for (const widget of holder.widgets) if (widget.name in values) widget.value = values[widget.name]
   }, orders.changed)
-  seen.turned = await look(page)
+  seen.turned = await look(page, unlike(seen.placed))
   seen.layer = await pin(page)
-  seen.pinned = { ...await look(page), prompt: await promptOf(page) }
+  seen.pinned = { ...await look(page, unlike(seen.turned)), prompt: await promptOf(page) }
   await page.evaluate(() => window.app.extensionManager.workflow.activeWorkflow.changeTracker.undo())
-  await page.waitForTimeout(1000)
-  seen.undone = { ...await look(page), prompt: await promptOf(page) }
+  seen.undone = { ...await look(page, like(seen.turned)), prompt: await promptOf(page) }
   await pin(page)
 }
 
@@ -123,7 +130,7 @@ async function pin(page) {
   }
   await page.mouse.down()
   await page.mouse.up()
-  await page.waitForTimeout(1000)
+  await settled(page, () => page.locator('.cb-map-line').allTextContents())
   return layer
 }
 
@@ -135,15 +142,14 @@ async function goTo(page, inside) {
     if (inside) app.canvas.openSubgraph(holder.subgraph, holder)
     else app.canvas.setGraph(root)
   }, inside)
-  await page.waitForTimeout(300)
-  return look(page)
+  return look(page, one)
 }
 
 async function reload(page) {
   await page.evaluate(async () => {
     await window.app.loadGraphData(JSON.parse(JSON.stringify(window.app.graph.serialize())))
   })
-  return { ...await look(page), prompt: await promptOf(page) }
+  return { ...await look(page, one), prompt: await promptOf(page) }
 }
 
 // Runs with a layer that does not exist.
@@ -152,9 +158,9 @@ async function fail(page, seen) {
     const { subgraph } = window.app.graph._nodes.find(node => node.subgraph)
     subgraph._nodes.flatMap(node => node.widgets ?? []).find(widget => widget.name === 'pin').value = 'nonsense'
   })
-  seen.wrong = { ...await look(page), end: (await runLoaded(page)).event }
+  seen.wrong = { ...await look(page, wrongly), end: (await runLoaded(page)).event }
   await page.keyboard.press('Escape') // out of the dialog of older front ends
-  seen.failed = await look(page)
+  seen.failed = await look(page, wrongly)
 }
 
 // A copy of the blueprint, and what is on the screen once the first one is gone too.
@@ -166,9 +172,9 @@ async function paste(page) {
     canvas.copyToClipboard([holder])
     canvas.pasteFromClipboard({ position: [holder.pos[0] + 500, holder.pos[1]] })
   })
-  const both = await look(page)
+  const both = await look(page, two)
   await page.evaluate(() => window.app.graph.remove(window.app.graph._nodes.find(node => node.subgraph)))
-  return { both: both.shown, copy: (await look(page)).shown }
+  return { both: both.shown, copy: (await look(page, one)).shown }
 }
 
 // How many nodes inside the copy are looked at, and how many of them once another workflow has been loaded.

@@ -1,29 +1,20 @@
 // Opens the help of nodes in ComfyUI's front end and looks whether their figures show. Reads its orders as JSON from the
 // first argument {playwright, browser, url, nodes, pictures}, where nodes are lists by language, and prints what it saw as
 // one line of JSON. English comes last, for the visits after this one.
-import { withPage } from '../../devtools/page.mjs'
+import { reopen, withPage } from '../../devtools/page.mjs'
 
 const orders = JSON.parse(process.argv[2])
 await withPage(orders, async page => {
   const seen = {}
   for (const [language, nodes] of Object.entries(orders.nodes)) {
-    await speak(page, language)
+    await reopen(page, language)
+    await page.evaluate(() => { window.app.extensionManager.sidebarTab.activeSidebarTabId = 'node-library' })
     seen[language] = {}
     for (const node of nodes) seen[language][node] = await open(page, node)
     await page.screenshot({ path: `${orders.pictures}/${language}.png` })
   }
   return seen
 })
-
-// Opens the front end again in a language.
-async function speak(page, language) {
-  await page.evaluate(language => window.app.extensionManager.setting.set('Comfy.Locale', language), language)
-  await page.waitForTimeout(1500)
-  await page.reload()
-  await page.waitForFunction(() => window.app?.extensionManager && window.app?.graph, null, { timeout: 60_000 })
-  await page.waitForTimeout(2000)
-  await page.evaluate(() => { window.app.extensionManager.sidebarTab.activeSidebarTabId = 'node-library' })
-}
 
 // The figure's width in the open help of a node, on disk and on screen, and the page's title and text.
 async function open(page, node) {

@@ -1,18 +1,14 @@
 // Opens nodes in another language. Reads its orders as JSON from the first argument {playwright, browser, url, languages,
 // nodes, profile, pictures} and prints, by language and node, the title and the names of widgets, sockets and outputs,
 // and as `line` what the layer map of CBSelectLayers says of a profile.
-import { withPage } from '../../devtools/page.mjs'
+import { reopen, withPage } from '../../devtools/page.mjs'
 
 const orders = JSON.parse(process.argv[2])
 
 await withPage(orders, async page => {
   const seen = {}
   for (const language of [...orders.languages, 'en']) { // English last, for the visits after this one
-    await page.evaluate(language => window.app.extensionManager.setting.set('Comfy.Locale', language), language)
-    await page.waitForTimeout(1500)
-    await page.reload()
-    await page.waitForFunction(() => window.app?.extensionManager && window.app?.graph, null, { timeout: 60_000 })
-    await page.waitForTimeout(2000)
+    await reopen(page, language)
     seen[language] = await page.evaluate(names => {
       const { app, LiteGraph } = window
       app.graph.clear()

@@ -1,6 +1,6 @@
 // Uses the layer map as a person would, in both renderers. Reads its orders as JSON from the first argument
 // {playwright, browser, url, profile, pictures} and prints, by renderer, what it saw; screenshots go to `pictures`.
-import { inEachRenderer, runLoaded } from '../../devtools/page.mjs'
+import { inEachRenderer, runLoaded, settled } from '../../devtools/page.mjs'
 
 const WAIT = { timeout: 60_000 }
 const LAYER = 'o1.5'
@@ -10,7 +10,7 @@ await inEachRenderer(orders, use)
 
 async function use(page, name, seen) {
   await build(page)
-  seen.first = await settled(page)
+  seen.first = await chosen(page)
   seen.changed = await changed(page, 'lambda', 0.2)
   seen.window = await changed(page, 'start_percent', 0.5)
   await page.screenshot({ path: `${orders.pictures}/${name}_dark.png` })
@@ -27,7 +27,7 @@ async function use(page, name, seen) {
   seen.reloaded = await reload(page)
   seen.pasted = await paste(page)
   await page.evaluate(() => window.app.extensionManager.setting.set('Comfy.ColorPalette', 'light'))
-  await page.waitForTimeout(1500)
+  await settled(page)
   await page.screenshot({ path: `${orders.pictures}/${name}_light.png` })
   await page.evaluate(() => window.app.extensionManager.setting.set('Comfy.ColorPalette', 'dark'))
   seen.subgraph = await inSubgraph(page)
@@ -64,13 +64,12 @@ async function build(page) {
 }
 
 // Waits until the map of `window.select` shows a selection; its words, and the prompt's values for the node.
-async function settled(page, before = '') {
+async function chosen(page, before = '') {
   await page.waitForFunction(before => {
     const line = window.select?.widgets.find(w => w.name === 'cb_layer_map')?.element.querySelector('.cb-map-line')
     return line?.textContent && line.textContent !== before && /layers/.test(line.textContent)
   }, before, WAIT)
-  await page.waitForTimeout(800) // until then it may say what an earlier run said of a node of this number
-  return state(page)
+  return settled(page, () => state(page)) // at first it may say what an earlier run said of a node of this number
 }
 
 async function state(page) {
@@ -96,9 +95,7 @@ async function changed(page, name, value) {
     widget.callback?.(value, app.canvas, select)
     app.canvas.setDirty(true, true)
   }, [name, value])
-  const seen = await settled(page, before)
-  await page.waitForTimeout(300) // until it is drawn
-  return seen
+  return chosen(page, before)
 }
 
 // Points at the first selected layer's cell and reads what the map says of it.
@@ -114,8 +111,7 @@ async function hover(page) {
     return [box.left + (x / plan.width) * box.width, box.top + (y / plan.height) * box.height]
   }, LAYER)
   await page.mouse.move(...at)
-  await page.waitForTimeout(200)
-  return (await state(page)).detail
+  return (await settled(page, () => state(page), ({ detail }) => detail.startsWith(LAYER))).detail
 }
 
 // Does something by hand and waits until pin or exclude have changed.
@@ -125,17 +121,16 @@ async function press(page, act) {
   await act()
   await page.waitForFunction(before => JSON.stringify(['pin', 'exclude'].map(
     name => window.select.widgets.find(w => w.name === name).value)) !== before, before, WAIT)
-  await page.waitForTimeout(400)
-  return texts()
+  return settled(page, texts)
 }
 
 async function run(page) {
   // The other renderer ran the same prompt: without its results each node runs again and reports.
   const body = JSON.stringify({ free_memory: true, unload_models: true })
   await fetch(`${orders.url}/free`, { method: 'POST', headers: { 'Content-Type': 'application/json' }, body })
-  await page.waitForTimeout(1500)
+  await settled(page)
   const end = await runLoaded(page)
-  await page.waitForTimeout(500) // until the words beneath the nodes are there
+  await settled(page) // until the words beneath the nodes are there
   return end
 }
 
@@ -150,7 +145,7 @@ async function reload(page) {
     return saved.nodes.find(n => n.type === 'CBSelectLayers').widgets_values
   })
   await findSelect(page)
-  return { saved, ...(await settled(page)) }
+  return { saved, ...(await chosen(page)) }
 }
 
 // A second Select Layers by copy and paste, with a value of its own: both maps live.
@@ -162,7 +157,7 @@ async function paste(page) {
     canvas.pasteFromClipboard({ position: [20, 480], connectInputs: true })
   })
   await findSelect(page)
-  await settled(page)
+  await chosen(page)
   return changed(page, 'lambda', 0.6)
 }
 
@@ -176,11 +171,11 @@ async function inSubgraph(page) {
   })
   await page.waitForTimeout(300) // the node keeps its number: Nodes 2.0 must see it go before it comes again inside
   await page.evaluate(() => window.app.canvas.setGraph(window.select.graph))
-  await settled(page)
+  await chosen(page)
   const seen = await changed(page, 'lambda', 0.1)
   await page.screenshot({ path: `${orders.pictures}/subgraph.png` })
   await page.evaluate(() => window.app.canvas.setGraph(window.app.rootGraph ?? window.app.graph))
-  await page.waitForTimeout(500)
+  await settled(page)
   const unasked = await page.evaluate(() => window.app.graph._nodes.find(n => n.subgraph).widgets.filter(w => w.name.endsWith('cb_layer_map')).length)
   return { ...seen, unasked }
 }

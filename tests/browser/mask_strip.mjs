@@ -1,6 +1,6 @@
 // Uses the mask strip as a person would, in both renderers. Reads its orders as JSON from the first argument
 // {playwright, browser, url, prompt, pictures} and prints, by renderer, what it saw; screenshots go to `pictures`.
-import { inEachRenderer, runLoaded } from '../../devtools/page.mjs'
+import { inEachRenderer, runLoaded, settled } from '../../devtools/page.mjs'
 import { heightOf } from './stay.mjs'
 
 const WAIT = { timeout: 60_000 }
@@ -36,7 +36,7 @@ async function set(page, setting, value) {
 }
 
 async function picture(page, name) {
-  await page.waitForTimeout(1000) // until the palette and the canvas have settled
+  await settled(page) // until the palette and the canvas have settled
   await page.screenshot({ path: `${orders.pictures}/${name}.png` })
 }
 
@@ -131,8 +131,7 @@ async function paste(page) {
     canvas.pasteFromClipboard({ position: [window.first.pos[0] + 560, window.first.pos[1]], connectInputs: true })
   })
   await find(page)
-  await page.waitForTimeout(500)
-  return { copy: await state(page), first: await state(page, 'first') }
+  return settled(page, async () => ({ copy: await state(page), first: await state(page, 'first') }), ({ copy }) => copy.note)
 }
 
 // The strip inside a subgraph: a run reaches it there.

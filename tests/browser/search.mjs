@@ -1,6 +1,6 @@
 // Types words into the node search. Reads its orders as JSON from the first argument {playwright, browser, url, words,
 // names, pictures} and prints, by word, which of the names were offered, and whether this front end searches aliases.
-import { withPage } from '../../devtools/page.mjs'
+import { settled, withPage } from '../../devtools/page.mjs'
 
 const orders = JSON.parse(process.argv[2])
 await withPage(orders, async page => {
@@ -10,8 +10,7 @@ await withPage(orders, async page => {
   const found = {}
   for (const word of [...orders.words, orders.words[0]]) {
     await field.fill(word)
-    await page.waitForTimeout(700)
-    found[word] = await page.evaluate(names => names.filter(name => document.body.innerText.includes(name)), orders.names)
+    found[word] = await settled(page, () => page.evaluate(names => names.filter(name => document.body.innerText.includes(name)), orders.names))
   }
   await page.screenshot({ path: `${orders.pictures}/search.png` })
   const aliases = await page.evaluate(() => {

@@ -1,4 +1,6 @@
-// Opens a workflow as if it had been saved, and does what loses what nodes show.
+// Opens a workflow as if it had been saved, and does what loses what nodes show; what they show then has to be waited for.
+import { settled } from '../../devtools/page.mjs'
+
 const WAIT = { timeout: 60_000 }
 
 // Nodes before one that the server has cached are not run, and show nothing in a workflow that is new to the page.
@@ -15,7 +17,7 @@ export async function open(page, prompt, name) {
     for (const node of saved.nodes) node.widgets_values = node.widgets_values?.map(value => value === 'randomize' ? 'fixed' : value) // later runs need not sample
     await window.app.loadGraphData(saved, true, true, name)
   }, [prompt, name])
-  await page.waitForTimeout(1000)
+  await settled(page)
 }
 
 // How high an element is in the page, not on the screen: a run may not change it, or nodes beneath would be covered.
@@ -30,21 +32,37 @@ export async function afterUndo(page) {
     tracker.checkState()
     await tracker.undo()
   })
-  await page.waitForTimeout(1000)
 }
 
 export async function afterTabs(page, title) {
   await page.evaluate(() => window.app.extensionManager.command.execute('Comfy.NewBlankWorkflow'))
   await page.waitForFunction(() => !window.app.graph._nodes.length, null, WAIT)
   await page.evaluate(() => window.app.extensionManager.command.execute('Workspace.PreviousOpenedWorkflow')).catch(() => {})
-  await page.waitForTimeout(500)
-  if (!(await page.evaluate(() => window.app.graph._nodes.length))) await page.locator(`.workflow-tabs >> text=${title}`).last().click()
+  if (!(await settled(page, () => page.evaluate(() => window.app.graph._nodes.length)))) await page.locator(`.workflow-tabs >> text=${title}`).last().click()
   await page.waitForFunction(() => window.app.graph._nodes.length, null, WAIT)
 }
 
 export async function afterReload(page) {
-  await page.waitForTimeout(1500) // until the front end has kept its draft
+  await page.waitForFunction(keptDraft, null, WAIT)
   await page.reload()
   await page.waitForFunction(() => window.app?.extensionManager && window.app?.graph?._nodes?.length, null, WAIT)
-  await page.waitForTimeout(2500)
+}
+
+// Whether the front end has kept the workflow as it stands, which the reloaded page opens again.
+function keptDraft() {
+  const graph = window.app.rootGraph ?? window.app.graph
+  const valuesOf = ({ nodes }) => JSON.stringify(nodes.map(node => [node.id, node.widgets_values ?? null]).sort(([one], [other]) => one - other))
+  const wanted = valuesOf(graph.serialize())
+  return [localStorage, sessionStorage].flatMap(Object.values).some(text => {
+    const kept = parsed(text), draft = kept?.nodes ? kept : parsed(kept?.data) // newer front ends wrap it
+    return draft?.id === graph.id && valuesOf(draft) === wanted
+  })
+
+  function parsed(text) {
+    try {
+      return JSON.parse(text)
+    } catch {
+      return null // something else that is kept
+    }
+  }
 }

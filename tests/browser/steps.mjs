@@ -5,12 +5,13 @@
 // and the layer map of Style from Picture. A step is ['node', name to type, type], ['link', type, output, type, input],
 // ['choose', type, widget, text], ['type', type, widget, text] or ['template', title]; where there are several nodes of a
 // type, "type 2" is the second; a blueprint's type is its name.
-import { runLoaded, withPage } from '../../devtools/page.mjs'
+import { runLoaded, settled, withPage } from '../../devtools/page.mjs'
 import { free } from './stay.mjs'
 
 const orders = JSON.parse(process.argv[2])
 const SCALE = 0.62, LEFT = 120, TOP = 180
 const PLACES = [[420, 640], [-30, 640], [900, 640], [1350, 640], [-30, 1050], [1350, 0]] // of new nodes, in units of the graph
+const FEW = 2 // looks, where nothing of ours is waited for
 const BELOW = 4 // the first of the places that templates leave free
 const NODES = [
   ['CBLoadDemoModel', [26, 474], [315, 98], {}],
@@ -44,7 +45,7 @@ await withPage(orders, async (page, complaints) => {
       await page.screenshot({ path: `${orders.pictures}/${name}_made.png` })
       if (quick) await hurry(page, quick)
       found.end = await runLoaded(page)
-      await page.waitForTimeout(1500)
+      await settled(page)
       if (dials) found.dials = await useDials(page)
     } catch (error) {
       found.problem = String(error.stack ?? error)
@@ -79,7 +80,7 @@ async function begin(page, [nodes, links]) {
     canvas.setDirty(true, true)
     app.extensionManager.setting.set('Comfy.LinkRelease.Action', 'no action')
   }, [SCALE, LEFT, TOP, nodes, links])
-  await page.waitForTimeout(1000)
+  await settled(page)
 }
 
 // Double-clicks where nothing is, types a name and takes the first that is found.
@@ -87,10 +88,12 @@ async function add(page, name, type, place) {
   const field = page.locator('.comfy-vue-node-search-container input, [role="dialog"] input').first()
   for (let tries = 0; tries < 5 && !(await field.isVisible()); tries++) { // a slow machine misses the first
     await page.mouse.dblclick(...(await onScreen(page, place)))
-    await page.waitForTimeout(1500)
+    await comes(field)
   }
   await field.fill(name)
-  await page.waitForTimeout(700)
+  const found = page.getByRole('option')
+  await comes(found.filter({ hasText: name }).first())
+  await settled(page, () => found.allTextContents(), undefined, FEW)
   await page.keyboard.press('Enter')
   const added = ([type, ghost]) => {
     const node = window.app.graph._nodes.at(-1)
@@ -109,7 +112,11 @@ async function add(page, name, type, place) {
     window.app.graph._nodes.at(-1).pos = place
     window.app.canvas.deselectAll() // the toolbar of what is selected may cover another node's sockets
   }, place)
-  await page.waitForTimeout(500)
+  await settled(page, undefined, undefined, FEW)
+}
+
+async function comes(locator) {
+  await locator.waitFor({ timeout: 3000 }).catch(() => {})
 }
 
 async function link(page, from, output, to, input) {
@@ -141,38 +148,38 @@ async function choose(page, type, name, text) {
   const entry = page.locator('.litecontextmenu .litemenu-entry', { hasText: text }).first()
   for (let tries = 0; tries < 5 && !(await entry.isVisible()); tries++) { // a slow machine misses the first
     await page.mouse.click(...(await onScreen(page, place)))
-    await page.waitForTimeout(500)
+    await comes(entry)
   }
   await entry.click()
-  await page.waitForTimeout(200)
+  await settled(page, undefined, undefined, FEW)
 }
 
 // What a preset, the slider and a click on the map do to one another.
 async function useDials(page) {
-  const seen = [await dials(page)]
+  const seen = [await dials(page, '')]
   await choose(page, 'CBStyleFromPicture', 'preset', 'strong 0.75')
-  seen.push(await dials(page))
+  seen.push(await dials(page, seen.at(-1).line))
   await page.evaluate(() => {
     const slider = window.nodeCalled('CBStyleFromPicture').widgets.find(widget => widget.name === 'lambda')
     slider.value = 0.3
     slider.callback?.(0.3)
   })
-  seen.push(await dials(page))
+  seen.push(await dials(page, seen.at(-1).line))
   const map = await page.evaluateHandle(() => window.nodeCalled('CBStyleFromPicture').widgets
     .find(widget => widget.name === 'cb_layer_map').element.querySelector('canvas'))
   const box = await map.boundingBox()
   await page.mouse.click(box.x + 0.5 * box.width, box.y + 0.2 * box.height)
-  seen.push(await dials(page))
+  seen.push(await dials(page, seen.at(-1).line))
   return seen
 }
 
-async function dials(page) {
-  await page.waitForTimeout(1500)
-  return page.evaluate(() => {
+// Once the map says something else than before.
+async function dials(page, before) {
+  return settled(page, () => page.evaluate(() => {
     const node = window.nodeCalled('CBStyleFromPicture'), value = name => node.widgets.find(widget => widget.name === name).value
     const { element } = node.widgets.find(widget => widget.name === 'cb_layer_map')
     return { amount: value('lambda'), preset: value('preset'), pin: value('pin'), line: element.querySelector('.cb-map-line').textContent }
-  })
+  }), ({ line }) => line !== before && /\d/.test(line))
 }
 
 async function type(page, kind, name, text) {
@@ -199,7 +206,7 @@ async function template(page, title) {
   await page.locator('[role=dialog]').getByText(orders.pack, { exact: true }).first().click()
   await page.locator('[role=dialog]').getByText(title, { exact: true }).first().click()
   await page.waitForFunction(() => window.app.graph._nodes.length > 2, null, { timeout: 30_000 })
-  await page.waitForTimeout(1000)
+  await settled(page)
 }
 
 async function hurry(page, [type, values]) {

@@ -1,6 +1,6 @@
 // Opens the template browser. Reads its orders as JSON from the first argument {playwright, browser, url, pictures, packs}
 // and prints, by pack, the titles of its templates in their order; screenshots go to `pictures`.
-import { withPage } from '../../devtools/page.mjs'
+import { settled, withPage } from '../../devtools/page.mjs'
 
 const orders = JSON.parse(process.argv[2])
 
@@ -12,8 +12,7 @@ await withPage(orders, async (page, complaints) => {
     await shelf.click()
     const titles = page.locator('[role=dialog]').getByText(/^\d .*\(.*\)$/)
     await titles.first().waitFor()
-    await page.waitForTimeout(1500)
-    seen.titles[pack] = [...new Set(await titles.allTextContents())].map(title => title.trim())
+    seen.titles[pack] = [...new Set(await settled(page, () => titles.allTextContents()))].map(title => title.trim())
     await page.screenshot({ path: `${orders.pictures}/${pack}.png` })
   }
   return seen

@@ -2,9 +2,10 @@
 // {playwright, browser, url, pictures, workflows: [{name, path, run}]} and prints what it saw as one line of JSON;
 // a screenshot of each workflow in each renderer goes to `pictures`.
 import { readFile } from 'node:fs/promises'
-import { chooseRenderer, RENDERERS, runLoaded, withPage } from '../../devtools/page.mjs'
+import { chooseRenderer, RENDERERS, runLoaded, settled, withPage } from '../../devtools/page.mjs'
 
 const orders = JSON.parse(process.argv[2])
+const LOOKS = 3 // enough for sizes: nodes grow by what the server answers, which is waited for anyway, and by the next frame
 await withPage(orders, visit)
 
 async function visit(page, complaints) {
@@ -36,12 +37,7 @@ async function load(page, workflow) {
 // Pairs of nodes that cover one another once nothing grows any more.
 async function settledOverlaps(page, renderer) {
   await showAll(page)
-  let before, now = await boxes(page, renderer)
-  do {
-    before = now
-    await page.waitForTimeout(500)
-    now = await boxes(page, renderer)
-  } while (JSON.stringify(now) !== JSON.stringify(before))
+  const now = await settled(page, () => boxes(page, renderer), undefined, LOOKS)
   return now.flatMap((one, place) => now.slice(0, place).filter(other => meet(one, other)).map(other => [other.name, one.name]))
 }
 
