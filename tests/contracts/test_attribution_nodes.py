@@ -68,7 +68,8 @@ def test_the_whole_chain_with_defaults(clip: Any) -> None:
     assert mask.shape == (2, 8 * HEIGHT, 8 * WIDTH) and set(mask.unique().tolist()) <= {0.0, 1.0}
     assert windows.shape == (3 * 2, 8 * HEIGHT, 3 * 8 * WIDTH, 3)
     assert windows.min() >= 0 and windows.max() <= 1
-    assert len(words.splitlines()) == 3 and words.startswith("0.22-0.48, sigma ")
+    assert len(words.splitlines()) == 4 and words.startswith("0.22-0.48, sigma ")
+    assert words.splitlines()[-1].startswith("0.68-0.9 acts in the last step, which begins at 1 of the schedule")
 
 
 def measured(after: dict[str, torch.Tensor], batch: int, side: int, subjects: int = 2) -> Attribution:
