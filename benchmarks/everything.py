@@ -2,7 +2,7 @@
 
 First whether the demo world is fit to judge by, then what is asked of its UNet and of its transformer, then costs. It
 takes many hours on two cores, less where pictures are already painted. What needs a UNet trained on (see `bench bars
---weights`) is left out, and said, unless `--repeated`, `--rough` and `--rough-repeated` name the folders.
+--weights`) is left out, and said, unless `--repeated` and `--control` name the folders.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BEST = '--content "best drawn, no medium"'
 BARS = 'bars --references 12 --judged 8 --steps 8 --only "best drawn, no medium"'
 BARS_TRANSFORMER = 'bars --model transformer --references 12 --judged 8 --steps 8 --only "no medium"'
+BALANCE_BEST = f"balance --setting known --steps 8 {BEST}"
 BALANCE_TRANSFORMER = f"balance --model transformer --setting known --references 16 --steps 8 {BEST}"
 COMMANDS = (
     ("bars", "bars --references 12 --judged 120 --steps 8"),
@@ -30,14 +31,15 @@ COMMANDS = (
     ("layers", "layers --references 4 --prompts 2 --steps 8 --rounds 4"),
     ("suggest", "suggest --references 12"),
     ("balance", "balance --setting known --references 16 --steps 8 --chart docs/balance.png"),
-    ("balance_best", f"balance --setting known --references 32 --steps 8 {BEST} --chart docs/balance_best.png"),
+    ("balance_best", f"{BALANCE_BEST} --references 32 --chart docs/balance_best.png"),
     ("bars_share1", f"{BARS} --share 1"),
     ("bars_share2", f"{BARS} --share 2"),
     ("bars_share4", f"{BARS} --share 4"),
     ("bars_repeated", f"{BARS} --weights REPEATED"),
-    ("balance_repeated", f"balance --setting known --references 20 --steps 8 {BEST} --weights REPEATED"),
-    ("bars_rough", f"{BARS} --weights ROUGH"),
-    ("bars_rough_repeated", f"{BARS} --weights ROUGH_REPEATED"),
+    ("bars_control", f"{BARS} --weights CONTROL"),
+    ("balance_repeated", f"{BALANCE_BEST} --references 32 --weights REPEATED"),
+    ("balance_control", f"{BALANCE_BEST} --references 32 --only ranked --weights CONTROL"),
+    ("balance_repeated_more", f"{BALANCE_BEST} --references 64 --seed 1 --only random --weights REPEATED"),
     ("balance_unseen", "balance --setting unseen --steps 8"),
     ("swaps", "swaps"),
     ("balance_transformer", BALANCE_TRANSFORMER),
@@ -90,8 +92,7 @@ def main() -> None:
     parser.add_argument("--begin", choices=names, metavar="RESULT", default=names[0], help="go on with this one")
     parser.add_argument("--only", nargs="+", choices=names, metavar="RESULT", default=names, help="make these alone")
     parser.add_argument("--repeated", type=Path, help="folder of a UNet trained on with --repeated 1")
-    parser.add_argument("--rough", type=Path, help="of one trained on as the page tells, by an earlier version")
-    parser.add_argument("--rough-repeated", type=Path, help="of one trained on so with --repeated 1")
+    parser.add_argument("--control", type=Path, help="of one trained on so with --repeated 0")
     chosen = parser.parse_args()
     wanted = set(names[names.index(chosen.begin) :]) & set(chosen.only)
     for command in commands():
@@ -100,7 +101,7 @@ def main() -> None:
         if chosen.list:
             print(command)
         else:
-            folders = {"REPEATED": chosen.repeated, "ROUGH": chosen.rough, "ROUGH_REPEATED": chosen.rough_repeated}
+            folders = {"REPEATED": chosen.repeated, "CONTROL": chosen.control}
             made(command, folders)
     if not chosen.list:
         run("tables", ())

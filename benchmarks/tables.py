@@ -79,9 +79,9 @@ def bars_transformer() -> str:
 
 
 def bars_of_sharing() -> str:
-    """What full sharing does at several weights of a reference's tokens, and after training on, gently or roughly, with
-    either kind of couples."""
-    trained = {"the same twice": "bars_repeated", "rough": "bars_rough", "rough, the same twice": "bars_rough_repeated"}
+    """What full sharing does at several weights of a reference's tokens, and after training on with either kind of
+    couples."""
+    trained = {"trained on as before": "bars_control", "with the same twice": "bars_repeated"}
     return _bars_of_best({"share 1": "bars_share1", "2": "bars_share2", "4": "bars_share4"} | trained)
 
 
@@ -127,6 +127,21 @@ def balance(setting: str, file: str = "balance") -> str:
 def balance_at_equal_style(setting: str, file: str = "balance") -> str:
     columns = dict.fromkeys(("content", "subjects", "sure of the subjects", "place", "leaked"), points)
     return measures(results(file)["at equal style"][setting], columns, "")
+
+
+def balance_over_all() -> str:
+    """What fewer layers, or none, keep beyond all layers in UNets trained on."""
+    files = {
+        "as before": "balance_control", "the same twice": "balance_repeated",
+        "the same twice, 64 others": "balance_repeated_more",
+    }  # fmt: skip
+    rows = {
+        f"{couples}: {way}": results(file)["minus all layers"]["known hands"][way]
+        for couples, file in files.items()
+        for way in ("none", "ranked 0.1", "ranked 0.2")
+    }
+    columns = {"style distance": signed(3)} | dict.fromkeys(("content", "subjects", "place"), points)
+    return measures(rows, columns, "couples: layers over all")
 
 
 def positions() -> str:
@@ -296,8 +311,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "balance, at equal style": lambda: balance_at_equal_style("known hands"),
     "balance, best drawn": lambda: balance("known hands", "balance_best"),
     "balance, best drawn at equal style": lambda: balance_at_equal_style("known hands", "balance_best"),
+    "balance, over all": balance_over_all,
     "balance, same twice": lambda: balance("known hands", "balance_repeated"),
     "balance, same twice at equal style": lambda: balance_at_equal_style("known hands", "balance_repeated"),
+    "balance, same twice, others": lambda: balance("known hands", "balance_repeated_more"),
+    "balance, same twice, others at equal style": lambda: balance_at_equal_style(
+        "known hands", "balance_repeated_more"
+    ),
     "balance, unseen hands": lambda: balance("unseen hands", "balance_unseen"),
     "balance, unseen hands at equal style": lambda: balance_at_equal_style("unseen hands", "balance_unseen"),
     "balance, transformer": lambda: balance("known hands", "balance_transformer"),
