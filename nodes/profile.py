@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ..engine.combining import TooFewProfiles, contrast, trimmed_mean
+from ..engine.combining import contrast, trimmed_mean
 from ..engine.divergence import DISTANCES
 from ..engine.profile import NoCommonFeature, ProfilesDiffer, SensitivityProfile, note_on_model
 from ..engine.profile_file import load, save
@@ -377,14 +377,12 @@ class CBCombineProfiles(io.ComfyNode):
 
     @classmethod
     @timed
-    def execute(cls, operation: str, **profiles: SensitivityProfile | None) -> io.NodeOutput:
-        given = {name: profile for name, profile in sorted(profiles.items()) if profile is not None}
+    def execute(cls, operation: str, **profiles: SensitivityProfile) -> io.NodeOutput:
+        given = dict(sorted(profiles.items()))
         if operation == CONTRAST and len(given) != 2:
             raise ValueError(f"'operation' contrast takes two profiles and {len(given)} are connected: leave two.")
         try:
             made = contrast(*given.values()) if operation == CONTRAST else trimmed_mean(list(given.values()))
-        except TooFewProfiles as error:
-            raise ValueError("'profile_2' is empty: connect two profiles or more.") from error
         except (ProfilesDiffer, NoCommonFeature) as error:
             raise ValueError(misfit(error, list(given))) from error
         return shown_profile(made)

@@ -89,9 +89,10 @@ ANSWERS = {"profile": show_profile, "selection": show_selection, "by_hand": by_h
 def offer() -> None:
     """Add routes and handler to ComfyUI's server, where there is one: tests and scripts use the pack without."""
     server = sys.modules.get("server")  # main.py has imported it; importing it here would start half of it in a script
-    if server is not None:
-        register(server.PromptServer.instance.routes)
-        server.PromptServer.instance.add_on_prompt_handler(renewed)
+    instance = getattr(getattr(server, "PromptServer", None), "instance", None)
+    if instance is not None:
+        register(instance.routes)
+        instance.add_on_prompt_handler(renewed)
 
 
 def register(routes: web.RouteTableDef) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import torch
@@ -67,7 +68,7 @@ def execute(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
     def go(graph: Graph) -> Any:
         shown = [name for name, node in graph.items() if node["class_type"] == "CBAttributionPreview"]
-        executor.execute(graph, "it", {"client_id": "page"}, shown)
+        executor.execute(graph, uuid4().hex, {"client_id": "page"}, shown)
         if not executor.success:
             raise ValueError(next(data for event, data in executor.status_messages if event == "execution_error"))
         return {name: executor.history_result["outputs"][name]["text"][0] for name in shown}

@@ -256,16 +256,16 @@ def test_the_latent_of_a_run_that_stopped_midway_is_looked_at_in_its_own_scale(n
 def test_metadata_that_comes_in_too_late_is_told() -> None:
     of = model("sdxl")
     changed = Metadata(original=Change(2.0, 3.0), top=Change(64.0, 1.0), left=Change(64.0, 0.0))
-    _, texts = run(lambda of: schedule_metadata(of, changed), "one step", of, steps=1)
+    _, texts = run(lambda of: schedule_metadata(of, changed), "sizes, one step", of, steps=1)
     assert texts == (
         "'original_scale' came in by 0% only, as the last step of this run begins at 0 of the schedule: lower "
         "'original_curve' (0 acts all the time), or take more steps.",
         "'crop_top' came in by 0% only, as the last step of this run begins at 0 of the schedule: lower 'crop_curve' "
         "(0 acts all the time), or take more steps.",
     )
-    assert len(run(lambda of: schedule_metadata(of, changed), "two steps", of, steps=2)[1]) == 1
-    assert run(lambda of: schedule_metadata(of, changed), "four steps", of)[1] == ()
-    assert run(lambda of: schedule_metadata(of, changed), "a stage", of, last_step=1)[1] == ()
+    assert len(run(lambda of: schedule_metadata(of, changed), "sizes, two steps", of, steps=2)[1]) == 1
+    assert run(lambda of: schedule_metadata(of, changed), "sizes, four steps", of)[1] == ()
+    assert run(lambda of: schedule_metadata(of, changed), "sizes, a stage", of, last_step=1)[1] == ()
 
 
 def test_a_schedule_too_short_to_be_shifted_is_told() -> None:

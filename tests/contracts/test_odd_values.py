@@ -250,7 +250,7 @@ def test_one_mask_is_read_whatever_its_axes(shape: tuple[int, ...]) -> None:
 
 
 def test_several_masks_are_refused() -> None:
-    for node_id, inputs in (("CBNoiseBlend", {"model": None, "conditioning": [0]}), ("CBStyleReference", {})):
+    for node_id, inputs in (("CBNoiseBlend", {"model": object(), "conditioning": [0]}), ("CBStyleReference", {})):
         inputs |= {"latent": {"samples": torch.zeros(1, 4, 8, 8)}} if node_id == "CBStyleReference" else {}
         for shape in ((2, 8, 8), (2, 1, 8, 8)):
             with pytest.raises(ValueError, match=r"^'mask' holds 2 masks: give one, which is used for every picture"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from uuid import uuid4
 
 import nodes
 import pytest
@@ -36,12 +37,13 @@ CONDITIONS: dict[str, Callable[[Any], Any]] = {
 
 def run(of: Any, name: str, **options: Any) -> tuple[torch.Tensor, tuple[str, ...]]:
     """What a sampler makes of two pictures, and what it says under the node."""
-    with CurrentNodeContext(name, "9"):
+    prompt = uuid4().hex
+    with CurrentNodeContext(prompt, "9"):
         patched = CONDITIONS[name](of) if name in CONDITIONS else of
-    with torch.inference_mode(), CurrentNodeContext(name, "11"):
+    with torch.inference_mode(), CurrentNodeContext(prompt, "11"):
         settings = (0, 4, 4.0, "euler", "normal", cond(of, 1), cond(of, 2), latent(3, 2, HEIGHT, WIDTH))
         (out,) = nodes.common_ksampler(patched, *settings, **options)
-    return out["samples"], told_in(name)[-1].texts if told_in(name) else ()
+    return out["samples"], told_in(prompt)[-1].texts if told_in(prompt) else ()
 
 
 @pytest.mark.parametrize("name", CONDITIONS)
