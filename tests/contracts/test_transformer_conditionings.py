@@ -34,6 +34,7 @@ from conditional_balance.runtime.attribution.find import ProbeSettings, find_sub
 from conditional_balance.runtime.attribution.settings import AttributionSettings
 from conditional_balance.runtime.attribution.subject import Subject
 from conditional_balance.runtime.inject.reference import StyleReference
+from conditional_balance.runtime.inject.remembered import STORE
 from conditional_balance.runtime.profile.capture import capture
 
 ITSELF = latent("flux", 5)["samples"]
@@ -63,6 +64,7 @@ def uso(of: Any) -> Any:
 
 def calls_of(of: Any, **options: Any) -> list[tuple[tuple[Any, ...], dict[str, Any], torch.Tensor]]:
     """Every call of the network in a step of one picture: its arguments and what it returned."""
+    STORE.kept.clear()  # what an earlier test has left would make the reference's own call needless
     calls: list[Any] = []
     handle = of.model.diffusion_model.register_forward_hook(
         lambda module, args, kwargs, out: calls.append((args, kwargs, out.clone())), with_kwargs=True
