@@ -93,8 +93,11 @@ def brought(node: type[io.ComfyNode], values: Mapping[str, Any]) -> dict[str, An
     """What reaches a node's execute(), less inputs whose link brings nothing, which are then as if they were open.
 
     Switches, loops at their first turn and nodes with an open input of their own bring None. Raises ValueError for an
-    input that the node cannot do without. A checkpoint without CLIP or VAE is left to who needs them.
+    input that the node cannot do without, or that a client has given a text or a number in the place of a link: core
+    lets that through. A checkpoint without CLIP or VAE is left to who needs them.
     """
+    if any(isinstance(value, str | int | float) for value in values.values()):
+        _check_sockets(node, values)
     empty = [name for name, value in values.items() if _is_nothing(value)]
     if not empty:
         return dict(values)
@@ -108,6 +111,13 @@ def brought(node: type[io.ComfyNode], values: Mapping[str, Any]) -> dict[str, An
                 f"'{name}' is empty, as what it is connected to gives nothing: look there, or connect another."
             )
     return {name: value for name, value in values.items() if name in needed or name not in empty}
+
+
+def _check_sockets(node: type[io.ComfyNode], values: Mapping[str, Any]) -> None:
+    for each in node.define_schema().inputs:
+        value = values.get(each.id)
+        if not isinstance(each, io.WidgetInput | io.AnyType.Input) and isinstance(value, str | int | float):
+            raise ValueError(f"'{each.id}' is {quoted(str(value))}, and takes what another node gives: connect one.")
 
 
 def _is_nothing(value: Any) -> bool:

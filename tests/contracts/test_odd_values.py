@@ -257,6 +257,15 @@ def test_several_masks_are_refused() -> None:
                 execute(node_id, **inputs, mask=torch.ones(shape))
 
 
+def test_a_text_or_number_in_the_place_of_a_link_is_refused() -> None:
+    """A client may send one: core checks links alone."""
+    for value in ("missing", 3, True):
+        for node_id, name in (("CBSelectLayers", "profile"), ("CBNoiseBlend", "mask")):
+            says = f"^'{name}' is .*{value}.*, and takes what another node gives: connect"
+            with pytest.raises(ValueError, match=says):
+                execute(node_id, **{name: value})
+
+
 def test_an_empty_schedule_stays_one() -> None:
     """Basic Scheduler makes one for a denoise of 0."""
     assert not len(shifted_sigmas(torch.FloatTensor([]), 1.5, False))
