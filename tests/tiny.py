@@ -90,6 +90,9 @@ def _fill(module: torch.nn.Module, seed: int) -> None:
         else:
             noise = 1 + 0.1 * noise
         parameter.data.copy_(noise)
+    for name, buffer in module.named_buffers():
+        if name.endswith("pos_embed"):  # ComfyUI makes these of uninitialised memory, to be loaded over
+            buffer.copy_(torch.randn(buffer.shape, generator=generator))
 
 
 def tiny_clip(seed: int = 0, width: int = 64):

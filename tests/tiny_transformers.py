@@ -224,9 +224,6 @@ def tiny_transformer(kind: str, dtype: torch.dtype = torch.float32, seed: int = 
     with torch.inference_mode():
         model = getattr(comfy.model_base, recipe.base)(config, device=torch.device("cpu"))
         _fill(model.diffusion_model, seed)
-        for name, buffer in model.diffusion_model.named_buffers():
-            if name == "pos_embed":
-                buffer.copy_(torch.randn(buffer.shape, generator=torch.Generator().manual_seed(seed)))
     return _patcher(model.eval())
 
 
