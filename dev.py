@@ -39,7 +39,7 @@ OUT = ROOT / "out"
 TRAIN_TOOLS = ["resvg-py==0.5.0"]  # draws the demo world's SVGs
 TEST_TOOLS = ["pytest", "pytest-xdist", "hypothesis", "ruff", "pyright", "matplotlib", *TRAIN_TOOLS]
 BENCH_TOOLS = ["matplotlib", *TRAIN_TOOLS]
-MOST_WORKERS = 4  # each needs a processor core and, with its server, 2 GB of memory
+MOST_WORKERS = 4  # each needs, with its server, 2 GB of memory
 PORT = 8190  # ComfyUI's own is 8188, and often in use
 
 
@@ -77,7 +77,7 @@ def test(arguments: list[str]) -> int:
     lint = _run([env.python, "-m", "ruff", "check", ROOT], comfy, ROOT)
     pyright = [env.python, "-m", "pyright", "--project", ROOT, "--pythonpath", env.python]
     types = _run(pyright, comfy, ROOT, PYTHONPATH=str(comfy.path))
-    workers = ["-n", min(os.cpu_count() or 1, MOST_WORKERS), "--dist", "worksteal"]
+    workers = ["-n", min((os.cpu_count() or 1) + 1, MOST_WORKERS), "--dist", "worksteal"]  # one waits for a browser
     return _run([env.python, "-m", "pytest", "-q", *workers, *arguments], comfy, ROOT) or lint or types
 
 

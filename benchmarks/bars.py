@@ -212,15 +212,17 @@ def hand_aucs(kind: str, dice: torch.Generator) -> Found:
         specs = scenes.joined(*(TRUTH.scenes_by(hand, each, dice) for hand in hands))
         pictures = shown(specs, kind)
         for sense, points in (("hand", DEMO.judge.hands(pictures)), ("geometry", DEMO.judge.geometry(pictures))):
-            found[f"AUC {sense}, {name}"] = round(pair_auc(points, specs.hand), 4)
+            rows = torch.arange(len(points))
+            found[f"AUC {sense}, {name}"] = described(rows, rows, partial(pair_auc, points, specs.hand))
     return found
 
 
-def pair_auc(points: Tensor, labels: Tensor) -> float:
-    """Over all pairs: probability that two of one label lie nearer than two of different ones."""
-    distances = style_distance(points[:, None], points[None])
-    same, once = labels[:, None] == labels, torch.ones(len(labels), len(labels)).triu(1).bool()
-    return auc(distances[same & once], distances[~same & once])
+def pair_auc(points: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
+    """Over all pairs of different rows: probability that two of one label lie nearer than two of different ones."""
+    points, labels = points[rows], labels[rows]
+    distances, same = style_distance(points[:, None], points[None]), labels[:, None] == labels
+    pairs = (rows[:, None] != rows) & torch.ones(len(rows), len(rows)).triu(1).bool()
+    return torch.tensor(auc(distances[same & pairs], distances[~same & pairs]))
 
 
 def shown(specs: Specs, kind: str) -> Tensor:

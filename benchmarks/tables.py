@@ -107,8 +107,16 @@ def _bars(painted: dict[str, Any]) -> str:
 def judges() -> str:
     found = results("bars")["judges"]
     names = next(iter(found.values()))
-    rows = ([name, *(f"{100 * each[name]:.1f} %" for each in found.values())] for name in names)
+    rows = ([name, *(_judged(each[name]) for each in found.values())] for name in names)
     return table(["", *found], rows)
+
+
+def _judged(found: float | dict[str, float]) -> str:
+    """A rate, or an AUC with its interval."""
+    if isinstance(found, float):
+        return f"{100 * found:.1f} %"
+    mean, low, high = (100 * found[key] for key in ("mean", "low", "high"))
+    return f"{mean:.1f} % [{low:.1f}, {high:.1f}]"
 
 
 def settings_of_sampling() -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,13 @@ if "COMFYUI_PATH" in os.environ:
 else:
     import_engine_only()
     collect_ignore_glob = ["test_*.py", "contracts/*", "demo/*", "workflows/*"]
+
+
+@pytest.fixture(autouse=True)
+def gradients_on() -> Iterator[None]:
+    """Benchmarks turn gradients off for their whole process; the next test has them again."""
+    yield
+    torch.set_grad_enabled(True)
 
 
 @pytest.fixture(scope="session")

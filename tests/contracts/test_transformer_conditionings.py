@@ -236,7 +236,7 @@ def test_what_of_a_references_prompt_does_not_act_is_said(caplog: pytest.LogCapt
         assert caplog.text.count(says) == 1
     caplog.clear()
     run(styled(tiny_transformer("flux"), reference=hidden("flux")), "flux", steps=1)
-    assert not [each for each in caplog.records if "reference" in each.message]
+    assert not [message for message in caplog.messages if message.startswith("Style Injection")]
 
 
 def test_a_subject_in_a_mixed_prompt_is_refused_with_the_cure() -> None:

@@ -47,7 +47,6 @@ def truth(prepared: Path) -> harness.Truth:
 def demo() -> Iterator[harness.Demo]:
     threads = torch.get_num_threads()
     yield harness.Demo(torch.float32)
-    torch.set_grad_enabled(True)
     torch.set_num_threads(threads)
 
 
@@ -62,10 +61,8 @@ def chosen(**values: Any) -> Namespace:
 
 
 @pytest.fixture
-def looking(demo: harness.Demo, truth: harness.Truth, paintings: None) -> Iterator[None]:
+def looking(demo: harness.Demo, truth: harness.Truth, paintings: None) -> None:
     attribution.share_objects(demo, truth, chosen(), attribution.paintings(chosen()))
-    yield
-    torch.set_grad_enabled(True)
 
 
 @pytest.mark.parametrize("against", [False, True])
@@ -132,7 +129,6 @@ def test_pairs_of_the_blend_share_a_style_and_neither_subject_nor_place(
     blend.pair.cache_clear()
     alone, other = blend.pair(0), blend.pair(1)
     blend.pair.cache_clear()
-    torch.set_grad_enabled(True)
     assert alone.theirs == blend.NOTHING and not alone.other_mask.any()
     assert other.theirs not in other.specs.subject[0].tolist() and other.other_mask.any()
     outside = ~(other.mask > 0) & ~(other.other_mask > 0)
@@ -152,7 +148,6 @@ def test_a_triple_shows_one_scene_by_two_hands(prepared: Path, paintings: None) 
     rather, to_a, to_b = (structure.MEASURES.index(name) for name in ("B rather than A", "to A", "to B"))
     assert by_a[to_a] < 1e-2 < by_a[to_b] and by_a[rather] == 0
     assert by_b[to_b] < 1e-2 < by_b[to_a] and by_b[rather] == 1
-    torch.set_grad_enabled(True)
 
 
 def planted(references: int = 4) -> list[dict[str, Any]]:
@@ -212,7 +207,6 @@ def transformer(flowing: Path, truth: harness.Truth, paintings: None) -> Iterato
         harness.Demo(torch.float32, weights=flowing, paints="transformer"),
         chosen(weights=flowing, model="transformer", prompts=1, cfg=3.0),
     )
-    torch.set_grad_enabled(True)
 
 
 def test_attribution_reads_the_transformer(transformer: tuple[harness.Demo, Namespace], truth: harness.Truth) -> None:
@@ -233,7 +227,6 @@ def test_attribution_reads_the_transformer(transformer: tuple[harness.Demo, Name
 @pytest.mark.parametrize("network", ["unet", "transformer"])
 def test_every_way_to_look_is_one_that_the_network_allows(network: str, flowing: Path, paintings: None) -> None:
     of = harness.Demo(torch.float32, weights=flowing, paints=network).model
-    torch.set_grad_enabled(True)
     ways = list(attribution.ways(attribution.READ[network]))
     assert all(chosen_layers(of, way.settings).targets for way in ways)
     assert any(way.settings.method == "grad_sam_output" for way in ways) == (network == "unet")
@@ -267,7 +260,6 @@ def test_masks_and_blends_are_of_the_content_that_is_asked_for(
     blend.pair.cache_clear()
     pairs = [blend.pair(index) for index in range(2)]
     blend.pair.cache_clear()
-    torch.set_grad_enabled(True)
     shown = [specs for pair in pairs for specs in (pair.specs, pair.second)]
     shown += [attribution.scene(name, index) for name in attribution.SITUATIONS for index in range(2)]
     for specs in shown:
@@ -302,7 +294,6 @@ def test_balance_paints_the_content_that_is_asked_for(
     balance.pair.cache_clear()
     pairs = [balance.pair("known hands", index) for index in range(4)]
     balance.pair.cache_clear()
-    torch.set_grad_enabled(True)
     known, media = harness.content(content)
     rows = {-1, *subjects.rows_of(known)}
     for specs in (each for reference, wanted in pairs for each in (reference.specs, wanted)):
