@@ -99,11 +99,11 @@ def slot_layout(slots: int, layers: Sequence[LayerId]) -> SlotLayout:
 def slot_scores(profile: SensitivityProfile, sigma: float, layout: SlotLayout) -> torch.Tensor:
     """Scores [slots] at a noise level: the mean over the layers each slot feeds and over the measured features.
 
-    Lower = the slot speaks to layers that are more sensitive to what the profile measures.
-    Raises LayersDiffer when the profile belongs to another architecture, NotRankable when slots speak to no layer.
+    Lower = the slot feeds layers that are more sensitive to what the profile measures.
+    Raises LayersDiffer when the profile belongs to another architecture, NotRankable when slots feed no layer.
     """
     if layout.parts:
-        raise NotRankable("it is not known which layers of a transformer a residual speaks to")
+        raise NotRankable("it is not known which layers of a transformer a residual reaches")
     if not all(layout.feeds):
         raise NotRankable("the UNet's output blocks have no attention")
     by_layer = torch.stack([profile.at(sigma, feature) for feature in profile.features]).double().mean(0)

@@ -43,8 +43,8 @@ def unavoidable(network: nn.Module) -> Iterator[str]:
     """A sentence for each cache that also answers and hears of predictions beside a sampler's."""
     for cache in caches_on(network):
         yield (
-            f"{cache[0].upper()}{cache[1:]} stands on the model itself and takes what this node asks of the model for "
-            "the sampler's steps, so that both may come out wrong: bypass it, or restart ComfyUI if you have."
+            f"{cache[0].upper()}{cache[1:]} is built into the model itself and mistakes this node's own model calls "
+            "for the sampler's steps, so both may come out wrong: bypass it, or, if you already have, restart ComfyUI."
         )
 
 
