@@ -87,11 +87,11 @@ def slot_layout(slots: int, layers: Sequence[LayerId]) -> SlotLayout:
     An output block without attention passes its skip on, so such a slot counts for the next output block that has some,
     and behind the last of those for that one.
     """
-    listening = sorted({layer.number for layer in layers if layer.block == "output"})
+    attending = sorted({layer.number for layer in layers if layer.block == "output"})
     feeds = []
     for slot in range(slots):
         consumer = slots - 1 - slot
-        reached = next((number for number in listening if number >= consumer), max(listening, default=None))
+        reached = next((number for number in attending if number >= consumer), max(attending, default=None))
         feeds.append(tuple(layer for layer in layers if layer[:2] == ("output", reached)))
     return SlotLayout(tuple(layers), tuple(feeds))
 
@@ -148,7 +148,7 @@ class PaperSchedule(StructureGate):
 
 @dataclass(frozen=True)
 class RankedSlots(StructureGate):
-    """At each noise level the share `kept` of the slots that speak to the least sensitive layers.
+    """At each noise level the share `kept` of the slots that feed the least sensitive layers.
 
     `softness` is the width of the edge in standard deviations of the slots' scores; 0 keeps slots whole or not at all.
     Of equal slots the deeper one stays: it holds the coarser structure. The middle residual is not ranked.

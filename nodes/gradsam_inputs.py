@@ -1,4 +1,4 @@
-"""What the nodes that look for a subject ask alike: how it is looked for, and how the map becomes a mask."""
+"""Inputs that all nodes that look for a subject share: how it is looked for, and how the map becomes a mask."""
 
 from __future__ import annotations
 

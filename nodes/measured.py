@@ -1,4 +1,4 @@
-"""The node that measures what each layer does, not what it looks at."""
+"""The node that measures what each layer does, not what it responds to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nodes that know the way of a picture through the noise: recorded while it was painted, or inverted."""
+"""Nodes that give a picture's path through the noise levels: recorded while it was painted, or inverted."""
 
 from __future__ import annotations
 
