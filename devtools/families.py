@@ -15,12 +15,12 @@ from devtools.sheet import Sheet, Source
 SEED = 10
 SHOWS, PROMPT = "a landscape, watercolor painting", "a red fox in the snow, watercolor painting"
 STEPS = (
-    "2. Say in **what it shows** what the picture shows and in which style.\n3. Write your prompt, and end it with the"
-    " same style words.\n4. Press **Run**, and drag **style amount**."
+    "2. In **what it shows**, describe the picture and its style.\n3. Write your prompt, and end it with the same style"
+    " words.\n4. Press **Run**, and drag **style amount**."
 )
 UNTRIED = (
-    "Experimental: tried on small random networks of this kind, not yet on the trained one. The node says beneath"
-    " itself which layers it took."
+    "Experimental: tried on small random networks of this kind, not yet on the trained one. A line under the node says"
+    " which layers it used."
 )
 
 FLUX, FLUX_CLIP, FLUX_T5, FLUX_VAE = (f"{name}.safetensors" for name in ("flux1-dev", "clip_l", "t5xxl_fp16", "ae"))
@@ -161,13 +161,13 @@ def layers_do(kind: Kind, sheet: Sheet) -> None:
     sheet.next_column("1  Model and picture")
     sheet.note(
         f"## What does each layer do? ({kind.name})\n\n1. Choose {kind.files}, and load a picture whose style your"
-        " prompt would not give by itself.\n2. Say in **What the picture shows** what it shows and in which style, and"
-        " write your prompt.\n3. Press **Run**.\n\nA picture is painted without the style. Then **Measure Layers** lets"
-        " the style into one attention layer at a time, a call of the model for each layer at two noise levels. The map"
-        " is bright where a layer brings the style by itself, and the result is painted through those that bring the"
-        " most. The ranking is saved: *Style from Picture* then finds it by itself, with this checkpoint."
-        "\n\nExperimental: tried on small random networks of this kind, and on one small trained transformer in Flux"
-        " form, where it found the layers that a ranking by pictures missed.",
+        " prompt would not give by itself.\n2. In **What the picture shows**, describe the picture and its style, and"
+        " write your prompt.\n3. Press **Run**.\n\nA picture is painted without the style. Then **Measure Layers**"
+        " applies the style in one attention layer at a time, with one model call for each layer at two noise levels."
+        " The map is bright where a layer brings the style by itself. The result is painted with the style in the"
+        " layers that bring the most. The ranking is saved, and *Style from Picture* finds it by itself with this"
+        " checkpoint.\n\nExperimental: tried on small random networks of this kind, and on one small trained"
+        " transformer in Flux form, where it found the layers that a ranking by pictures missed.",
         520,
     )
     loaded, family = kind.load(sheet)

@@ -1,4 +1,4 @@
-"""Two prompts' predictions made one, by place: what one prompt asks for and the other forbids is left out.
+"""Blends two prompts' predictions, by place; the parts of the two that oppose each other are left out.
 
 A prompt's direction is its prediction minus the one without a prompt; two of them are added (Composable Diffusion,
 arXiv 2206.01714). Where both act, the part of each that points against the other is taken out first, as Perp-Neg does

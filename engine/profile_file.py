@@ -1,4 +1,4 @@
-"""Files of sensitivity profiles: the one door that they come in by, so that a loaded profile can be trusted.
+"""Files of sensitivity profiles: all are read and checked here, so that a loaded profile can be trusted.
 
 A file is safetensors. It holds float tensors `sigmas` [T] and `scores` [F, T, L], and may hold `low` and `high` like
 `scores`, and `content`, `content_low` and `content_high` of a crossed series; its metadata are `format`, `version` and

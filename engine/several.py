@@ -1,4 +1,4 @@
-"""Style of several references at once, each as strong as it is told and where it is told: `style`'s operator, blended.
+"""Style of several references at once, each at its own strength and place: `style`'s operator, blended.
 
 A reference's `weights` [chunks or 1, tokens or 1] say how strongly it acts on each of the picture's tokens. Those that
 act on one token share it: two of strength 1 count half each, so that the same reference twice is the reference once.

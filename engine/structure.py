@@ -87,11 +87,11 @@ def slot_layout(slots: int, layers: Sequence[LayerId]) -> SlotLayout:
     An output block without attention passes its skip on, so such a slot counts for the next output block that has some,
     and behind the last of those for that one.
     """
-    listening = sorted({layer.number for layer in layers if layer.block == "output"})
+    attending = sorted({layer.number for layer in layers if layer.block == "output"})
     feeds = []
     for slot in range(slots):
         consumer = slots - 1 - slot
-        reached = next((number for number in listening if number >= consumer), max(listening, default=None))
+        reached = next((number for number in attending if number >= consumer), max(attending, default=None))
         feeds.append(tuple(layer for layer in layers if layer[:2] == ("output", reached)))
     return SlotLayout(tuple(layers), tuple(feeds))
 
@@ -99,11 +99,11 @@ def slot_layout(slots: int, layers: Sequence[LayerId]) -> SlotLayout:
 def slot_scores(profile: SensitivityProfile, sigma: float, layout: SlotLayout) -> torch.Tensor:
     """Scores [slots] at a noise level: the mean over the layers each slot feeds and over the measured features.
 
-    Lower = the slot speaks to layers that are more sensitive to what the profile measures.
-    Raises LayersDiffer when the profile belongs to another architecture, NotRankable when slots speak to no layer.
+    Lower = the slot feeds layers that are more sensitive to what the profile measures.
+    Raises LayersDiffer when the profile belongs to another architecture, NotRankable when slots feed no layer.
     """
     if layout.parts:
-        raise NotRankable("it is not known which layers of a transformer a residual speaks to")
+        raise NotRankable("it is not known which layers of a transformer a residual reaches")
     if not all(layout.feeds):
         raise NotRankable("the UNet's output blocks have no attention")
     by_layer = torch.stack([profile.at(sigma, feature) for feature in profile.features]).double().mean(0)
@@ -148,7 +148,7 @@ class PaperSchedule(StructureGate):
 
 @dataclass(frozen=True)
 class RankedSlots(StructureGate):
-    """At each noise level the share `kept` of the slots that speak to the least sensitive layers.
+    """At each noise level the share `kept` of the slots that feed the least sensitive layers.
 
     `softness` is the width of the edge in standard deviations of the slots' scores; 0 keeps slots whole or not at all.
     Of equal slots the deeper one stays: it holds the coarser structure. The middle residual is not ranked.

@@ -26,7 +26,7 @@ class CBGateAdapter(io.ComfyNode):
             category="conditional balance/style",
             search_aliases=found_by("ipadapter", "ip-adapter", "instantid", "pulid", "layer weights", "image prompt"),
             description="Lets an IP-Adapter, or another adapter of that kind, act in the chosen layers only, as "
-            "strongly as the gate says there. It stands behind the node that applies the adapter.",
+            "strongly as the gate says there. Put it after the node that applies the adapter.",
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The model from the node that applies the adapter, such as IPAdapter Advanced. "
@@ -42,7 +42,7 @@ class CBGateAdapter(io.ComfyNode):
             outputs=[
                 io.Model.Output(
                     display_name="model",
-                    tooltip="Connect to the sampler, or to the next adapter, whose own gate leaves this one's alone.",
+                    tooltip="Connect to the sampler, or to the next adapter; its gate does not change this one.",
                 )
             ],
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the nodes that look for a subject ask alike: how it is looked for, and how the map becomes a mask."""
+"""Inputs that all nodes that look for a subject share: how it is looked for, and how the map becomes a mask."""
 
 from __future__ import annotations
 
@@ -112,8 +112,8 @@ def _propagation() -> io.Input:
         default=2,
         min=0,
         max=4,
-        tooltip="How often the map is spread along fine self-attention before it is multiplied with that: it then "
-        "follows borders and leaves out what only looks like the subject. 2 suits most; 0 leaves the map as found.",
+        tooltip="How often the map is spread along fine self-attention. The map is then multiplied by the result, so "
+        "that it follows borders and leaves out what only looks like the subject. 2 suits most; 0 leaves it as found.",
     )
 
 

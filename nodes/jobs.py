@@ -89,7 +89,7 @@ def _shows() -> io.Input:
         multiline=True,
         dynamic_prompts=True,
         tooltip="What the picture shows and in which style, such as 'a harbour, watercolour painting'. It keeps the "
-        "picture's subject out of yours. Empty: the picture is read under your own prompt, and less of its style comes "
+        "picture's subject out of yours. Empty: your own prompt is used for the picture, and less of its style comes "
         "over.",
     )
 
@@ -139,8 +139,8 @@ def _rarely_changed() -> list[io.Input]:
     profile = Profile.Input(
         "profile",
         optional=True,
-        tooltip="A ranking of your own choice. Leave it open: the node finds the best that there is for your "
-        "checkpoint, and says beneath itself which.",
+        tooltip="A ranking of your own choice. Leave it unconnected: the node then finds the best one for your "
+        "checkpoint, and a line under the node says which.",
     )
     return [
         *(advanced(_widgets_of(CBSelectLayers)[name]) for name in SELECTING),
@@ -424,8 +424,8 @@ def _structure_sockets() -> list[io.Input]:
         io.Image.Input(
             STRUCTURE,
             display_name="structure picture",
-            tooltip="The picture that gives the layout, as the ControlNet wants it: edges for canny, a depth map, a "
-            "pose. For edges of a photo put core's node Canny before it.",
+            tooltip="The picture that gives the layout, of the kind that the ControlNet expects: edges for canny, a "
+            "depth map, a pose. To get the edges of a photo, put ComfyUI's node Canny before it.",
         ),
     ]
 

@@ -1,4 +1,4 @@
-"""The node that measures what each layer does, not what it looks at."""
+"""The node that measures what each layer does, not what it responds to."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class CBMeasureLayers(io.ComfyNode):
             display_name="Measure Layers (what does each layer do?)",
             category=CATEGORY,
             search_aliases=found_by("layer effect", "which layers matter", "ablation", "style layers", "test layers"),
-            description="Lets the style of a reference into one attention layer at a time and measures what that does "
+            description="Applies the style of a reference in one attention layer at a time and measures what that does "
             "to the picture: how far it moves toward the reference's look, and how much of its layout it loses.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to measure, with the LoRAs that you will use."),
                 Reference.Input(
                     "reference",
-                    tooltip="Whose style is let in: Style Reference with a picture, best one that looks unlike what "
-                    "the prompt gives by itself.",
+                    tooltip="The reference whose style is applied: a Style Reference with a picture, best one that "
+                    "looks unlike what the prompt gives by itself.",
                 ),
                 io.Latent.Input(
                     "latent",

@@ -99,8 +99,8 @@ def _guidance_and_text() -> list[io.Input]:
                 "interpolate",
                 options=[VALUES, EMBEDDINGS],
                 default=VALUES,
-                tooltip=f"{VALUES}: sizes on the way are sizes that the model knows. {EMBEDDINGS}: their "
-                "embeddings are mixed. Leave it at numbers.",
+                tooltip=f"{VALUES}: the sizes themselves change, so that every size on the way is one that exists. "
+                f"{EMBEDDINGS}: the embeddings of the first and the last size are mixed. Leave it at numbers.",
             )
         ),
     ]

@@ -25,7 +25,7 @@ class CBNoiseBlend(io.ComfyNode):
             category=CATEGORY,
             search_aliases=found_by("regional prompt", "noise blending", "composable diffusion", "prompt mask", "AND"),
             description="Blends another prompt into the run, in a region and for a part of the schedule. Where both "
-            "prompts act, what each asks for against the other is left out, so that neither undoes the other.",
+            "prompts act, the part of each that opposes the other is left out, so that neither undoes the other.",
             inputs=[
                 io.Model.Input("model", tooltip="Any model. Chain one for each further prompt."),
                 io.Conditioning.Input(

@@ -318,8 +318,8 @@ class CBSaveSensitivityProfile(io.ComfyNode):
                 io.String.Input(
                     "name",
                     default="my-model.style",
-                    tooltip="File name without folder. A good one says "
-                    "model and question, such as 'dreamshaper-8.style'.",
+                    tooltip="File name without folder. A good one names "
+                    "the model and what was measured, such as 'dreamshaper-8.style'.",
                 ),
             ],
             outputs=[],
@@ -351,8 +351,8 @@ class CBCombineProfiles(io.ComfyNode):
             display_name="Combine Sensitivity Profiles",
             category=CATEGORY,
             search_aliases=found_by("merge profiles", "average profiles", "compare styles"),
-            description="Merges profiles of one question that were measured on different subjects, or ranks layers by "
-            "one question and against another.",
+            description="Merges profiles that measure the same thing on different subjects, or contrasts two: ranks "
+            "first the layers that are sensitive to what the first measures and not to what the second does.",
             inputs=[
                 io.Combo.Input(
                     "operation",

@@ -83,15 +83,16 @@ class CBStyleReference(io.ComfyNode):
             search_aliases=found_by(
                 "style from image", "style image", "reference image", "style picture", "ipadapter", "风格参考", "画風"
             ),
-            description="Says what style is taken from: the first picture of the batch, or a picture of your own.",
+            description="Sets the picture that style is taken from: the batch's first picture, or one of your own.",
             inputs=[
                 io.Combo.Input(
                     "mode",
                     options=[RENOISED, FIRST, REPLAYED],
                     default=RENOISED,
-                    tooltip=f"{RENOISED}: a picture, noised afresh at every step and run along unseen. {FIRST}: the "
-                    "batch's first picture is the reference and appears in the result; it needs a batch of two or "
-                    f"more. {REPLAYED}: a picture as it was at every step of an inversion or of its own run.",
+                    tooltip=f"{RENOISED}: a picture of your own, noised to match every step; it does not appear in the "
+                    f"result. {FIRST}: the batch's first picture is the reference and appears in the result; it needs "
+                    f"a batch of two or more. {REPLAYED}: a picture as it was at every step of an inversion or of its "
+                    "own run.",
                 ),
                 io.Latent.Input(
                     "latent",
@@ -103,8 +104,8 @@ class CBStyleReference(io.ComfyNode):
                 io.Conditioning.Input(
                     "prompt",
                     optional=True,
-                    tooltip="A prompt that describes the reference picture, style included. Without one it runs "
-                    "under the sampler's positive prompt, which takes over less of its style.",
+                    tooltip="A prompt that describes the reference picture, style included. Without one the sampler's "
+                    "positive prompt is used for it, and less of its style comes over.",
                 ),
                 Way.Input(
                     "trajectory",
@@ -179,7 +180,7 @@ def _way(trajectory: Trajectory | Trajectories | None, latent: dict[str, torch.T
 def _taken_in_words(reference: StyleReference) -> str:
     if reference.hidden:
         whose = "a prompt of its own" if reference.prompt is not None else "the sampler's prompt"
-        words = f"Style comes from your picture, which runs along under {whose}"
+        words = f"Style comes from your picture, under {whose}"
     else:
         words = "Style comes from the batch's first picture"
     if reference.strength != 1:
@@ -207,8 +208,8 @@ def _several_inputs() -> list[io.Input]:
             max=2.0,
             step=0.05,
             optional=True,
-            tooltip="How much of this reference is taken: 1 as Style Injection says, 2 more than that, 0 nothing. "
-            "Below 0 it is pushed away from; start at -0.3. References that act on one place share it by strength.",
+            tooltip="How much of this reference is taken: 1 as much as Style Injection sets, 2 more, 0 nothing. Below "
+            "0 pushes pictures away from it; start at -0.3. References that act on one place share it by strength.",
         ),
         *window,
         io.Mask.Input(
@@ -225,9 +226,9 @@ def _several_inputs() -> list[io.Input]:
         SubjectOfPicture.Input(
             "subject",
             optional=True,
-            tooltip="What the reference shows and your pictures shall not take over, from Subject of the Prompt: write "
-            "there what describes the reference, and its subject as phrase. It is looked for in the reference, and "
-            "attention takes nothing from there. Its prompt also stands in for 'prompt'.",
+            tooltip="The reference's own subject, which your pictures should not take over, from Subject of the "
+            "Prompt: write there a prompt that describes the reference, and its subject as phrase. Attention takes "
+            "nothing from where that subject is found. The prompt also replaces 'prompt' if that is empty.",
         ),
     ]
 
@@ -284,9 +285,9 @@ def _transformer_inputs() -> list[io.Input]:
                 options=list(POSITIONS),
                 default=AUTO,
                 optional=True,
-                tooltip="How the reference's tokens stand to the picture's own in models with rotary positions (Flux, "
-                "Qwen-Image, Z-Image). auto is right: shift sets the reference beside the picture, so that its layout "
-                "is not copied. keep leaves it on the same places. untwist weighs frequencies. Other models ignore it.",
+                tooltip="Where the reference's tokens are placed in models with rotary positions (Flux, Qwen-Image, "
+                "Z-Image). auto is right: shift puts the reference beside the picture, so that its layout is not "
+                "copied. keep leaves it in the same place. untwist weighs frequencies. Other models ignore it.",
             )
         ),
         advanced(
@@ -316,8 +317,8 @@ class CBStyleInjection(io.ComfyNode):
             display_name="Style Injection (style transfer)",
             category=CATEGORY,
             search_aliases=found_by(*STYLE_WORDS),
-            description="Pictures take the style of a reference through the chosen attention layers only, so that "
-            "the prompt keeps the others. Works with any sampler, ControlNet and LoRA.",
+            description="Gives pictures the style of a reference in the chosen attention layers only; the other layers "
+            "follow the prompt. Works with any sampler, ControlNet and LoRA.",
             inputs=[
                 io.Model.Input(
                     "model",
@@ -338,10 +339,10 @@ class CBStyleInjection(io.ComfyNode):
                         "remember",
                         default=True,
                         optional=True,
-                        tooltip="Keep what a reference of its own brings to the layers: the next pictures under it "
-                        "then cost hardly more than without it, with the same bits. The memory is freed when the model "
-                        "is unloaded; turn this off where memory is short. Other nodes' patches inside the model keep "
-                        "it from acting.",
+                        tooltip="Keeps what a connected reference brings to the layers: the next pictures with it then "
+                        "cost hardly more than without a reference, and come out exactly the same. The memory is freed "
+                        "when the model is unloaded; turn this off where memory is short. It has no effect where other "
+                        "nodes have put patches inside the model.",
                     )
                 ),
             ],

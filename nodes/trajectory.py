@@ -1,4 +1,4 @@
-"""Nodes that know the way of a picture through the noise: recorded while it was painted, or inverted."""
+"""Nodes that give a picture's path through the noise levels: recorded while it was painted, or inverted."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class CBRecordTrajectory(io.ComfyNode):
             search_aliases=found_by(
                 "record sampling", "latent history", "reference features", "visual style prompting"
             ),
-            description="Remembers how a picture came out of the noise, step by step, so that its style can lead other "
-            "pictures just as it was painted.",
+            description="Records a run step by step, from noise to picture, so that other pictures can take its style "
+            "as it was at every noise level.",
             inputs=[io.Model.Input("model", tooltip="The model that paints the reference, with all that acts on it.")],
             outputs=[
                 io.Model.Output(
@@ -49,7 +49,7 @@ class CBRecordTrajectory(io.ComfyNode):
     @timed
     def execute(cls, model: ModelPatcher) -> io.NodeOutput:
         trajectories = Trajectories()
-        words = "Remembers the first picture of every run; connect the sampler's latent to Style Reference too."
+        words = "Records the first picture of every run; connect the sampler's latent to Style Reference too."
         return io.NodeOutput(record_trajectory(model, trajectories), trajectories, ui=summary(words))
 
 

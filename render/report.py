@@ -1,4 +1,4 @@
-"""Puts a sensitivity profile into words: which layers listen, how sure that is, how stable, what it cost."""
+"""Puts a sensitivity profile into words: which layers are sensitive, how sure that is, how stable, what it cost."""
 
 from __future__ import annotations
 

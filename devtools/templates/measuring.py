@@ -29,7 +29,7 @@ def profile_demo(sheet: Sheet) -> None:
     sheet.note(
         "## Where does this model keep style?\n\nSix clusters, each five pictures in one style, all of the same"
         " scenes. **Profile Sensitivity** noises them, runs the model and measures, for every attention layer, how"
-        " alike it finds pictures of one style. **subjects** names the scenes, so that the report tells style and"
+        " alike pictures of one style are there. **subjects** names the scenes, so that the report tells style and"
         " content apart.\n\nPress **Run**. Then measure your own checkpoint: template *5 Measure your checkpoint*.",
     )
     model = sheet.add("CBLoadDemoModel")
@@ -53,12 +53,12 @@ def profile_sdxl(sheet: Sheet) -> None:
     sheet.next_column("Model")
     sheet.note(
         "## Profile your checkpoint\n\n1. Make a folder in ComfyUI's *input* folder and in it one folder for each"
-        " style: at least two, better six or more, with 5 to 12 pictures each. Best draw the same"
-        " subjects in every style and give equal subjects equal file names (*cat.png* in each folder): they are read as"
-        " subjects, and style and content are told apart.\n2. Press **R** and"
-        " choose it as *folder*.\n3. Choose your checkpoint: SDXL, or SD1.5 with **size** 512.\n4. Press **Run**; it"
-        " takes minutes.\n\nThe profile is saved under **name**. Choose it afterwards in *Load Sensitivity Profile*, in"
-        " every workflow with this checkpoint.",
+        " style: at least two, better six or more, with 5 to 12 pictures each. It is best to show the same"
+        " subjects in every style and to give the same subject the same file name in each folder (*cat.png*): style and"
+        " content are then scored apart.\n2. Press **R** and choose the outer folder as *folder*.\n3. Choose your"
+        " checkpoint: SDXL, or SD1.5 with **size** 512.\n4. Press **Run**; it takes minutes.\n\nThe profile is saved"
+        " under **name**. *Style from Picture* then finds it by itself with this checkpoint. In workflows built by"
+        " hand, choose it in *Load Sensitivity Profile*.",
         380,
     )
     model = sheet.add("CheckpointLoaderSimple", ckpt_name=BASE_SDXL)
@@ -86,8 +86,8 @@ def effect_demo(sheet: Sheet) -> None:
     """Every layer opened by itself, and the layers that act most."""
     sheet.next_column("What it shows")
     sheet.note(
-        "## What does each layer do?\n\nFour prompts are painted without the reference. Then **Measure Layers** lets"
-        " the reference's style into one attention layer at a time, at two noise levels, without sampling again. The"
+        "## What does each layer do?\n\nFour prompts are painted without the reference. Then **Measure Layers** applies"
+        " the reference's style in one attention layer at a time, at two noise levels, without sampling again. The"
         " map is bright where a layer brings the style by itself; the report names layers that move the"
         " layout.\n\nPress **Run**. The last row is painted through the layers that bring the most style.",
     )
@@ -105,7 +105,7 @@ def effect_sdxl(sheet: Sheet) -> None:
     sheet.note(
         "## What does each layer do? (SDXL)\n\n1. Choose an SDXL checkpoint.\n2. Load a reference picture, and say in"
         " its prompt what it shows and in which style.\n3. Press **Run**.\n\nTwo prompts are painted without the"
-        " reference. Then **Measure Layers** lets its style into one attention layer at a time: 71 model calls for"
+        " reference. Then **Measure Layers** applies its style in one attention layer at a time: 71 model calls for"
         " each of four noise levels, about as long as ten pictures. The map is bright where a layer brings the style"
         " by itself. The result is painted through the layers that bring the most style.",
     )
@@ -133,10 +133,10 @@ def recorded_demo(sheet: Sheet) -> None:
     sheet.next_column("Model")
     sheet.note(
         "## Measure while it paints\n\nEach sampler paints the same three subjects in a style of its own, with the same"
-        " noise. **Record Sensitivity** before it writes down what the attention layers do: *label* names the style,"
-        " *subject* what is shown. **Profile from Recording** makes a ranking of all that was recorded, of style and of"
-        " content.\n\nPress **Run**. Pictures made in later runs are added to the recording: it lies in"
-        " *output/sensitivity_recordings*, under the name in **series**.",
+        " noise. **Record Sensitivity** before each sampler records what the attention layers do: *label* names the"
+        " style, *subject* what is shown. **Profile from Recording** makes rankings of style and of content from all"
+        " that was recorded.\n\nPress **Run**. Pictures made in later runs are added to the recording, which is in"
+        " *output/sensitivity_recordings* under the name in **series**.",
     )
     _recorded(sheet, demo_painter(sheet), demo_scenes.RECORDED_STYLES, "drawing", "demo.style.recorded")
 

@@ -87,10 +87,10 @@ def noise_blend_demo(sheet: Sheet) -> None:
     sheet.next_column("Model and prompts")
     sheet.note(
         "## Two prompts by region\n\n**Blend Two Prompts** lets another prompt act where the mask is white, or for a"
-        " part of the schedule. Where both act, at the mask's soft edge, what one asks for against the other is left"
-        " out.\n\nAbove: each prompt alone. Below: both in one picture, the second on its right half.\n\nChange the"
-        " prompts or **strength** and press **Run**. Without a mask, end the node's window at 0.35: the first steps"
-        " follow one prompt and the others the other.",
+        " part of the schedule. Where both act, at the mask's soft edge, the parts of the two that oppose each other"
+        " are left out.\n\nAbove: each prompt alone. Below: both in one picture, the second on its right"
+        " half.\n\nChange the prompts or **strength** and press **Run**. Without a mask, end the node's window at 0.35:"
+        " the first steps follow one prompt and the others the other.",
         360,
     )
     _side_by_side(sheet, demo_painter(sheet), demo_scenes.TWO_PROMPTS, (demo_scenes.SIDE, demo_scenes.SIDE))
@@ -158,7 +158,7 @@ def revised_sdxl(sheet: Sheet) -> None:
     sheet.next_column("Model and picture")
     sheet.note(
         "## Hold the layout and colours of a picture (SDXL)\n\n1. Choose an SDXL checkpoint and load a picture.\n2."
-        " Write what the model shall paint over its layout.\n3. Press **Run**.\n\n**Keep Colours or Layout** moves"
+        " Write what the model should paint over its layout.\n3. Press **Run**.\n\n**Keep Colours or Layout** moves"
         " every prediction to the nearest one that has the picture's means. **Noise Levels for Another Resolution**"
         " moves a schedule for pictures larger than the trained size.\n\nAbove: the picture, and the prompt held to"
         " it. Below: the prompt at 1536 pixels with the ordinary noise levels, and with its own.\n\nToo close to the"
@@ -202,10 +202,10 @@ def guidance_demo(sheet: Sheet) -> None:
     """The reference, no guidance, and style guidance at two strengths."""
     sheet.next_column("What it shows")
     sheet.note(
-        "## Guide by style alone\n\n**Layer Contrast** predicts once more at every step, with the reference's style in"
-        " the chosen layers, and leads the picture along what that changes, as CFG leads it along what the prompt"
-        " changes.\n\nAbove: the reference, and the prompt alone. Below: guided at 1.5 and at 3.\n\nChange"
-        " **strength** and press **Run**.",
+        "## Guide by style alone\n\n**Layer Contrast** makes one more prediction at every step, with the reference's"
+        " style in the chosen layers, and guides the picture along the difference, as CFG guides it along the"
+        " difference that the prompt makes.\n\nAbove: the reference, and the prompt alone. Below: guided at 1.5 and at"
+        " 3.\n\nChange **strength** and press **Run**.",
         300,
     )
     painter = demo_painter(sheet)
@@ -221,9 +221,9 @@ def guidance_sdxl(sheet: Sheet) -> None:
     sheet.note(
         "## Guide by style alone (SDXL)\n\n1. Choose an SDXL checkpoint.\n2. Load a reference picture, and say in its"
         " prompt what it shows.\n3. End your own prompt with the same style words.\n4. Press **Run**.\n\n**Layer"
-        " Contrast** predicts once more at every step, with the reference's style in the chosen layers, and leads the"
-        " picture along what that changes.\n\nAbove: the reference, and the prompt alone. Below: guided at 1.5 and at"
-        " 3.\n\nToo weak or too strong: **strength**. Colours burn: **rescale** 0.7.",
+        " Contrast** makes one more prediction at every step, with the reference's style in the chosen layers, and"
+        " guides the picture along the difference.\n\nAbove: the reference, and the prompt alone. Below: guided at 1.5"
+        " and at 3.\n\nToo weak or too strong: **strength**. Colours burn: **rescale** 0.7.",
         380,
     )
     painter = sdxl_painter(sheet)

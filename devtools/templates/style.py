@@ -62,10 +62,10 @@ def style_picture_sdxl(sheet: Sheet) -> None:
     """The same with a checkpoint and a loaded picture."""
     sheet.next_column("1  Checkpoint and picture")
     sheet.note(
-        "## Style from a picture (SDXL)\n\n1. Choose a checkpoint and load a picture.\n2. Say in **what it shows** what"
-        " the picture shows and in which style.\n3. Write your prompt, and end it with the same style words.\n4. Press"
-        " **Run**, and drag **style amount**.\n\nSD1.5: set the size to 512. The node says beneath itself which ranking"
-        " of layers it took.",
+        "## Style from a picture (SDXL)\n\n1. Choose a checkpoint and load a picture.\n2. In **what it shows**,"
+        " describe the picture and its style.\n3. Write your prompt, and end it with the same style words.\n4. Press"
+        " **Run**, and drag **style amount**.\n\nSD1.5: set the size to 512. A line under the node says which ranking"
+        " of layers it used.",
         360,
     )
     model = sheet.add("CheckpointLoaderSimple", ckpt_name=BASE_SDXL)
@@ -81,7 +81,7 @@ def style_demo(sheet: Sheet) -> None:
     sheet.note(
         "## Style, balanced\n\nPress **Run**: the first row paints four prompts without the reference picture, the"
         " last one takes its style through all 21 attention layers, and the row between through the few that **style"
-        " amount** keeps.\n\nDrag **style amount** in *Select Layers*: the map lights up the layers that will listen;"
+        " amount** keeps.\n\nDrag **style amount** in *Select Layers*: the map lights up the layers that will take it;"
         " press **Run** again and the middle row changes.\n\nAt 0 it is the first row and at 1 the last: look for the"
         " least that brings the style over and leaves what you asked for in the picture.",
         360,
@@ -172,10 +172,11 @@ def compare_sdxl(sheet: Sheet) -> None:
     sheet.note(
         "## Which layers take the style? (SDXL)\n\n1. Choose an SDXL checkpoint.\n2. Load a reference picture, and say"
         " in its prompt what it shows and in which style.\n3. End your own prompts with the same style words.\n4."
-        " Press **Run**; each prompt is painted six times.\n\nThe sheet, one for each prompt, shows above *plain*,"
-        " *ranked*, *evenly spaced*, and below *random*, *reversed* (ranked last), *all layers*. The four between use"
-        " equally many layers: **style amount**. All lie inside *Six choices of layers*.\n\nFor a finetune, choose a"
-        " profile of its own. SD1.5: choose one measured with *5 Measure your checkpoint*, and set every size to 512.",
+        " Press **Run**; each prompt is painted six times.\n\nThere is one sheet for each prompt. Its upper row shows"
+        " *plain*, *ranked*, *evenly spaced*, its lower row *random*, *reversed* (ranked last), *all layers*. The four"
+        " between *plain* and *all layers* use equally many layers, as **style amount** says. All are inside *Six"
+        " choices of layers*.\n\nFor a finetune, choose a profile of its own. SD1.5: choose one measured with *5"
+        " Measure your checkpoint*, and set every size to 512.",
         460,
     )
     compared = folded(sheet, sdxl_painting(sheet), SIX_CHOICES, _two_rows_of_three, {AMOUNT: 0.43})

@@ -64,7 +64,7 @@ def subject_demo(sheet: Sheet) -> None:
     sheet.next_column("Press Run")
     sheet.note(
         "## Keep the subject, replace the background\n\nThe prompt names a subject; the reference gives everything "
-        "around it. **Grad-SAM Blend** looks where the model draws the subject, and takes the rest from the reference. "
+        "around it. **Grad-SAM Blend** finds where the model draws the subject, and takes the rest from the reference. "
         "**Attribution Preview** shows what it found: map, mask or overlay, a tile for each window.\n\nChange the "
         "**phrase** or the **windows** and press **Run**.",
         340,

@@ -258,8 +258,8 @@ class Transformer(Architecture):
         if not self._told_compiled and (wrapped or self._compiled_inside):
             self._told_compiled = True
             logging.warning(
-                "Conditional Balance: this model is compiled, and steps in which a node of this pack acts run without "
-                "that: they take as long as before. Narrow the node's window to keep the other steps fast."
+                "Conditional Balance: this model is compiled, but steps in which a node of this pack acts run "
+                "uncompiled and are no faster. Narrow the node's window to keep the other steps fast."
             )
 
     @contextmanager

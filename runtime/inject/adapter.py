@@ -146,7 +146,7 @@ class _Run(injector.Run):
             return _Plain(self.called, layer)
         adapter, raw = self.gated.adapters[layer], _raw(earlier)
         if not _is_same(raw, adapter.seen) and not _has_grown(raw, adapter.seen):
-            self.called.leave_out(layer, f"also gave up what {whose(raw)} does, which came in behind the gate")
+            self.called.leave_out(layer, f"also weakened what {whose(raw)} does, which was applied after the gate")
             return _Weakened(earlier, weight, self.called, layer)
         if raw is earlier and adapter.before is None and _is_same(raw, adapter.seen):
             return _Weakened(earlier, weight, self.called, layer)

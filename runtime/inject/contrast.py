@@ -31,8 +31,8 @@ OUTPUTS = ("attn1_output_patch", "attn2_output_patch")
 
 
 NOT_MADE = (
-    "Nothing was done: this guider leaves out the prompt whose prediction is led, as dual guidance does at 1 and 1. "
-    "Use a CFG or basic guider."
+    "Nothing was done: this guider makes no prediction for the prompt that this node guides, as dual guidance does at "
+    "1 and 1. Use a CFG or basic guider."
 )
 
 

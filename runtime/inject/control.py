@@ -47,7 +47,7 @@ COARSE = 0.05
 def gate_control(control: Any, gate: StructureGate) -> tuple[Any, str]:
     """The control under the gate, and nothing; or the control as it is, and why."""
     if not issubclass(type(control), ControlBase):  # every kind of it has a copy(), the base class has not
-        return control, f"'control_net' is a {type(control).__name__}, no ControlNet of ComfyUI's kind: left as it is."
+        return control, f"'control_net' is a {type(control).__name__}, not a ControlNet of ComfyUI: left as it is."
     return GatedControl(control.copy(), gate, fresh_node()), ""
 
 
@@ -261,6 +261,6 @@ def _in_whole_steps(paper: PaperSchedule, sigmas: torch.Tensor, to_sigma: Callab
         return
     start = percent_of(levels[count - 1], to_sigma)
     yield (
-        f"'structure amount' {kept:g} comes to {end:g} in this run, {count} of {counted(len(levels), 'step')}: every "
+        f"'structure amount' {kept:g} acts as {end:g} in this run, {count} of {counted(len(levels), 'step')}: every "
         f"amount above {start:g} and {'up to' if end < 1 else 'below'} {end:g} does. Take more steps for one between."
     )

@@ -103,7 +103,7 @@ def _hardly_changed(metadata: Metadata, last: float) -> Iterator[str]:
         if share < LITTLE:
             scale, curve = (f"crop_{group}", "crop_curve") if group in CROPS else (f"{group}_scale", f"{group}_curve")
             yield (
-                f"'{scale}' came in by {share:.0%} only, as the last step of this run begins at {last:.2g} of the "
+                f"Only {share:.0%} of '{scale}' took effect, as the last step of this run begins at {last:.2g} of the "
                 f"schedule: lower '{curve}' (0 acts all the time), or take more steps."
             )
 

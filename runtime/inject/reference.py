@@ -1,4 +1,4 @@
-"""Style references: the first row of the batch, or pictures that ride along in hidden rows."""
+"""Style references: the first row of the batch, or pictures computed in hidden rows of the batch."""
 
 from __future__ import annotations
 

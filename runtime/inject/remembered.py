@@ -1,6 +1,6 @@
 """What layers make of a hidden reference, kept from one run to the next, so that painting again costs hardly more.
 
-The reference's rows never listen to the pictures'. They can therefore run in a call of their own, and a call that has
+The reference's rows never attend to the pictures'. They can therefore run in a call of their own, and a call that has
 the same inputs, under the same weights, need not run again: what it brought to the layers is kept, in full precision.
 Cold or warm, a run gives the same bits.
 

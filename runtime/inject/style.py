@@ -59,15 +59,15 @@ UNPLACED = (
     "the 'mask' of a style reference cannot be placed"
 )
 UNDAMPED = (
-    "took from the reference's own subject too, because another node's patch there{who} knows no weights of tokens, or "
+    "took from the reference's own subject too, because another node's patch there{who} cannot weigh tokens, or "
     "changes their order"
 )
 NO_MORE_ROWS = (
-    "{who} runs the model by itself and fails where a style reference's row rides along ({problem}): leave 'reference' "
-    "open, to take style from the batch's first picture, or bypass that node."
+    "{who} runs the model by itself and fails when a style reference is computed beside the pictures ({problem}): "
+    "leave 'reference' unconnected, to take style from the batch's first picture, or bypass that node."
 )
 LATE = (
-    "The gate opened between the steps of this sampler only, so a ControlNet has drawn the first picture until then: "
+    "The gate opened only between steps of this sampler, so until then a ControlNet acted on the first picture: "
     "widen the window, or take more steps."
 )
 

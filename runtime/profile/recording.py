@@ -165,7 +165,7 @@ class _Run:
         if not levels:
             why = "the sampler called the model at none of its noise levels."
             if not self._wanted:
-                why = "the only step of this run begins in pure noise, where nothing tells pictures apart. Take more."
+                why = "the only step of this run begins in pure noise, where pictures do not differ. Take more steps."
             notices.say(f"Nothing was recorded: {why}")
             return
         if len(levels) < len(self._wanted):

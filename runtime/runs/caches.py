@@ -1,4 +1,4 @@
-"""Other packs' caches: where a step resembles an earlier one, they hand out what that made and run no layer.
+"""Other packs' caches: where a step resembles an earlier one, they return that step's output and run no layer.
 
 ComfyUI's EasyCache and the packs TeaCache, MagCache and WaveSpeed are such. They take every call for the sampler's next
 one: a prediction that is made beside it would get what the sampler's own has left there, and leave its own.
@@ -40,11 +40,11 @@ def caches_on(network: nn.Module) -> tuple[str, ...]:
 
 
 def unavoidable(network: nn.Module) -> Iterator[str]:
-    """A sentence for each cache that also answers and hears of predictions beside a sampler's."""
+    """A sentence for each cache that also answers and records predictions beside a sampler's."""
     for cache in caches_on(network):
         yield (
-            f"{cache[0].upper()}{cache[1:]} stands on the model itself and takes what this node asks of the model for "
-            "the sampler's steps, so that both may come out wrong: bypass it, or restart ComfyUI if you have."
+            f"{cache[0].upper()}{cache[1:]} is built into the model itself and mistakes this node's own model calls "
+            "for the sampler's steps, so both may come out wrong: bypass it, or, if you already have, restart ComfyUI."
         )
 
 
@@ -60,7 +60,7 @@ def around_calls(model_options: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def without_caches(model_options: dict[str, Any], kinds: Sequence[str] = CALLS) -> dict[str, Any]:
-    """The options of a prediction that no cache answers or hears of; the same object where there is none."""
+    """The options of a prediction that no cache answers or records; the same object where there is none."""
     if not caches_in(model_options, kinds):
         return model_options
     options = model_options.get("transformer_options", {})

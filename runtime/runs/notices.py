@@ -1,6 +1,6 @@
 """What was asked for and did not happen, said once a run: in the log, and under the node that it concerns.
 
-The page hears it while the sampler runs; the server remembers it by prompt, for pages that are opened later.
+The page gets it while the sampler runs; the server remembers it by prompt, for pages that are opened later.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Stands where a sampler stands, so that ComfyUI prepares and cleans up everything; it only looks."""
+"""Takes a sampler's place, so that ComfyUI prepares and cleans up everything; it changes nothing."""
 
 from __future__ import annotations
 

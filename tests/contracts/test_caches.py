@@ -377,17 +377,17 @@ def test_a_cache_that_no_options_are_without_is_told_of(
     of = network_of(kind)
     with caplog.at_level(logging.WARNING):
         run(CONDITIONS[condition](kind)(of), kind)
-    assert "stands on the model itself" not in caplog.text
+    assert "is built into the model itself" not in caplog.text
     with caplog.at_level(logging.WARNING), suppress(RuntimeError):  # of a cache that has kept other rows
         run(CONDITIONS[condition](kind)(on_the_network(of)), kind)
-    assert "A cache of Some-Cache stands on the model itself" in caplog.text
+    assert "A cache of Some-Cache is built into the model itself" in caplog.text
 
 
 def test_a_cache_on_the_network_is_told_of_where_it_is_measured(caplog: pytest.LogCaptureFixture) -> None:
     of, how = model("sd15"), Inversion(STEPS, "normal")
     with torch.inference_mode(), caplog.at_level(logging.WARNING):
         invert_latent(on_the_network(of), latent("sd15", 4)["samples"], tiny.cond(of, 1), how)
-    assert "A cache of Some-Cache stands on the model itself" in caplog.text
+    assert "A cache of Some-Cache is built into the model itself" in caplog.text
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -639,7 +639,7 @@ def test_style_and_structure_act_together(kind: str) -> None:
 def test_another_kind_of_object_passes_through_with_a_note() -> None:
     stranger = object()
     found, note = gate_control(stranger, parse_weights("0x12"))
-    assert found is stranger and note == "'control_net' is a object, no ControlNet of ComfyUI's kind: left as it is."
+    assert found is stranger and note == "'control_net' is a object, not a ControlNet of ComfyUI: left as it is."
 
 
 class _Extended(comfy.controlnet.ControlBase):

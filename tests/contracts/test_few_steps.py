@@ -179,7 +179,7 @@ def test_a_structure_amount_between_two_steps_is_told() -> None:
     between, (said,) = controlled(0.15, "kept 0.15")
     assert torch.equal(between, quarter)
     assert said == (
-        "'structure amount' 0.15 comes to 0.25 in this run, 1 of 4 steps: every amount above 0 and up to 0.25 does. "
+        "'structure amount' 0.15 acts as 0.25 in this run, 1 of 4 steps: every amount above 0 and up to 0.25 does. "
         "Take more steps for one between."
     )
 
@@ -258,10 +258,10 @@ def test_metadata_that_comes_in_too_late_is_told() -> None:
     changed = Metadata(original=Change(2.0, 3.0), top=Change(64.0, 1.0), left=Change(64.0, 0.0))
     _, texts = run(lambda of: schedule_metadata(of, changed), "sizes, one step", of, steps=1)
     assert texts == (
-        "'original_scale' came in by 0% only, as the last step of this run begins at 0 of the schedule: lower "
+        "Only 0% of 'original_scale' took effect, as the last step of this run begins at 0 of the schedule: lower "
         "'original_curve' (0 acts all the time), or take more steps.",
-        "'crop_top' came in by 0% only, as the last step of this run begins at 0 of the schedule: lower 'crop_curve' "
-        "(0 acts all the time), or take more steps.",
+        "Only 0% of 'crop_top' took effect, as the last step of this run begins at 0 of the schedule: lower "
+        "'crop_curve' (0 acts all the time), or take more steps.",
     )
     assert len(run(lambda of: schedule_metadata(of, changed), "sizes, two steps", of, steps=2)[1]) == 1
     assert run(lambda of: schedule_metadata(of, changed), "sizes, four steps", of)[1] == ()
@@ -286,8 +286,8 @@ def test_a_recording_of_pure_noise_alone_is_told(tmp_path: Any) -> None:
         prompts = tiny_transformers.cond("flux", 1), tiny_transformers.cond("flux", 2)
         nodes.common_ksampler(patched, 0, 1, 1.0, "euler", "simple", *prompts, tiny_transformers.latent("flux", 3))
     assert told_in("recording")[-1].texts == (
-        "Nothing was recorded: the only step of this run begins in pure noise, where nothing tells pictures apart. "
-        "Take more.",
+        "Nothing was recorded: the only step of this run begins in pure noise, where pictures do not differ. "
+        "Take more steps.",
     )
 
 
@@ -330,7 +330,7 @@ def test_guidance_by_style_without_a_prediction_to_lead_is_told() -> None:
         led = contrast_layers(of, LayerContrast(StyleInjection(gate("all"), hidden(of)), 1.0))
     with CurrentNodeContext("twice", "11"):
         guided_twice(led, False, 1.0, 1.0)
-    assert told_in("twice")[-1].texts[0].startswith("Nothing was done: this guider leaves out the prompt")
+    assert told_in("twice")[-1].texts[0].startswith("Nothing was done: this guider makes no prediction for the prompt")
 
 
 # Other samplings -----------------------------------------------------------------------------------------------------

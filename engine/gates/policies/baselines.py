@@ -1,4 +1,4 @@
-"""Policies that know less than the ranking does, to compare it with."""
+"""Baseline policies, to compare a ranking with."""
 
 from __future__ import annotations
 
