@@ -86,5 +86,5 @@ def _content(spelled: str, bytewise: bool) -> bytes:
         return UNREADABLE.encode()
     if bytewise and all(letter in BYTES for letter in spelled):
         return bytes(BYTES[letter] for letter in spelled)
-    byte = None if bytewise else _BYTE.fullmatch(spelled)
+    byte = _BYTE.fullmatch(spelled)
     return spelled.replace(BLANK, " ").encode("utf-8", "replace") if byte is None else bytes.fromhex(byte[1])

@@ -22,8 +22,9 @@ FEWEST = 1e-6
 class Leads(NamedTuple):
     """The references of one call of a layer, in order: their `rows` in every chunk, and how they act together.
 
-    `weights` [R, chunks or 1, tokens or 1] are apportioned. `toward` and `away` number those that are above and below 0
-    anywhere; `whole` says that all are 1 everywhere. All of it is known before a layer runs, which need not wait.
+    `weights` [R, chunks or 1, tokens or 1] are apportioned, those of a reference all of one sign. `toward` and `away`
+    number those that are above and below 0 anywhere; `whole` says that all are 1 everywhere. All of it is known before
+    a layer runs, which need not wait.
     """
 
     rows: tuple[int, ...]
@@ -208,7 +209,7 @@ def _led(
         return out
     alone = shared((), None) if leads.toward else out
     for number in leads.away:
-        push = _of_rows(weights[number].clamp(max=0), rows)
+        push = _of_rows(weights[number], rows)
         push = push.view(push.shape[0], *[1] * (out.ndim - 3), -1, 1).to(out)
         out = out + push * (shared((number,), None) - alone)
     return out

@@ -27,7 +27,7 @@ from ..runtime.inject.reference import StyleReference
 from ..runtime.inject.style import StyleInjection, inject_style
 from ..runtime.profile.choosing import Choice, choose_profile
 from ..runtime.runs.loaded import cell_of
-from .gate import CBSelectLayers, chosen_layers, in_words, problem_with
+from .gate import CBSelectLayers, chosen_layers, in_words
 from .gradsam import NO_WINDOWS, Attributed, CBGradSAMBlend
 from .gradsam_inputs import problem_in
 from .profile import FOLDER, PUBLISHED, SUFFIX, Profile
@@ -36,7 +36,7 @@ from .shown import about, layer_map, summary, timed, warning
 from .structure import CBGateControlNet
 from .style import LONGEST_PROMPTS
 from .subject import CBSubject
-from .widgets import advanced, out_of_range
+from .widgets import advanced
 
 CATEGORY = "conditional balance"
 SHIPPED = Path(__file__).resolve().parent.parent / FOLDER
@@ -208,7 +208,7 @@ class CBStyleFromPicture(io.ComfyNode):
         **values: Any,
     ) -> io.NodeOutput:
         reference = _reference(model, clip, vae, image, shows)
-        chosen, preset = _choice(model, profile), _preset_amount(values)
+        chosen, preset = _choice(model, profile), PRESETS[values["preset"]]
         gate, words = _gate(chosen, values if preset is None else values | {"lambda": preset})
         shown = _shown(chosen, words) | _first_taken(image, "image")
         return io.NodeOutput(_styled(model, gate, reference, values), ui=shown)
@@ -469,19 +469,9 @@ def _reference(
     return StyleReference(latent_of(vae, image, model, what), prompt)
 
 
-def _preset_amount(values: Mapping[str, Any]) -> float | None:
-    """The amount of the chosen preset. Raises ValueError for another text, which a link may bring."""
-    if problem := out_of_range([_preset()], values):
-        raise ValueError(problem)
-    return PRESETS[values["preset"]]
-
-
 def _gate(chosen: Choice, values: Mapping[str, Any]) -> tuple[LayerGate, str]:
     """The layers that an amount keeps of a ranking, and their words. Raises ValueError when a value is wrong."""
-    selecting = _settled(CBSelectLayers, values)
-    if problem := out_of_range([_amount(0.43)], values) or problem_with(selecting):
-        raise ValueError(problem)
-    gate, everywhere = chosen_layers(chosen.profile, selecting)
+    gate, everywhere = chosen_layers(chosen.profile, _settled(CBSelectLayers, values))
     if values.get("strength") == 0:
         return gate, "Off: strength is 0, so no style comes in."
     return gate, f"Style amount {values['lambda']:g}: {in_words(gate, everywhere, chosen.profile)}"

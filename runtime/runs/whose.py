@@ -15,7 +15,6 @@ def whose(function: Any) -> str:
     """Such as "Attn2Replace of ComfyUI_IPAdapter_plus", or "self_attention of ComfyUI's nodes_pag"."""
     while isinstance(function, functools.partial):
         function = function.func
-    function = getattr(function, "__func__", function)  # a method's own function
     named = function if hasattr(function, "__qualname__") else type(function)
     if (named.__module__ or "").startswith(f"{PACK}."):
         return OURS

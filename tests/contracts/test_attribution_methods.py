@@ -208,13 +208,14 @@ def test_a_controlnet_acts_and_gradients_survive_it(method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_lora_acts(method: str) -> None:
+    """On keys, as attention by itself tells nothing of values."""
     of = model("sd15").clone()
-    name = "diffusion_model.output_blocks.11.1.transformer_blocks.0.attn2.to_v.weight"
+    name = "diffusion_model.output_blocks.11.1.transformer_blocks.0.attn2.to_k.weight"
     weight = torch.randn(32, 64, generator=torch.Generator().manual_seed(2))
     assert of.add_patches({name: ("diff", (weight,))}, 1.0)
     changed, plain = find(of, method), find(model("sd15"), method)
     assert changed.method == method
-    assert method == "attention" or float((changed.maps - plain.maps).abs().max()) > 1e-3
+    assert float((changed.maps - plain.maps).abs().max()) > 1e-3
 
 
 @pytest.mark.parametrize("method", METHODS)

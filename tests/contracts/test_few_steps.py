@@ -324,6 +324,21 @@ def test_a_blend_and_a_projection_come_after_both(nested: bool, scales: tuple[fl
     torch.testing.assert_close(shrink(known), shrink(REFERENCE), rtol=0, atol=1e-3)
 
 
+def test_a_node_that_runs_the_sampler_twice_finds_it_as_it_was() -> None:
+    """What goes round a guider's predictions ends with the run that it belongs to."""
+
+    def twice(executor: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
+        executor(*args, **kwargs)
+        return executor(*args, **kwargs)
+
+    def half(of: Any) -> Any:
+        return project(of, Projection(REFERENCE, 4, 0.5))
+
+    other = model("sd15").clone()
+    other.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "other", twice)
+    assert torch.equal(run(half, "twice", other)[0], run(half, "once")[0])
+
+
 def test_guidance_by_style_without_a_prediction_to_lead_is_told() -> None:
     of = model("sd15")
     with CurrentNodeContext("twice", "9"):

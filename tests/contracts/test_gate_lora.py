@@ -78,6 +78,8 @@ def test_two_gates_share_the_layers_between_two_loras(sd15_model) -> None:
     style, subject = (lora_of(sd15_model, "transformer_blocks", seed) for seed in (1, 2))
     first = gate_lora(sd15_model, None, style, gate("o"), 1.0, 1.0).model
     both = gate_lora(first, None, subject, gate("all, -o"), 1.0, 1.0).model
+    alone = gate_lora(sd15_model, None, subject, gate("all"), 1.0, 1.0).model
+    assert both.patches.keys() == alone.patches.keys() != first.patches.keys()
     assert all(len(patches) == 1 for patches in both.patches.values())
 
 

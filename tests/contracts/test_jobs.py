@@ -184,6 +184,9 @@ def test_large_pictures_are_brought_to_the_area_that_the_model_paints() -> None:
         ({"vae": "sixteen"}, "'vae' makes latents of 16 channels and 'model' wants 4"),
         ({"lambda": 7.5}, "'lambda' is 7.5"),
         ({"exclude": "z9"}, "'exclude': "),
+        ({"pin": "z9"}, "'pin': "),
+        ({"policy": "wild"}, "'policy': there is no 'wild'"),
+        ({"start_percent": float("nan")}, "'start_percent' is nan"),
         ({"start_percent": 0.9, "end_percent": 0.1}, "'end_percent' (0.1) lies before 'start_percent'"),
         ({"shows": "x" * 100_001}, "'shows' is too long"),
         ({"preset": "wild"}, "'preset': there is no 'wild'"),
@@ -196,10 +199,26 @@ def test_bad_input_gets_one_sentence(wrong: dict[str, Any], words: str, own: Pat
         output("CBStyleFromPicture", **inputs)
 
 
-def test_a_new_profile_makes_the_node_run_again(own: Path) -> None:
-    before = BY_ID["CBStyleFromPicture"].fingerprint_inputs()
+@pytest.mark.parametrize("node_id", ["CBStyleFromPicture", "CBStyleAndStructure"])
+def test_a_new_profile_makes_the_node_run_again(node_id: str, own: Path) -> None:
+    before = BY_ID[node_id].fingerprint_inputs()
+    assert BY_ID[node_id].fingerprint_inputs() == before
     save(profile_for(model("sd15")), own / "mine.safetensors")
-    assert BY_ID["CBStyleFromPicture"].fingerprint_inputs() != before
+    assert BY_ID[node_id].fingerprint_inputs() != before
+
+
+def test_blanks_are_no_words_of_what_a_picture_shows(own: Path) -> None:
+    """So they need no text encoder, and the picture is read under the run's own prompt."""
+    common = {"model": model("sd15"), "clip": None, "vae": tiny_vae(), "image": picture()}
+    blank, empty_text = (output("CBStyleFromPicture", **common, shows=shows).args[0] for shows in (" \n ", ""))
+    assert torch.equal(run(blank, batch=1), run(empty_text, batch=1))
+
+
+@pytest.mark.parametrize("node_id", ["CBStyleFromPicture", "CBKeepSubject"])
+def test_a_batch_of_pictures_is_told_that_one_is_taken(node_id: str, own: Path, clip: Any) -> None:
+    common = {"model": model("sd15"), "clip": clip, "vae": tiny_vae()}
+    one, two = (output(node_id, **common, image=picture().repeat(count, 1, 1, 1)).ui for count in (1, 2))
+    assert not one["cb_warning"] and two["cb_warning"] == ["'image' holds 2 pictures: the first is taken."]
 
 
 def test_an_empty_latent_takes_the_style_at_its_own_size(own: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from comfy.samplers import calc_cond_batch
 from style_case import KINDS, assert_close, assert_same_traces, differ, gate, little_memory, model, run, traces
 
 from conditional_balance.engine.gates import windowed
@@ -80,3 +83,15 @@ def test_a_call_of_the_negative_prompt_alone_keeps_it() -> None:
     of = SelfAttentionGuidance.execute(model("sd15"), 0.5, 2.0)[0]
     large = {"latent": {"samples": torch.zeros(1, 4, 16, 32)}}
     assert_close(run(prompted(of), **large), run(of, positive=with_text(of, 7), **large))
+
+
+def test_a_prompt_of_another_nodes_before_the_runs_own_is_left_alone() -> None:
+    """As where a node predicts one more prompt in the sampler's call: the run's positive one is known among them."""
+
+    def beside(args: dict[str, Any]) -> list[torch.Tensor]:
+        conds = [[*args["conds"][1]], *args["conds"]]  # a list of its own, as another prompt has
+        return calc_cond_batch(args["model"], conds, args["input"], args["sigma"], args["model_options"])[1:]
+
+    of = model("sd15").clone()
+    of.set_model_sampler_calc_cond_batch_function(beside)
+    assert_close(run(prompted(of)), run(of, positive=with_text(of, 7)))

@@ -56,6 +56,7 @@ def seen(sd15_model) -> dict[str, Any]:
     model.add_wrapper_with_key(WRAPPERS.SAMPLER_SAMPLE, "test", sampler_sample)
     model.set_model_attn1_replace(attn1, "middle", 0, 0)
     tiny.sample(model, tiny.cond(model, 1), tiny.cond(model, 2), tiny.latent(batch=2), steps=2)
+    assert all(found.values()), [hook for hook, calls in found.items() if not calls]
     return found
 
 
@@ -133,6 +134,7 @@ def test_samplers_keep_to_the_schedule_or_are_known_not_to(sd15_model, name: str
     model.add_wrapper_with_key(WRAPPERS.APPLY_MODEL, "test", apply_model)
     latent = {"samples": torch.zeros(1, 4, 8, 8)}
     tiny.sample(model, tiny.cond(model, 1), tiny.cond(model, 2), latent, steps=4, cfg=1.0, sampler=name)
+    assert called
     if samplers.stays_on_schedule(comfy.samplers.sampler_object(name)):
         assert set(called) <= set(schedules[0].tolist())
 

@@ -298,6 +298,30 @@ def test_memory_is_bounded_and_this_runs_own_is_kept(monkeypatch: pytest.MonkeyP
     assert torch.equal(found, run(styled(of, hidden(of)), batch=1))
 
 
+def test_the_reference_used_last_stays_where_room_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = model("sd15")
+    first, second, third = hidden(of), turned(hidden(of)), times(hidden(of), 2)
+    run(styled(of, first), batch=1)
+    ((one, *_),) = STORE.kept.values()
+    monkeypatch.setattr(remembered, "MOST", 4.5 * one.taken[torch.device("cpu")])  # two references, two calls each
+    for reference in (second, first, third):
+        run(styled(of, reference), batch=1)
+    _, rows = rows_of(of, styled(of, first))
+    assert rows == [2] * 2 and kept_calls() == 4
+
+
+def test_options_of_other_nodes_are_compared_by_what_they_say() -> None:
+    of = model("sd15")
+
+    def with_option(value: str) -> Any:
+        told = of.clone()
+        told.model_options["transformer_options"]["another_nodes"] = value
+        return styled(told, hidden(of))
+
+    for value, expected in (("ink", [2, 2] * 2), ("".join("ink"), [2] * 2), ("oil", [2, 2] * 2)):
+        assert rows_of(of, with_option(value))[1] == expected
+
+
 def test_a_long_list_of_kept_calls_is_not_compared_tensor_by_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor added up layer by layer: what a call costs would grow with all that was painted before."""
     of, looked = model("sd15"), []

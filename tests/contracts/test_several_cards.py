@@ -123,6 +123,7 @@ def test_a_recording_holds_what_the_layers_of_both_prompts_made(tmp_path: Path) 
         run(record(each, Series(tmp_path / name, ("ink",), ("",), ("q", "k"), 4)), batch=2)
         found.append(open_recording(tmp_path / name))
     one, two = (recording.level(0, [0, 1]) for recording in found)
+    assert one and one.keys() == two.keys()
     for layer, moments in one.items():
         assert moments.mean.shape == two[layer].mean.shape
         torch.testing.assert_close(moments.mean.sort(0).values, two[layer].mean.sort(0).values, rtol=1e-4, atol=1e-4)

@@ -148,6 +148,7 @@ def test_the_reference_rides_beside_no_picture_of_the_runs(kind: str, area: bool
     if kind in INPAINTING:
         like = torch.zeros(1, 4, 1, 1)
         blank = torch.cat((torch.ones(1, 1, 1, 1), of.model.blank_inpaint_image_like(like)), 1)
+    assert network.given
     for rows in network.given:
         own_rows, reference = rows.unflatten(0, (-1, 3))[:, :2, 4:], rows.unflatten(0, (-1, 3))[:, 2, 4:]
         assert torch.equal(reference, torch.zeros_like(reference) + blank)

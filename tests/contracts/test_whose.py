@@ -47,6 +47,8 @@ def test_names_of_functions_methods_partials_and_objects() -> None:
     assert whose(functools.partial(of_pack(replaced, r"C:\comfy\custom_nodes\My_x_0_x_1\x"))) == "replaced of My.0.1"
     assert whose(of_pack(replaced, "comfy_extras.nodes_pag")) == "replaced of ComfyUI's nodes_pag"
     assert whose(of_pack(replaced, "conditional_balance.runtime.x")) == "another node of Conditional Balance"
+    assert whose(of_pack(lambda: None)) == "a function of Some_Pack"
+    assert whose(types.MethodType(of_pack(replaced), object())) == "replaced of Some_Pack"
     assert whose(torch.nn.Identity()) == "Identity of torch"
     assert whose("text".upper).startswith("str.upper of")
 

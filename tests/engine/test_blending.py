@@ -30,6 +30,21 @@ def test_directions_that_agree_are_added_and_opposite_ones_take_each_other_out()
     torch.testing.assert_close(opposed, without)
 
 
+def test_more_than_the_whole_of_both_takes_no_more_out() -> None:
+    without, direction = drawn(1), drawn(2)
+    torch.testing.assert_close(
+        blended(without + direction, without - 2 * direction, without, 2 * FULL, 2 * FULL), without
+    )
+
+
+def test_where_one_prompt_is_alone_nothing_of_it_is_left_out() -> None:
+    without, direction = drawn(1), drawn(2)
+    part = torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(3, 4)
+    own, other = without + direction, without - 2 * direction
+    assert torch.equal(blended(own, other, without, FULL, part)[..., 2:], own[..., 2:])
+    assert torch.equal(blended(own, other, without, part, FULL)[..., 2:], other[..., 2:])
+
+
 @given(st.integers(0, 10**6))
 def test_no_direction_is_left_against_the_other_within_the_overlap(seed: int) -> None:
     first, second = drawn(seed), drawn(seed + 1)

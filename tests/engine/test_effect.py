@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -60,3 +62,24 @@ def test_detail_is_part_of_style():
     smooth, rough = picture(0), torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(3))
     rough = rough * smooth.std() + smooth.mean()
     assert float(style_gap(smooth, rough[:1]).min()) > 3 * float(style_gap(rough, rough[:1]).max())
+
+
+def test_the_distance_of_style_is_bhattacharyyas_over_each_size_of_detail():
+    """In closed form: two levels of grey, and a chequerboard of them, whose halving leaves the mean alone."""
+    flat, other = (torch.tensor([[mean - std, mean + std]] * 2).view(1, 1, 2, 2) for mean, std in ((0.0, 1), (3.0, 2)))
+    moments = 9 / (8 * 2.5) + math.log(2.5 / 2) / 2  # too small to be halved
+    assert float(style_gap(flat, other)) == pytest.approx(moments, rel=1e-3)
+    board = 1 - 2.0 * ((torch.arange(4)[:, None] + torch.arange(4)) % 2)[None, None]
+    bands = math.log(2.5 / 2) / 2 / 2  # of detail; and none of what is left
+    assert float(style_gap(board, 2 * board)) == pytest.approx(bands, rel=1e-3)
+
+
+def test_what_has_the_references_style_already_gains_nothing():
+    plain = picture(0, batch=1)
+    assert effect_of(plain, plain + 1, plain).gain.tolist() == [0]
+
+
+def test_a_channels_own_moments_are_no_layout():
+    plain = picture(0)
+    scale, shift = torch.tensor([0.5, 1.0, 2.0, 3.0]).view(4, 1, 1), torch.tensor([3.0, -2.0, 0.0, 1.0]).view(4, 1, 1)
+    assert float(effect_of(plain, scale * plain + shift, plain[:1] + 1).loss.abs().max()) < 1e-3

@@ -106,6 +106,12 @@ def test_a_trajectory_is_straight_between_its_levels() -> None:
     assert torch.equal(way.at(14.6 * 1.0005), states[14.6])
 
 
+def test_a_level_that_rounding_leads_beyond_the_end_is_the_end() -> None:
+    way = Trajectory.of({14.6: picture()[0], 0.1: picture(1)[0]})
+    assert torch.equal(way.at(0.1 * 0.9995), picture(1)[0])
+    assert not way.reaches(0.1 * 0.9985) and not way.reaches(14.6 * 1.0015)
+
+
 @pytest.mark.parametrize("sigma", [14.7, 0.01])
 def test_a_level_beyond_the_ends_is_named(sigma: float) -> None:
     way = Trajectory.of({14.6: picture()[0], 0.1: picture(1)[0]})

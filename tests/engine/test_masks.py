@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from conditional_balance.engine.masks import (
     RULES,
@@ -121,6 +122,26 @@ def test_a_larger_map_with_its_scale_gives_the_same_mask() -> None:
     assert float((shared - small).abs().mean()) < 0.08
 
 
+def test_every_length_is_so_many_times_longer_at_a_scale() -> None:
+    cells, pixels = MaskSettings(blur=0.25, dilate=0.5, feather=0.5), MaskSettings(blur=1.0, dilate=2.0, feather=2.0)
+    assert torch.equal(mask_of(two_levels(24), cells, 4.0), mask_of(two_levels(24), pixels))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_picture_of_a_batch_has_a_threshold_of_its_own(rule: str) -> None:
+    one = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(4))
+    settings = MaskSettings(rule=rule, amount=0.3)
+    both = mask_of(torch.cat((one, 100 + 0.1 * one.flip(-1)), 1), settings)
+    assert torch.equal(both, torch.cat((mask_of(one, settings), mask_of(one.flip(-1), settings))))
+    assert 0 < float(both.mean()) < 1
+
+
+def test_a_blur_of_few_cells_reaches_as_far_as_they_do() -> None:
+    maps = torch.rand(2, 4, 5, generator=torch.Generator().manual_seed(5))
+    expected = torch.from_numpy(ndimage.gaussian_filter(maps.numpy(), (0, 1, 1), radius=(0, 3, 3), mode="mirror"))
+    torch.testing.assert_close(blurred(maps, 1.0), expected)
+
+
 def test_without_kornia_a_blur_names_the_cure_and_no_blur_needs_none(monkeypatch) -> None:
     for module in ("kornia", "kornia.filters"):
         monkeypatch.setitem(sys.modules, module, None)
@@ -149,6 +170,7 @@ def test_bad_settings_are_named() -> None:
     with pytest.raises(NoShare, match="lies between 0 and 1, and this one is 2") as outside:
         MaskSettings(rule="top share", amount=2)
     assert outside.value.amount == 2
+    assert MaskSettings(rule="mean + c std", amount=-2).amount == -2  # no share
     with pytest.raises(MapNotFinite, match="not finite"):
         mask_of(torch.full((1, 1, 3, 3), torch.nan), PLAIN)
 

@@ -47,6 +47,26 @@ def test_a_phrase_as_written_comes_before_the_one_without_punctuation_around_it(
     assert find([","], prompt[:3], T5) == ()
 
 
+def test_capitals_are_read_as_small_letters() -> None:
+    words = [*QWEN, "\u0120Fox", "Red"]
+    assert find(["\u0120fox"], ["Red", "\u0120Fox", ",", "\u0120fox"], words) == (1, 3)
+    assert find(["Red", "\u0120Fox"], ["a", "\u0120red", "\u0120fox"], words) == (1, 2)
+
+
+def test_line_breaks_and_several_blanks_are_one_blank() -> None:
+    words = [*QWEN, "\u0120", "red"]
+    assert find(["red", "\u0120fox"], ["a", "\u0120red", "\u010a", "fox"], words) == (1, 2, 3)
+    assert find(["red", "\u0120fox"], ["a", "\u0120red", "\u0120", "\u0120fox"], words) == (1, 2, 3)
+    assert find(["red", "\u010a", "fox"], ["a", "\u0120red", "\u0120fox"], words) == (1, 2)
+
+
+def test_what_is_no_letter_or_no_number_is_passed_over() -> None:
+    words = [*QWEN, "<\uff5cend\uff5c>"]
+    prompt = [[(words.index("a"), 1.0, 1), (object(), 1.0, 1), (len(words) - 1, 1.0, 1), (words.index("fox"), 1.0, 1)]]
+    read_prompt = pieces_of(prompt, [], words.__getitem__, is_bytewise(words))
+    assert positions_in(read(words, "fox"), read_prompt) == (3,)
+
+
 def test_bytes_are_read_as_letters() -> None:
     assert find(["\u0120na\u00c3\u00af", "ve"], ["a", "\u0120na\u00c3\u00af", "ve"], QWEN) == (1, 2)
 
@@ -58,6 +78,8 @@ def test_a_letter_of_several_tokens_is_found_and_not_taken_for_another() -> None
     assert find(FOX[:1], ["a", *BEAR], words) == ()  # half an emoji is none
     spelled = ["\u2581a", "\u2581", "<0xF0>", "<0x9F>", "<0xA6>", "<0x8A>"]
     assert find(spelled[1:], spelled, spelled) == (2, 3, 4, 5)
+    accented = ["\u2581na", "<0xC3>", "<0xAF>", "ve"]
+    assert words_in(read(accented, *accented)) == "na\u00efve"
 
 
 def test_accents_of_sentencepiece_are_letters_not_bytes() -> None:

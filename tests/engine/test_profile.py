@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conditional_balance.engine.layers import LayerId
+from conditional_balance.engine.noise import LOGIT, NOISES, back, evenly_spaced, variable
 from conditional_balance.engine.profile import NoContentScores, SensitivityProfile, by_content, note_on_model
 from conditional_balance.engine.profile_file import load
 from conditional_balance.engine.scoring import Scores
@@ -25,6 +26,17 @@ def profile(**changes) -> SensitivityProfile:
     facts = {"seed": 3, "clusters": {"ink": 2, "öl": 3}, "model": {"name": "SD15", "weights": "abc"}}
     fields = {"layers": LAYERS, "features": ("q", "k"), "sigmas": sigmas, "scores": scores, "provenance": facts}
     return SensitivityProfile(**(fields | changes))
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_noise_levels_are_even_in_their_models_variable(noise: str) -> None:
+    """In flow models the ratio of noise to signal falls by one factor, in others sigma itself."""
+    ratios = torch.tensor([4.0, 2.0, 1.0, 0.5, 0.25], dtype=torch.float64)
+    expected = ratios / (1 + ratios) if noise == LOGIT else ratios / 10
+    high, low = float(expected[0]), float(expected[-1])
+    torch.testing.assert_close(evenly_spaced(high, low, 5, noise), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(evenly_spaced(high, low, 1, noise), expected[2:3], rtol=1e-12, atol=0)
+    torch.testing.assert_close(back(variable(high, noise), noise), expected[0], rtol=1e-12, atol=0)
 
 
 @given(st.floats(1e-4, 1e3))

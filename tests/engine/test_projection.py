@@ -25,6 +25,18 @@ def test_a_projected_latent_meets_the_condition_and_stays(seed: int, grid: tuple
 
 
 @given(st.integers(0, 99), GRIDS)
+def test_every_cell_is_moved_as_a_whole_to_the_mean_that_is_known(seed: int, grid: tuple[int, int]) -> None:
+    """So what a picture shows inside of a cell stays."""
+    x, known = latents(seed), latents(seed + 100)
+
+    def cells(of: torch.Tensor) -> torch.Tensor:
+        return of.unflatten(-2, (grid[0], -1)).unflatten(-1, (grid[1], -1)).transpose(-3, -2).flatten(-2)
+
+    moved = cells(projected(x, known, grid) - x)
+    torch.testing.assert_close(moved, cells(known - x).mean(-1, keepdim=True).expand_as(moved))
+
+
+@given(st.integers(0, 99), GRIDS)
 def test_it_is_the_nearest_one(seed: int, grid: tuple[int, int]) -> None:
     """The move is orthogonal to every change that leaves the cell means alone."""
     x, known, other = latents(seed), latents(seed + 100), latents(seed + 200)

@@ -138,10 +138,46 @@ def test_below_nothing_pushes_away() -> None:
         torch.testing.assert_close(found, plain + 0.5 * (plain - shared))
 
 
-def test_chunks_may_have_places_of_their_own() -> None:
+@pytest.mark.parametrize("through", [False, True])
+def test_one_reference_leads_while_another_pushes_away(through: bool) -> None:
+    """Away from what attention would be with it alone, whatever the other one brings."""
+    qkv, style = projections(2), LayerStyle(share=1.0)
+    chunked = [x.unflatten(0, (CHUNKS, -1)) for x in qkv]
+    with_one, with_other = (
+        inject(*(x[:, [0, 1, row]].flatten(0, 1) for x in chunked), style, rows_of(1), attend) for row in (2, 3)
+    )
+    plain = attend(*qkv, None)
+    toward, away, plain = (x.unflatten(0, (CHUNKS, -1))[:, :PICTURES] for x in (with_one, with_other, plain))
+    act = inject_several_through if through else lambda *args: inject_several(*args, Places())
+    found = act(*qkv, style, rows_of(2), leads(1.0, -0.5), attend).unflatten(0, (CHUNKS, -1))[:, :PICTURES]
+    torch.testing.assert_close(found, toward - 0.5 * (away - plain))
+
+
+def test_a_share_above_one_counts_as_one_where_outputs_are_mixed() -> None:
+    qkv = projections(1)
+    whole, more = (
+        inject_several_through(*qkv, LayerStyle(share=share), rows_of(1), leads(1.0), attend) for share in (1.0, 3.0)
+    )
+    torch.testing.assert_close(more, whole)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_text_is_led_as_far_as_the_picture_is_on_average(sign: int) -> None:
+    q, k, v = projections(1, heads=2)
+    style, places = LayerStyle(share=1.0), Places(slice(2, TOKENS))
+    part = sign * torch.tensor([[1.0, 0.5, 0, 0]], dtype=torch.float64)
+    found, even = (
+        inject_several(q, k, v, style, rows_of(1), leads(each), attend, places) for each in (part, sign * 0.375)
+    )
+    torch.testing.assert_close(found[:, :2], even[:, :2])
+    assert not torch.allclose(found[:, 2:], even[:, 2:])
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_chunks_may_have_places_of_their_own(sign: int) -> None:
     q, k, v = projections(1)
     style = LayerStyle(1, 1, 0, 1)
-    apart = torch.tensor([[1.0, 1, 0, 0, 0, 0], [0.0, 0, 0, 0, 0.5, 1]], dtype=torch.float64)
+    apart = sign * torch.tensor([[1.0, 1, 0, 0, 0, 0], [0.0, 0, 0, 0, 0.5, 1]], dtype=torch.float64)
     together = inject_several(q, k, v, style, rows_of(1), leads(apart), attend, Places()).unflatten(0, (CHUNKS, -1))
     for chunk in range(CHUNKS):
         own = inject_several(q, k, v, style, rows_of(1), leads(apart[chunk : chunk + 1]), attend, Places())
