@@ -45,7 +45,7 @@ def leads(*weights: torch.Tensor | float) -> Leads:
     made = [torch.as_tensor(each, dtype=torch.float64).expand(1, 1) if isinstance(each, int | float) else each
             for each in weights]  # fmt: skip
     stacked = torch.stack(torch.broadcast_tensors(*made))
-    return Leads.of(range(PICTURES, PICTURES + len(weights)), stacked, torch.device("cpu"))
+    return Leads.of(range(PICTURES, PICTURES + len(weights)), stacked)
 
 
 @given(st.lists(strengths, min_size=1, max_size=4))
@@ -113,7 +113,7 @@ def test_references_act_where_they_are_told_and_rows_of_references_stay(style: L
 @given(st.floats(-1, 2))
 def test_moments_move_as_far_as_they_are_told(weight: float) -> None:
     x, reference = projections(0, seed=1)[0][:, None], projections(0, seed=2)[0][:1, None] * 2 + 3
-    found = adain_several(x, [reference], torch.full((1, 1, 1), weight, dtype=torch.float64))
+    found = adain_several(x, [reference], leads(weight))
     torch.testing.assert_close(found, adain(x, reference, weight), rtol=1e-4, atol=1e-4)
     here, there, moved = (each.mean(-2) for each in (x, reference, found))
     torch.testing.assert_close(moved, here + weight * (there - here), rtol=1e-3, atol=1e-3)
@@ -121,8 +121,8 @@ def test_moments_move_as_far_as_they_are_told(weight: float) -> None:
 
 def test_a_part_of_the_picture_takes_the_references_moments_there() -> None:
     x, reference = projections(0, seed=1)[0][:1, None], projections(0, seed=2)[0][:1, None] * 2 + 3
-    part = torch.tensor([[[1.0, 1, 1, 1, 0, 0]]], dtype=torch.float64)
-    found = adain_several(x, [reference], part)
+    part = torch.tensor([[1.0, 1, 1, 1, 0, 0]], dtype=torch.float64)
+    found = adain_several(x, [reference], leads(part))
     torch.testing.assert_close(found[..., 4:, :], x[..., 4:, :])
     torch.testing.assert_close(found[..., :4, :].mean(-2), reference.mean(-2), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found[..., :4, :].std(-2), reference.std(-2), rtol=1e-3, atol=1e-3)
