@@ -148,7 +148,7 @@ def moved(x: torch.Tensor, to: Moments, weight: float) -> torch.Tensor:
 
 
 def adained(x: torch.Tensor, rows: Rows, weight: float) -> torch.Tensor:
-    """`adain` of the styled rows of x [chunks, rows, ..., tokens, channels] to the reference's; one pass measures both."""
+    """`adain` of the styled rows of x [chunks, rows, ..., tokens, channels] to the reference, measured in one pass."""
     if weight == 0:
         return rows.styled(x)
     precise = x.to(torch.promote_types(x.dtype, torch.float32))
