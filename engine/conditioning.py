@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 
@@ -24,17 +24,16 @@ def power_cosine(percent: float, power: float) -> float:
     return (1 - math.cos(math.pi * percent**power)) / 2
 
 
-def schedule_table(to_sigma: Callable[[float], float]) -> list[float]:
-    """Sigmas at LEVELS - 1 percents strictly between start and end, falling, for `percent_of`."""
-    return [to_sigma(level / LEVELS) for level in range(1, LEVELS)]
+def percent_of(sigma: float, to_sigma: Callable[[float], float]) -> float:
+    """The percent of the schedule at a sigma, linear between LEVELS of them, clamped to [0, 1].
 
-
-def percent_of(sigma: float, table: Sequence[float]) -> float:
-    """The percent of the schedule at a sigma, linear between the entries of `schedule_table`, clamped to [0, 1]."""
-    above = bisect.bisect_left(table, -sigma, key=lambda level: -level)  # entries noisier than sigma
-    if above in (0, len(table)):
+    `to_sigma` falls. It is asked a dozen times, and answers on the GPU where ComfyUI keeps a schedule there.
+    """
+    levels = range(1, LEVELS)
+    above = bisect.bisect_left(levels, -sigma, key=lambda level: -to_sigma(level / LEVELS))  # those noisier than sigma
+    if above in (0, len(levels)):
         return float(above > 0)
-    high, low = table[above - 1], table[above]
+    high, low = (to_sigma(level / LEVELS) for level in (above, above + 1))
     return (above + (high - sigma) / (high - low)) / LEVELS
 
 

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 
-from .style import Damping, LayerStyle, Rows, adain, share_bias
+from .style import Damping, LayerStyle, Rows, adained, share_bias
 
 
 class RowsAttend(Protocol):
@@ -80,16 +80,16 @@ def inject_joint(
     if style.share == 0:
         q, k, v = (rows.put_back(x, styled).flatten(0, 1) for x, styled in zip((q, k, v), own, strict=True))
         return attend(q, k, v, None)
-    numbers = torch.arange(q.shape[0] * q.shape[1]).view(q.shape[:2])
+    unstyled, styled = rows.numbers(q.shape[0] * q.shape[1])
     plain_q, plain_k, plain_v = (rows.unstyled(x).flatten(0, 1) for x in (q, k, v))
-    plain = attend(plain_q, plain_k, plain_v, None, rows.unstyled(numbers).flatten().tolist())
+    plain = attend(plain_q, plain_k, plain_v, None, unstyled)
     brought = cure(rows.of_reference(k)[..., image, :]), rows.of_reference(v)[..., image, :]
     shared_k, shared_v = (
         torch.cat((x, more.expand(-1, x.shape[1], -1, -1, -1)), -2).flatten(0, 1)
         for x, more in zip(own[1:], brought, strict=True)
     )
     bias = share_bias(shared_k, brought[0].shape[-2], style.share, damping)
-    out = attend(own[0].flatten(0, 1), shared_k, shared_v, bias, rows.styled(numbers).flatten().tolist())
+    out = attend(own[0].flatten(0, 1), shared_k, shared_v, bias, styled)
     return rows.joined(plain, out)
 
 
@@ -98,8 +98,8 @@ def _adained(x: torch.Tensor, weight: float, rows: Rows, image: slice, turn: Tur
     own = rows.styled(x)
     if weight == 0:
         return own
-    reference = turn.undo(rows.of_reference(x)[..., image, :])
-    return of_picture(own, image, lambda picture: turn.redo(adain(turn.undo(picture), reference, weight)))
+    pictures = adained(turn.undo(x[..., image, :]), rows, weight)
+    return of_picture(own, image, lambda picture: turn.redo(pictures))
 
 
 def of_picture(x: torch.Tensor, image: slice, changed: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:

@@ -7,24 +7,42 @@ Below 0 a reference pushes away: moments move off its own, and attention is led 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 
 from .joint_style import Cure, RowsAttend, Turn, Unturned, of_picture
-from .moments import VARIANCE_FLOOR, moments_of
+from .moments import VARIANCE_FLOOR, Moments, moments_of
 from .style import Damping, LayerStyle, Rows
 
 FEWEST = 1e-6
 
 
+class Shares(NamedTuple):
+    """Of a reference that acts in a part of the picture: the tokens' `shares` [chunks or 1, tokens] of it, 1 together.
+
+    `unbiased` [chunks or 1, 1] divides their mean square difference, as n - 1 does among n tokens alike.
+    """
+
+    shares: torch.Tensor
+    unbiased: torch.Tensor
+
+    @classmethod
+    def of(cls, weight: torch.Tensor) -> Shares:
+        """From weights [chunks or 1, tokens]."""
+        shares = weight.abs() / weight.abs().sum(-1, keepdim=True).clamp(min=FEWEST)
+        return cls(shares, (1 - shares.square().sum(-1, keepdim=True)).clamp(min=FEWEST))
+
+
 class Leads(NamedTuple):
     """The references of one call of a layer, in order: their `rows` in every chunk, and how they act together.
 
-    `weights` [R, chunks or 1, tokens or 1] are apportioned, those of a reference all of one sign. `toward` and `away`
-    number those that are above and below 0 anywhere; `whole` says that all are 1 everywhere. All of it is known before
-    a layer runs, which need not wait.
+    `weights` [R, chunks or 1, tokens or 1] are apportioned, those of a reference all of one sign; `parts` are where each
+    acts unless everywhere alike. `toward` and `away` number those that are above and below 0 anywhere; `whole` says
+    that all are 1 everywhere, `within` that none is below 0 or above 1. All of it is known before a layer runs, which
+    need not wait.
     """
 
     rows: tuple[int, ...]
@@ -32,15 +50,24 @@ class Leads(NamedTuple):
     toward: tuple[int, ...]
     away: tuple[int, ...]
     whole: bool
+    within: bool
+    parts: tuple[Shares | None, ...]
 
     @classmethod
-    def of(cls, rows: Sequence[int], strengths: torch.Tensor, device: torch.device) -> Leads:
+    def of(cls, rows: Sequence[int], strengths: torch.Tensor) -> Leads:
         """From strengths [R, chunks or 1, tokens or 1] on the CPU."""
         weights = apportioned(strengths)
         toward, away = (
             tuple(number for number, each in enumerate(weights) if bool((sign * each > 0).any())) for sign in (1, -1)
         )
-        return cls(tuple(rows), weights.to(device), toward, away, bool((weights == 1).all()))
+        whole, within = bool((weights == 1).all()), bool(((weights >= 0) & (weights <= 1)).all())
+        parts = (None if weights.shape[-1] == 1 else Shares.of(each) for each in weights)
+        return cls(tuple(rows), weights, toward, away, whole, within, tuple(parts))
+
+    def on(self, bring: Callable[[torch.Tensor], torch.Tensor]) -> Leads:
+        """The same with its tensors brought to a device."""
+        parts = (None if each is None else Shares(*map(bring, each)) for each in self.parts)
+        return self._replace(weights=bring(self.weights), parts=tuple(parts))
 
 
 def apportioned(strengths: torch.Tensor) -> torch.Tensor:
@@ -84,10 +111,9 @@ def inject_several(
     if style.share == 0:
         q, k, v = (rows.put_back(x, styled).flatten(0, 1) for x, styled in zip(chunked, own, strict=True))
         return attend(q, k, v, None)
-    numbers = rows.chunked(torch.arange(q.shape[0]))
+    unstyled, styled_rows = rows.numbers(q.shape[0])
     plain_q, plain_k, plain_v = (rows.unstyled(x).flatten(0, 1) for x in chunked)
-    plain = attend(plain_q, plain_k, plain_v, None, rows.unstyled(numbers).flatten().tolist())
-    styled_rows = rows.styled(numbers).flatten().tolist()
+    plain = attend(plain_q, plain_k, plain_v, None, unstyled)
     weights = _over_all_tokens(leads.weights * style.share, q.shape[-2], places.image)
     brought = [_brought(chunked[1:], row, places) for row in leads.rows]
 
@@ -154,36 +180,47 @@ def _moved(x: torch.Tensor, weight: float, rows: Rows, leads: Leads, image: slic
     references = [turn.undo(x[:, row : row + 1][..., image, :]) for row in leads.rows]
 
     def changed(picture: torch.Tensor) -> torch.Tensor:
-        return turn.redo(adain_several(turn.undo(picture), references, weight * leads.weights))
+        return turn.redo(adain_several(turn.undo(picture), references, leads, weight))
 
     return of_picture(own, image, changed)
 
 
-def adain_several(x: torch.Tensor, references: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
-    """x [chunks, rows, ..., tokens, channels] with its moments moved by every reference's weights [R, chunks, tokens].
+def adain_several(
+    x: torch.Tensor, references: Sequence[torch.Tensor], leads: Leads, weight: float = 1.0
+) -> torch.Tensor:
+    """x [chunks, rows, ..., tokens, channels] with its moments moved by every reference, as much as `leads` say.
 
-    A reference that acts on a part of the picture moves the moments of that part. Computed in fp32 or better.
+    A reference that acts on a part of the picture moves the moments of that part. Computed in fp32 or better, with no
+    more than two tensors of the size of x beside it while none pushes away or acts more than whole.
     """
     precise = x.to(torch.promote_types(x.dtype, torch.float32))
-    scale, shift = torch.ones_like(precise[..., :1]), torch.zeros_like(precise)
-    for reference, weight in zip(references, weights.to(precise), strict=True):
-        weight = weight.view(weight.shape[0], *[1] * (x.ndim - 3), -1, 1)
-        (mean, deviation), (mean_to, deviation_to) = _moments(precise, weight), moments_of(reference, keepdim=True)
-        ratio = deviation_to / deviation
-        change = torch.where((weight >= 0) & (weight <= 1), weight * (ratio - 1), ratio**weight - 1)
-        scale, shift = scale + change, shift + weight * (mean_to - mean) - change * mean
-    return (precise * scale.clamp(min=0) + shift).to(x)
+    within, whole = leads.within and 0 <= weight <= 1, functools.cache(lambda: moments_of(precise, keepdim=True))
+    scale, shift = precise.new_ones(()), precise.new_zeros(())
+    for reference, part, strength in zip(references, leads.parts, weight * leads.weights.to(precise), strict=True):
+        (mean, deviation), (mean_to, deviation_to) = (
+            whole() if part is None else _moments_in(precise, part),
+            moments_of(reference, keepdim=True),
+        )
+        each, ratio = _along(strength, x), deviation_to / deviation
+        if within:
+            scale, shift = torch.addcmul(scale, each, ratio - 1), torch.addcmul(shift, each, mean_to - ratio * mean)
+        else:
+            change = torch.where((each >= 0) & (each <= 1), each * (ratio - 1), ratio**each - 1)
+            scale, shift = scale + change, shift + each * (mean_to - mean) - change * mean
+    return torch.addcmul(shift, precise, scale.clamp(min=0)).to(x)
 
 
-def _moments(x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _along(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Weights [chunks or 1, tokens or 1] of the tokens of x [chunks, rows, ..., tokens, channels]."""
+    return weight.view(weight.shape[0], *[1] * (x.ndim - 3), -1, 1)
+
+
+def _moments_in(x: torch.Tensor, part: Shares) -> Moments:
     """Mean and deviation [..., 1, channels] of the tokens on which a reference acts, as much as it does."""
-    if weight.shape[-2] == 1:
-        return moments_of(x, keepdim=True)
-    part = weight.abs() / weight.abs().sum(-2, keepdim=True).clamp(min=FEWEST)
-    mean = (part * x).sum(-2, keepdim=True)
-    unbiased = (1 - part.square().sum(-2, keepdim=True)).clamp(min=FEWEST)
-    variance = (part * (x - mean).square()).sum(-2, keepdim=True) / unbiased
-    return mean, (variance + VARIANCE_FLOOR).sqrt()
+    shares, unbiased = (_along(each.to(x), x) for each in part)
+    mean = shares.mT @ x
+    variance = shares.mT @ (x - mean).square_() / unbiased
+    return Moments(mean, (variance + VARIANCE_FLOOR).sqrt())
 
 
 def _over_all_tokens(weights: torch.Tensor, tokens: int, image: slice) -> torch.Tensor:
@@ -219,10 +256,11 @@ def _bias(
     weights: torch.Tensor, rows: Rows, keys: torch.Tensor, brought: int, dampings: Sequence[Damping]
 ) -> torch.Tensor:
     """ln(weight) on every reference's keys: [queries or 1, keys], with rows and heads before it where chunks differ."""
-    columns = weights.log().movedim(0, -1).repeat_interleave(brought, -1)  # [chunks, queries, R * brought]
-    if dampings:
-        columns = columns + torch.cat([columns.new_zeros(brought) if each is None else each for each in dampings])
-    bias = torch.cat((columns.new_zeros(*columns.shape[:2], keys.shape[-2]), columns), -1).to(keys)
+    own, last = keys.shape[-2], keys.shape[-2] + len(weights) * brought
+    bias = keys.new_zeros(*weights.shape[1:], last)  # may be the largest tensor of the layer, so it is made once
+    columns, logarithms = bias[..., own:].split(brought, -1), weights.log()[..., None]
+    for column, weight, damping in zip(columns, logarithms, dampings or [None] * len(weights), strict=True):
+        column.copy_(weight if damping is None else weight + damping)
     return bias[0] if len(bias) == 1 else _of_rows(bias, rows)[:, None]
 
 

@@ -69,8 +69,17 @@ class Rows(NamedTuple):
         return x[:, self.start : self.stop]
 
     def unstyled(self, x: torch.Tensor) -> torch.Tensor:
-        """All other rows."""
-        return torch.cat((x[:, : self.start], x[:, self.stop :]), 1)
+        """All other rows, without a copy where they stand together."""
+        before, behind = x[:, : self.start], x[:, self.stop :]
+        if not before.shape[1] or not behind.shape[1]:
+            return before if before.shape[1] else behind
+        return torch.cat((before, behind), 1)
+
+    def numbers(self, rows: int) -> tuple[list[int], list[int]]:
+        """Which of the call's `rows` are unstyled, and which are styled, in the order of the methods above."""
+        each = rows // self.chunks
+        numbered = [(number, self.start <= number % each < self.stop) for number in range(rows)]
+        return [number for number, own in numbered if not own], [number for number, own in numbered if own]
 
     def of_reference(self, x: torch.Tensor) -> torch.Tensor:
         """The reference's row."""
@@ -134,14 +143,29 @@ def moved(x: torch.Tensor, to: Moments, weight: float) -> torch.Tensor:
     """`adain` to moments [..., 1, channels] that are known already."""
     if weight == 0:
         return x
-    (mean, deviation), (mean_to, deviation_to) = moments_of(x, keepdim=True), to
-    if 0 <= weight <= 1:
-        scale = torch.lerp(deviation, deviation_to.expand_as(deviation), weight) / deviation
-    else:
-        scale = (deviation_to / deviation) ** weight
-    shift = torch.lerp(mean, mean_to.expand_as(mean), weight) - mean * scale
-    precise = x.to(torch.promote_types(x.dtype, scale.dtype))
-    return torch.addcmul(shift.to(precise), precise, scale.to(precise)).to(x)
+    precise = x.to(torch.promote_types(x.dtype, torch.float32))
+    return _moved(precise, moments_of(precise, keepdim=True), to, weight).to(x)
+
+
+def adained(x: torch.Tensor, rows: Rows, weight: float) -> torch.Tensor:
+    """`adain` of the styled rows of x [chunks, rows, ..., tokens, channels] to the reference, measured in one pass."""
+    if weight == 0:
+        return rows.styled(x)
+    precise = x.to(torch.promote_types(x.dtype, torch.float32))
+    moments = moments_of(precise, keepdim=True)
+    own, to = (Moments(*map(part, moments)) for part in (rows.styled, rows.of_reference))
+    return _moved(rows.styled(precise), own, to, weight).to(x)
+
+
+def _moved(precise: torch.Tensor, own: Moments, to: Moments, weight: float) -> torch.Tensor:
+    (mean, deviation), (mean_to, deviation_to) = own, to
+    if weight != 1:
+        mean_to = torch.lerp(mean, mean_to.expand_as(mean), weight)
+    if 0 <= weight < 1:
+        deviation_to = torch.lerp(deviation, deviation_to.expand_as(deviation), weight)
+    scale = deviation_to / deviation if 0 <= weight <= 1 else (deviation_to / deviation) ** weight
+    shift = mean_to - mean * scale
+    return torch.addcmul(shift.to(precise), precise, scale.to(precise))
 
 
 def inject(
@@ -208,4 +232,4 @@ def share_bias(keys: torch.Tensor, brought: int, share: float, damping: Damping 
 
 def _adained(chunked: Sequence[torch.Tensor], style: LayerStyle, rows: Rows) -> list[torch.Tensor]:
     """The styled rows of q, k and v, each [chunks, rows, tokens, channels], with their moments moved."""
-    return [adain(rows.styled(x), rows.of_reference(x), weight) for x, weight in zip(chunked, style[:3], strict=True)]
+    return [adained(x, rows, weight) for x, weight in zip(chunked, style[:3], strict=True)]

@@ -36,7 +36,8 @@ class Rotation:
 
     def _turned(self, x: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
         pairs = x.float().unflatten(-1, (2, -1)).mT if self.halves else x.float().unflatten(-1, (-1, 2))
-        turned = (matrices.float() * pairs.unsqueeze(-2)).sum(-1)
+        first, second = matrices.float().unbind(-1)
+        turned = (first * pairs[..., :1]).add_(second * pairs[..., 1:])  # a sum over the products would need them all
         return (turned.mT if self.halves else turned).flatten(-2).to(x.dtype)
 
 

@@ -99,7 +99,7 @@ def _giving(receive: Receive, layer: LayerId, feature: str) -> Callable[[nn.Modu
 def _replacement(operator: Operator, earlier: ReplaceFunction | None) -> ReplaceFunction:
     def replaced(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra_options: dict[str, Any]) -> torch.Tensor:
         parts = _parts_of_pictures(q, k)
-        whole = rearrange(q, "(row part) token c -> row (part token) c", part=parts)
+        whole = q if parts == 1 else rearrange(q, "(row part) token c -> row (part token) c", part=parts)
         plain = through = _of_whole_pictures(functools.partial(_plain, extra_options), parts)
         if earlier is not None:
             through = _of_whole_pictures(functools.partial(_through, earlier, extra_options), parts)
@@ -115,7 +115,8 @@ def _replacement(operator: Operator, earlier: ReplaceFunction | None) -> Replace
             changed=not len(whole) == len(k) == rows_of(extra_options),
             reordered=parts > 1,
         )
-        return rearrange(operator(projected), "row (part token) c -> (row part) token c", part=parts)
+        out = operator(projected)
+        return out if parts == 1 else rearrange(out, "row (part token) c -> (row part) token c", part=parts)
 
     return replaced
 

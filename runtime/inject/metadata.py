@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from comfy import model_base
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
-from ...engine.conditioning import between, between_sizes, percent_of, power_cosine, schedule_table, sinusoid_value
+from ...engine.conditioning import between, between_sizes, percent_of, power_cosine, sinusoid_value
 from ..runs.model_call import KEY, ModelCall
 from ..runs.notices import Notices, fresh_node
 from ..runs.sampler_run import SamplerRun
@@ -85,11 +85,11 @@ def schedule_metadata(model: ModelPatcher, metadata: Metadata) -> ModelPatcher:
 def _around_run(
     metadata: Metadata, node: str | None, executor: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
 ) -> torch.Tensor:
-    """SAMPLER_SAMPLE: the schedule is read once, from the sampling that this run has."""
+    """SAMPLER_SAMPLE: the schedule is that of the sampling that this run has."""
     run, notices = SamplerRun.of(executor, *args, **kwargs), Notices("Size and Crop by Noise Level", node)
-    table = schedule_table(run.guider.inner_model.model_sampling.percent_to_sigma)
+    to_sigma = functools.cache(run.guider.inner_model.model_sampling.percent_to_sigma)
     reached: list[float] = []
-    out = run.wrapped(WrappersMP.APPLY_MODEL, functools.partial(_around_call, metadata, table, reached)).sample()
+    out = run.wrapped(WrappersMP.APPLY_MODEL, functools.partial(_around_call, metadata, to_sigma, reached)).sample()
     if float(run.sigmas[-1]) == 0:  # a stage leaves the late part to others
         for sentence in _hardly_changed(metadata, max(reached, default=1.0)):
             notices.say(sentence)
@@ -127,7 +127,7 @@ def _numbers_of(model: model_base.BaseModel) -> tuple[str, ...]:
 
 def _around_call(
     metadata: Metadata,
-    table: Sequence[float],
+    to_sigma: Callable[[float], float],
     reached: list[float],
     executor: Callable[..., torch.Tensor],
     *args: Any,
@@ -135,7 +135,7 @@ def _around_call(
 ) -> torch.Tensor:
     """APPLY_MODEL: the vectors of this call's noise level."""
     call = ModelCall.of(*args, **kwargs)
-    percent = percent_of(float(call.sigma.max()), table)
+    percent = percent_of(float(call.sigma.max()), to_sigma)
     reached.append(percent)
     conds = dict(call.conds)
     if "guidance" in metadata.changed and conds.get("guidance") is not None:

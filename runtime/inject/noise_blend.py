@@ -145,6 +145,7 @@ class _Run(injector.Run):
     def __init__(self, blend: NoiseBlend, place: str, sampling: Sampling) -> None:
         super().__init__(sampling)
         self.blend, self.place = blend, place
+        self.weights: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def sample(self, sampler: SamplerRun) -> torch.Tensor:
         """Outside of what other nodes of ours do to predictions, and of blends before this one: the last is on top."""
@@ -183,6 +184,13 @@ class _Run(injector.Run):
         return [found if number == own else each for number, each in enumerate(out)]
 
     def _weights(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Those of both prompts, made once a run for pictures of one size."""
+        known = x.shape[-2:], x.device, x.dtype
+        if known not in self.weights:
+            self.weights[known] = self._made(x)
+        return self.weights[known]
+
+    def _made(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         mask = torch.ones(1, 1) if self.blend.mask is None else self.blend.mask.float().cpu()
         height, width = x.shape[-2:]
         fitted = utils.common_upscale(mask[None, None], width, height, "area", "disabled")[0, 0].clamp(0, 1)

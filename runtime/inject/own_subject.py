@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from comfy import utils
@@ -68,15 +68,20 @@ def _resized(mask: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     return utils.common_upscale(mask[None, None], size[-1], size[-2], "bilinear", "center")[0, 0].clamp(0, 1)
 
 
-def damping_at(subject: torch.Tensor, call: ModelCall) -> DampingAt:
-    """By a layer's grid of tokens: less weight for every token, the more of it is the subject's."""
-    size = call.x.shape[-2:]
-    seen = middle(subject if fits(size, subject) else _resized(subject, covering(size, subject)), size)
+def damping_at(subject: torch.Tensor, call: ModelCall, kept: dict[Any, torch.Tensor]) -> DampingAt:
+    """By a layer's grid of tokens: less weight for every token, the more of it is the subject's.
 
-    @functools.cache
+    It is `kept` for the later calls of a run.
+    """
+    size = call.x.shape[-2:]
+
     def at(grid: Grid) -> torch.Tensor:
-        frames, height, width = grid
-        share = functional.adaptive_avg_pool2d(seen[None], (height, width)).flatten().repeat(frames)
-        return brought(call, (1 - share).clamp(min=LEAST).log())
+        known = id(subject), size, grid, call.x.device
+        if known not in kept:
+            seen = middle(subject if fits(size, subject) else _resized(subject, covering(size, subject)), size)
+            frames, height, width = grid
+            share = functional.adaptive_avg_pool2d(seen[None], (height, width)).flatten().repeat(frames)
+            kept[known] = brought(call, (1 - share).clamp(min=LEAST).log())
+        return kept[known]
 
     return at

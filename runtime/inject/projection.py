@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from comfy import utils
@@ -55,6 +55,7 @@ class _Run(injector.Run):
     def __init__(self, projection: Projection, sampling: Sampling) -> None:
         super().__init__(sampling)
         self.projection = projection
+        self.known: dict[Any, torch.Tensor] = {}
         for sentence in misfit("'latent' holds", len(projection.latent), sampling.pictures):
             sampling.notices.say(sentence)
 
@@ -69,13 +70,20 @@ class _Run(injector.Run):
         if not self.opens(sigma):
             return x
         projection, (height, width) = self.projection, x.shape[-2:]
-        with self.sampling.notices.own_errors():
-            known = self.sampling.model.process_latent_in(_framed(projection.latent, x).to(x))
-        known = utils.repeat_to_batch_size(known, x.shape[0])
-        if known.shape[-2:] != (height, width):
-            known = utils.common_upscale(able(known), width, height, "area", "center").to(known)
+        like = x.shape, x.device, x.dtype
+        if like not in self.known:
+            self.known[like] = self._fitted(x)
         cell = projection.cell or max(height, width)  # 0: one for all of the picture
-        return projected(x, known, (max(height // cell, 1), max(width // cell, 1)), projection.strength)
+        return projected(x, self.known[like], (max(height // cell, 1), max(width // cell, 1)), projection.strength)
+
+    def _fitted(self, x: torch.Tensor) -> torch.Tensor:
+        """The latent in the model's scale, at the size of pictures like x, of which a run has one or few."""
+        with self.sampling.notices.own_errors():
+            known = self.sampling.model.process_latent_in(_framed(self.projection.latent, x).to(x))
+        known = utils.repeat_to_batch_size(known, x.shape[0])
+        if known.shape[-2:] == x.shape[-2:]:
+            return known
+        return utils.common_upscale(able(known), x.shape[-1], x.shape[-2], "area", "center").to(known)
 
 
 def _framed(latent: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from comfy import utils
@@ -29,26 +30,38 @@ def _resized(mask: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
     return utils.common_upscale(mask[None, None], *size, "area", "disabled")[0, 0].clamp(0, 1)
 
 
-def _at_size(mask: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
+def _at_size(mask: torch.Tensor | None, pictures: torch.Tensor | None) -> torch.Tensor | None:
     """A mask for pictures of a size to which a sampler has changed the run's."""
-    return mask if mask.shape == pictures.shape[-2:] else _resized(mask, pictures)
+    if mask is None or pictures is None or mask.shape == pictures.shape[-2:]:
+        return mask
+    return _resized(mask, pictures)
 
 
 def leads_of(
-    acting: Sequence[tuple[float, torch.Tensor | None]], rows: Sequence[int], call: ModelCall, layout: Layout
+    acting: Sequence[tuple[float, torch.Tensor | None]],
+    rows: Sequence[int],
+    call: ModelCall,
+    layout: Layout,
+    kept: dict[Any, Leads],
 ) -> LeadsAt:
-    """Strength and mask of the acting references, in their rows, for the part of the picture that the call shows."""
-    places = None
-    if any(mask is not None for _, mask in acting):
-        assert call.pictures is not None  # a run's life cycle notes them in every call
-        places = places_of(call.x, layout, call.pictures)
-        acting = [(strength, None if mask is None else _at_size(mask, call.pictures)) for strength, mask in acting]
+    """Strength and mask of the acting references, in their rows, for the part of the picture that the call shows.
 
-    @functools.cache
+    What calls on the whole picture ask for is `kept` for the later ones of a run.
+    """
+    places, pictures = None, call.pictures
+    if any(mask is not None for _, mask in acting):
+        assert pictures is not None  # a run's life cycle notes them in every call
+        places = places_of(call.x, layout, pictures)
+    if places is not None:
+        kept = {}
+    known = tuple((strength, id(mask)) for strength, mask in acting), tuple(rows), call.x.shape[-2:], call.x.device
+
     def at(grid: Grid | None) -> Leads:
-        each = torch.broadcast_tensors(*(strength * _weights(mask, places, grid) for strength, mask in acting))
-        leads = Leads.of(rows, torch.stack(each), torch.device("cpu"))
-        return leads._replace(weights=brought(call, leads.weights))
+        if (known, grid) not in kept:
+            fitting = ((strength, _at_size(mask, pictures)) for strength, mask in acting)
+            each = torch.broadcast_tensors(*(strength * _weights(mask, places, grid) for strength, mask in fitting))
+            kept[known, grid] = Leads.of(rows, torch.stack(each)).on(functools.partial(brought, call))
+        return kept[known, grid]
 
     return at
 

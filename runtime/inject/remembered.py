@@ -125,6 +125,7 @@ class Store:
                 call.keep(missing, place)
                 calls = self.kept.setdefault(network, [])
                 if not any(each is call for each in calls):
+                    call.given = _sharing(call.given, calls[-1].given) if calls else call.given
                     calls.append(call)
                 return
 
@@ -166,6 +167,15 @@ def _given(call: ModelCall) -> tuple[Any, ...]:
     """All that a call without control tells the network."""
     given = call.x, call.sigma, call.c_concat, call.c_crossattn, *call.rest, *_flat(call.conds)
     return tuple(kinds_of(call.options)), given
+
+
+def _sharing(given: tuple[Any, ...], earlier: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What a call was given, with the tensors of an earlier one in the place of equal ones: steps share their text."""
+    (kinds, ours), (_, theirs) = given, earlier
+    if len(ours) != len(theirs):
+        return given
+    pairs = zip(ours, theirs, strict=True)
+    return kinds, tuple(other if isinstance(one, torch.Tensor) and _equal(one, other) else one for one, other in pairs)
 
 
 def _flat(conds: Mapping[str, Any]) -> Iterator[Any]:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from comfy.model_base import BaseModel
@@ -132,7 +132,8 @@ class _Lead:
 class _Call(NamedTuple):
     """What the open layers of one model call do, and whose rows they do it to.
 
-    `leads` is None where one reference acts everywhere: then `rows` names it, and `styles` are as strong as it is.
+    `leads` is None where one reference acts everywhere: then `rows` names it, `styles` are as strong as it is, and
+    `lone` is what leads would be.
     `hidden` are the references' own rows in every chunk, which come last; `masked` says that one acts in places only.
     `brought` is there when the reference has no row in the call: what it brings to each layer. `dampings` keep each
     reference's own subject out of what it gives. `others` names whose patches change q, k and v before they come here.
@@ -141,6 +142,7 @@ class _Call(NamedTuple):
     styles: Mapping[LayerId, LayerStyle]
     rows: Rows
     hidden: int
+    lone: LeadsAt
     leads: LeadsAt | None = None
     masked: bool = False
     brought: Mapping[LayerId, Brought] | None = None
@@ -155,9 +157,7 @@ class _Call(NamedTuple):
 
     def leads_at(self, projected: Projected) -> Leads:
         """The references at the tokens of a layer, which matter where there is a mask."""
-        if self.leads is None:
-            return Leads.of((self.rows.reference,), torch.ones(1, 1, 1), projected.q.device)
-        return self.leads(projected.grid if self.masked else None)
+        return (self.leads or self.lone)(projected.grid if self.masked else None)
 
 
 class StyleRun(injector.Run):
@@ -177,6 +177,8 @@ class StyleRun(injector.Run):
             for each in injection.reference.chain
         )
         self.token = object()  # what it keeps is known by it, and does not keep the run
+        self.placed: dict[Any, Leads] = {}  # masks, brought to the grids of layers once a run
+        self.dampings: dict[Any, torch.Tensor] = {}
         self.layers = CalledLayers(self.architecture.layers)
         self.without_sharing: list[Callable[..., torch.Tensor] | None] = []
         misfits = misfits_of_prompts(sampling.guider.conds, sampling.pictures)
@@ -335,10 +337,13 @@ class StyleRun(injector.Run):
         """
         strengths = [(each.reference.strength, each.mask) for each in acting]
         masked = any(mask is not None for _, mask in strengths)
-        dampings = tuple(None if each.subject is None else damping_at(each.subject, call) for each in acting)
-        alone = _Call(styles, rows, hidden, dampings=dampings)
+        dampings = tuple(
+            None if each.subject is None else damping_at(each.subject, call, self.dampings) for each in acting
+        )
+        led = functools.partial(leads_of, call=call, layout=layout, kept=self.placed)
+        alone = _Call(styles, rows, hidden, led([(1.0, None)], (rows.reference,)), dampings=dampings)
         if masked or len(acting) > 1 or any(strength < 0 for strength, _ in strengths):
-            return alone._replace(leads=leads_of(strengths, places, call, layout), masked=masked)
+            return alone._replace(leads=led(strengths, places), masked=masked)
         if any(strength != 1 for strength, _ in strengths):
             styles = {layer: style.times(strengths[0][0]) for layer, style in styles.items()}
         return alone._replace(styles=styles)

@@ -25,7 +25,7 @@ from ..arch.registry import architecture_of
 from ..runs.model_call import KEY, on_one_card
 from ..runs.notices import Notices, fresh_node
 from ..runs.sampler_run import SamplerRun
-from .capture import Recorder, recording
+from .capture import recording
 from .profiling import noise_of
 
 NEAR = 1e-3  # of a noise level: samplers round sigmas on their way
@@ -99,9 +99,8 @@ def _around_run(
     model, first = sampler.guider.model_patcher, int(series.first_is_reference)
     with notices.own_errors():
         named = series.named(sampler.noise.shape[0] - first)
-    with recording(model, series.features) as recorder:
-        run = _Run(recorder, recorded_levels(sampler.sigmas, series.levels, noise_of(model)))
-        out = sampler.wrapped(WrappersMP.CALC_COND_BATCH, run.around_conds).sample()
+    run = _Run(model, series.features, recorded_levels(sampler.sigmas, series.levels, noise_of(model)))
+    out = sampler.wrapped(WrappersMP.CALC_COND_BATCH, run.around_conds).sample()
     run.keep(series, named, first, model, notices)
     return out
 
@@ -120,10 +119,10 @@ def recorded_levels(sigmas: torch.Tensor, count: int, noise: str = LOG) -> list[
 
 
 class _Run:
-    """What one run has recorded: at each wanted noise level the first call of the sampler."""
+    """What one run has recorded: at each wanted noise level the first call of the sampler. Others run as they are."""
 
-    def __init__(self, recorder: Recorder, wanted: Sequence[float]) -> None:
-        self._recorder, self._wanted = recorder, wanted
+    def __init__(self, model: ModelPatcher, features: Sequence[str], wanted: Sequence[float]) -> None:
+        self._model, self._features, self._wanted = model, features, wanted
         self._found: dict[float, dict[Key, Moments]] = {}
         self._inside = False
 
@@ -140,16 +139,16 @@ class _Run:
     ) -> Any:
         """CALC_COND_BATCH: calls that other nodes make inside a call, and later ones of a level, are not kept."""
         level = None if self._inside else self._level(float(sigma[0]))
-        before, self._inside = self._inside, True
+        if level is None:
+            return executor(model, conds, x, sigma, model_options, *args, **kwargs)
+        self._inside = True
         try:
-            if not before:
-                self._recorder.forget()
-            out = executor(model, conds, x, sigma, on_one_card(model_options), *args, **kwargs)
+            with recording(self._model, self._features) as recorder:
+                out = executor(model, conds, x, sigma, on_one_card(model_options), *args, **kwargs)
         finally:
-            self._inside = before
-        if level is not None:
-            order = [cond["uuid"] for side in conds if side is not None for cond in side]
-            self._found[level] = _of_pictures(self._recorder.take(order), len(x))
+            self._inside = False
+        order = [cond["uuid"] for side in conds if side is not None for cond in side]
+        self._found[level] = _of_pictures(recorder.take(order), len(x))
         return out
 
     def _level(self, sigma: float) -> float | None:

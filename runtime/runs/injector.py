@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -88,7 +89,20 @@ class Sampling:
     @property
     def whole_schedule(self) -> Iterator[float]:
         """Noise levels from the beginning of the model's schedule to its end, wherever the run begins and stops."""
-        return (self.to_sigma((number + 0.5) / PROBED) for number in range(PROBED))
+        return map(self._probed, range(PROBED))
+
+    def below(self, sigma: float) -> Iterator[float]:
+        """Those of `whole_schedule` below a noise level, from its end: a GPU may have to answer for each of them."""
+        return itertools.takewhile(lambda level: level < sigma, map(self._probed, reversed(range(PROBED))))
+
+    def _probed(self, number: int) -> float:
+        return self.to_sigma((number + 0.5) / PROBED)
+
+    @property
+    def steps(self) -> str:
+        """Where the run's steps begin, in words."""
+        start, end = (f"{percent_of(level, self.to_sigma):g}" for level in self.sigmas[[0, -2]].tolist())
+        return f"{start} to {end} of the schedule"
 
     @property
     def is_stage(self) -> bool:
@@ -218,10 +232,9 @@ class Run:
 
     def _about_windows(self) -> Iterator[str]:
         sampling, reached = self.sampling, self.reached
-        start, end = (f"{percent_of(level, sampling.to_sigma):g}" for level in sampling.sigmas[[0, -2]].tolist())
         if not any(map(self.opens, reached)):
             yield (
-                f"Nothing was done in this run, whose steps begin at {start} to {end} of the schedule, outside of this "
+                f"Nothing was done in this run, whose steps begin at {sampling.steps}, outside of this "
                 "node's window: raise 'denoise' or the number of steps, or move 'start_percent' and 'end_percent'."
             )
             return
@@ -229,10 +242,10 @@ class Run:
             if not any(inside(level, first, last, sampling.to_sigma) for level in reached):
                 yield (
                     f"Nothing was done in the window from {first:g} to {last:g}, as the steps of this run begin at "
-                    f"{start} to {end} of the schedule: take more steps, or move it."
+                    f"{sampling.steps}: take more steps, or move it."
                 )
-        later = (level for level in sampling.whole_schedule if level < min(reached))
-        if all(map(self.opens, reached)) and not all(map(self.opens, later)):
+        if all(map(self.opens, reached)) and not all(map(self.opens, sampling.below(min(reached)))):
+            end = f"{percent_of(float(sampling.sigmas[-2]), sampling.to_sigma):g}"
             yield (
                 f"The window of this node leaves no step of this run out, as the last one begins at {end} of the "
                 "schedule: end it before that, or take more steps."

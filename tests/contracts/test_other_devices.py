@@ -14,6 +14,7 @@ from gradsam_case import blended
 from gradsam_case import run as run_with_subject
 from lesser_device import DEVICE, lesser_device, waits
 from style_case import HEIGHT, WIDTH, assert_close, free_memory, gate, hidden, run, styled
+from test_gate_adapter import adapted
 from test_transformer_style import hidden as hidden_of_family
 from test_transformer_style import styled as styled_family
 from test_transformers import run as run_family
@@ -21,6 +22,7 @@ from tiny_transformers import tiny_transformer
 
 from conditional_balance.engine.style import UNTWIST, StyleSettings
 from conditional_balance.nodes.before_after import CBBeforeAfter
+from conditional_balance.runtime.inject.adapter import gate_adapter
 from conditional_balance.runtime.inject.contrast import LayerContrast, contrast_layers
 from conditional_balance.runtime.inject.inversion import Inversion, invert_latent
 from conditional_balance.runtime.inject.layer_prompt import LayerPrompt, prompt_layers
@@ -178,6 +180,9 @@ def test_no_layer_waits(monkeypatch: pytest.MonkeyPatch) -> None:
             (unet, run, lambda: run(styled(unet, reference=masked(unet)))),
             (unet, run, lambda: run(styled(unet, reference=alone))),
             (unet, run, lambda: prompted(unet)),
+            (unet, run, lambda: guided(unet)),
+            (unet, run, lambda: run(styled(unet, share=0.5))),
+            (unet, lambda of: run(adapted(of)), lambda: run(gate_adapter(adapted(unet), gate("o:0.5"))[0])),
             (flux, lambda of: run_family(of, "flux"), lambda: run_family(styled_flux, "flux")),
         ):
             plain(of)  # loads it

@@ -15,7 +15,6 @@ from conditional_balance.engine.conditioning import (
     percent_of,
     power_cosine,
     resolution_ratio,
-    schedule_table,
     shifted_sigmas,
     sinusoid_value,
 )
@@ -44,12 +43,25 @@ def test_a_percent_is_found_again_by_its_sigma(percent: float) -> None:
     def to_sigma(at: float) -> float:
         return 14.6 * math.exp(-6.2 * at)
 
-    assert percent_of(to_sigma(percent), schedule_table(to_sigma)) == pytest.approx(percent, abs=2e-3)
+    assert percent_of(to_sigma(percent), to_sigma) == pytest.approx(percent, abs=2e-3)
 
 
 def test_sigmas_outside_the_schedule_are_its_ends() -> None:
-    table = schedule_table(lambda percent: 1 - percent)
-    assert percent_of(5.0, table) == 0 and percent_of(-1.0, table) == 1
+    def to_sigma(at: float) -> float:
+        return 1 - at
+
+    assert percent_of(5.0, to_sigma) == 0 and percent_of(-1.0, to_sigma) == 1
+
+
+def test_a_percent_asks_for_few_noise_levels() -> None:
+    """ComfyUI keeps a schedule on the GPU, and the processor waits for every answer."""
+    asked: list[float] = []
+
+    def to_sigma(at: float) -> float:
+        asked.append(at)
+        return 1 - at
+
+    assert percent_of(0.3, to_sigma) == pytest.approx(0.7) and len(asked) < 15
 
 
 @given(st.integers(0, 20_000))
