@@ -22,7 +22,7 @@ BARS_TRANSFORMER = 'bars --model transformer --references 12 --judged 8 --steps 
 BALANCE_BEST = f"balance --setting known --steps 8 {BEST}"
 BALANCE_TRANSFORMER = f"balance --model transformer --setting known --references 16 --steps 8 {BEST}"
 COMMANDS = (
-    ("bars", "bars --references 24 --judged 400 --steps 8"),
+    ("bars", "bars --references 32 --judged 400 --steps 8"),
     ("subjects", "subjects --scenes 24"),
     ("subjects_640", "subjects --scenes 640 --settings 3x8"),
     ("bars_cfg4.5", f"{BARS} --cfg 4.5"),

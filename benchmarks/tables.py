@@ -40,8 +40,8 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def percent(found: dict[str, float]) -> str:
-    mean, low, high = (100 * found[key] for key in ("mean", "low", "high"))
-    return f"{mean:.0f} % [{low:.0f}, {high:.0f}]"
+    mean, low, high = (round(100 * found[key]) for key in ("mean", "low", "high"))  # of integers none is -0
+    return f"{mean} % [{low}, {high}]"
 
 
 def points(found: dict[str, float]) -> str:

@@ -39,10 +39,10 @@ class Shares(NamedTuple):
 class Leads(NamedTuple):
     """The references of one call of a layer, in order: their `rows` in every chunk, and how they act together.
 
-    `weights` [R, chunks or 1, tokens or 1] are apportioned, those of a reference all of one sign; `parts` are where each
-    acts unless everywhere alike. `toward` and `away` number those that are above and below 0 anywhere; `whole` says
-    that all are 1 everywhere, `within` that none is below 0 or above 1. All of it is known before a layer runs, which
-    need not wait.
+    `weights` [R, chunks or 1, tokens or 1] are apportioned, those of a reference all of one sign; `parts` are where
+    each acts unless everywhere alike. `toward` and `away` number those that are above and below 0 anywhere; `whole`
+    says that all are 1 everywhere, `within` that none is below 0 or above 1. All of it is known before a layer runs,
+    which need not wait.
     """
 
     rows: tuple[int, ...]
