@@ -1,9 +1,10 @@
 """Style against content: do layers ranked first bring the style and leave content and the reference's subject behind?
 
-References show one subject. Those by hands that the model knows are painted by it; those by hands that it never saw are
-drawings. Prompts name another subject, or two with a relation, before another place, and no style: all style comes
-through sharing. *style distance* is the judge's, to the reference. *subjects*: all that were asked for are seen, each
-where the relation puts it; *content*: the place too. *leaked*: the reference's subject is seen instead of one.
+References show one subject. Those of *known hands* are painted by the model; *drawn references* are drawings by the
+same hands, those of *unseen hands* drawings by hands that it never saw. Prompts name another subject, or two with a
+relation, before another place, and no style: all style comes through sharing. *style distance* is the judge's, to the
+reference. *subjects*: all that were asked for are seen, each where the relation puts it; *content*: the place too.
+*leaked*: the reference's subject is seen instead of one.
 """
 
 from __future__ import annotations
@@ -53,15 +54,17 @@ STYLE = MEASURES.index("style distance")
 
 
 class Setting(NamedTuple):
-    """Whose references, and which ways to choose layers are tried on them."""
+    """Whose references, which ways to choose layers are tried on them, and whether they are drawings."""
 
     hands: tuple[str, ...]
     policies: tuple[str, ...]
+    drawn: bool = False
 
 
 SETTINGS = {
     "known hands": Setting(KNOWN_HANDS, tuple(POLICIES)),
-    "unseen hands": Setting(HELD_OUT_HANDS, ("ranked", "random", "reversed")),
+    "drawn references": Setting(KNOWN_HANDS, ("ranked", "random", "reversed"), drawn=True),
+    "unseen hands": Setting(HELD_OUT_HANDS, ("ranked", "random", "reversed"), drawn=True),
 }
 
 
@@ -91,7 +94,7 @@ def main() -> None:
     jobs = [job for job in planned(chosen) if chosen.setting in job.setting]
     if not jobs:
         raise SystemExit(f"--setting is part of {', '.join(map(repr, SETTINGS))}; it is {chosen.setting!r}.")
-    truth = Truth(chosen.prepared) if any("unseen" in job.setting for job in jobs) else None
+    truth = Truth(chosen.prepared) if any(SETTINGS[job.setting].drawn for job in jobs) else None
     demo = Demo(cfg=chosen.cfg, weights=chosen.weights, paints=chosen.model)
     profile = harness.profile_of(chosen.model, chosen.weights)
     shared = demo, truth, profile, chosen, *kept(chosen, harness.sharing(chosen))
@@ -149,7 +152,7 @@ def pair(setting: str, index: int) -> tuple[Painted, Specs]:
     hand = hands[index % len(hands)]
     subjects, media = harness.content(CHOSEN.content)
     specs = scenes.random_specs(1, dice, (hand,), drawn_by(hand, subjects), media, alone=1.0)
-    if setting == "unseen hands":
+    if SETTINGS[setting].drawn:
         reference = harness.drawn_reference(DEMO, TRUTH, specs)
     else:
         reference = harness.painted_reference(DEMO, specs, index, CHOSEN.steps)

@@ -47,7 +47,7 @@ from tiny import cond, latent
 
 STEPS = 4
 UNETS, TRANSFORMERS = ("sd15", "sdxl"), ("flux", "sd35-medium", "qwen", "wan")
-PACK = Path(__file__).resolve().parent.parent.parent
+OURS = [Path(__file__).resolve().parent.parent.parent / folder for folder in ("engine", "runtime")]
 RESIZING = ("adaptive_avg_pool2d", "upsample", "interpolate", "avg_pool2d")
 
 
@@ -264,7 +264,7 @@ class Written(Operators):
         out = function(*args, **(kwargs or {}))
         given = {_memory(each) for each in tree_leaves((args, kwargs or {})) if isinstance(each, torch.Tensor)}
         made = any(isinstance(each, torch.Tensor) and _memory(each) not in given for each in tree_leaves(out))
-        if self.inside and (made or function.name().endswith("_")) and _caller().is_relative_to(PACK):
+        if self.inside and (made or function.name().endswith("_")) and any(map(_caller().is_relative_to, OURS)):
             self.inside[-1].append(function.name())
         return out
 

@@ -355,9 +355,7 @@ def running_twice(of: Any, pictures: int) -> Any:
 
 def test_who_cannot_have_a_reference_ride_along_is_named() -> None:
     of = model("sd15")
-    named = (
-        r"running_twice.wrapper of test_style_among_nodes runs the model by itself and fails when a style reference"
-    )
+    named = r"running_twice.wrapper of test_style_among_nodes runs the model by itself and fails when a style reference"
     with pytest.raises(ValueError, match=named):
         run(styled(running_twice(of, 3), "all", hidden(of)))
     assert_close(run(styled(running_twice(of, 3))), run(styled(of)))
