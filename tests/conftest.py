@@ -5,6 +5,7 @@ Without COMFYUI_PATH only the tests of `engine` and `render` are collected: they
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+gc.disable()  # until everything is imported, which makes much and throws nothing away
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for devtools; ComfyUI goes before it
 from devtools.bootstrap import import_engine_only, import_pack, start_comfy
 
@@ -28,6 +30,14 @@ if "COMFYUI_PATH" in os.environ:
 else:
     import_engine_only()
     collect_ignore_glob = ["test_*.py", "contracts/*", "demo/*", "workflows/*"]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """Lets the garbage collector leave out torch, ComfyUI and thousands of tests, none of which is ever thrown away."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
