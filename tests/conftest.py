@@ -10,6 +10,10 @@ import os
 import sys
 from pathlib import Path
 
+# Servers and commands that tests start take this over too: where all cores are busy, several threads of one process
+# wait for one another in loops, and sampling takes many times the processor time of a single thread.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 from hypothesis import settings
@@ -24,7 +28,8 @@ settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
 if "COMFYUI_PATH" in os.environ:
     pytest_plugins = ["comfy_server"]
-    start_comfy()
+    # As on most GPUs, and the fastest on a CPU; servers that tests start have what ComfyUI chooses for a CPU.
+    start_comfy("--use-pytorch-cross-attention")
     import_pack()
     import tiny  # needs ComfyUI
 else:
