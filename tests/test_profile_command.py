@@ -104,7 +104,7 @@ def by_command(pictures: Path, tmp_path_factory):
 
 
 def test_it_makes_the_file_of_the_node(by_command, by_node) -> None:
-    """As near as another kernel of attention allows: the tests' process has another one."""
+    """As near as sums in another order allow: the command may have more threads than the tests' process."""
     assert_same(by_command, by_node, 1e-4)
 
 
