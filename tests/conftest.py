@@ -5,15 +5,21 @@ Without COMFYUI_PATH only the tests of `engine` and `render` are collected: they
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+# Servers and commands that tests start take this over too: where all cores are busy, several threads of one process
+# wait for one another in loops, and sampling takes many times the processor time of a single thread.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 from hypothesis import settings
 
+gc.disable()  # until everything is imported, which makes much and throws nothing away
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for devtools; ComfyUI goes before it
 from devtools.bootstrap import import_engine_only, import_pack, start_comfy
 
@@ -23,7 +29,8 @@ settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
 if "COMFYUI_PATH" in os.environ:
     pytest_plugins = ["comfy_server"]
-    start_comfy()
+    # As on most GPUs, and the fastest on a CPU; servers that tests start have what ComfyUI chooses for a CPU.
+    start_comfy("--use-pytorch-cross-attention")
     import_pack()
     import tiny  # needs ComfyUI
 else:
@@ -36,6 +43,14 @@ def gradients_on() -> Iterator[None]:
     """Benchmarks turn gradients off for their whole process; the next test has them again."""
     yield
     torch.set_grad_enabled(True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """Lets the garbage collector leave out torch, ComfyUI and thousands of tests, none of which is ever thrown away."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -103,7 +104,7 @@ def by_command(pictures: Path, tmp_path_factory):
 
 
 def test_it_makes_the_file_of_the_node(by_command, by_node) -> None:
-    """As near as another kernel of attention allows: the tests' process has another one."""
+    """As near as sums in another order allow: the command may have more threads than the tests' process."""
     assert_same(by_command, by_node, 1e-4)
 
 
@@ -129,12 +130,26 @@ def do_all(parts: Parts, stop_after: int = 1000) -> int:
     return did
 
 
+@pytest.fixture(scope="module")
+def never_stopped(loaded, pictures: Path, tmp_path_factory):
+    """By how many pairs are looked at: a run in parts that nothing has stopped, and how many tasks it did."""
+
+    @cache
+    def done(most_pairs: int) -> tuple[Parts, int]:
+        with torch.inference_mode():
+            parts = parts_of(loaded, pictures, tmp_path_factory.mktemp("whole") / "work", most_pairs=most_pairs)
+            return parts, do_all(parts)
+
+    return done
+
+
 @pytest.mark.parametrize("most_pairs", [250_000, 60])
-def test_a_run_that_was_stopped_anywhere_goes_on(loaded, pictures: Path, tmp_path: Path, most_pairs: int) -> None:
+def test_a_run_that_was_stopped_anywhere_goes_on(
+    loaded, pictures: Path, never_stopped, tmp_path: Path, most_pairs: int
+) -> None:
     """All pairs, and a sample in several groups: each stopped after every third task, and never."""
     with torch.inference_mode():
-        whole = parts_of(loaded, pictures, tmp_path / "whole", most_pairs=most_pairs)
-        count = do_all(whole)
+        whole, count = never_stopped(most_pairs)
         assert (len(whole.groups) == 1) == (most_pairs > 1000)
         did = []
         while not did or did[-1]:
@@ -149,12 +164,11 @@ def test_a_run_that_was_stopped_anywhere_goes_on(loaded, pictures: Path, tmp_pat
     assert not list((tmp_path / "again").glob("moments*"))
 
 
-def test_a_sample_in_parts_is_the_sample_of_the_node(loaded, pictures: Path, tmp_path: Path) -> None:
+def test_a_sample_in_parts_is_the_sample_of_the_node(loaded, pictures: Path, never_stopped) -> None:
     model, clip, vae = loaded
     prompt = clip.encode_from_tokens_scheduled(clip.tokenize("a picture"))
     with torch.inference_mode():
-        parts = parts_of(loaded, pictures, tmp_path / "work", most_pairs=60)
-        do_all(parts)
+        parts, _ = never_stopped(60)
         settings = parts.run.settings
         expected = profile_model(model, load_clusters(pictures, 1000), vae, prompt, None, settings)
         torch.testing.assert_close(parts.finish().scores, expected.scores, rtol=1e-6, atol=1e-6)

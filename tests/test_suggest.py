@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from devtools.server import Server
 AMOUNTS = [0.0, 0.15, 0.3, 0.45, 0.6, 0.75]
 
 
+@cache
 def suggested(server: Server, kind: str | None) -> tuple[dict[str, Any], str]:
     """What the node shows of its tries by a vision network of a kind, or by the model without one; and its words."""
     prompt = PROMPT

@@ -17,13 +17,28 @@ from conditional_balance.runtime.inject.reference import FIRST_ROW, StyleReferen
 from conditional_balance.runtime.profile.effect import measure_layers
 from conditional_balance.runtime.profile.likeness import style_distances
 
+REFERENCE = StyleReference(3 * tiny.latent(seed=9)["samples"] + 1)
+
 
 def measured(model, levels: int = 2, batch: int = 2, **changes):
-    reference = StyleReference(3 * tiny.latent(seed=9)["samples"] + 1)
-    given = {"reference": reference, "latents": tiny.latent(batch=batch)["samples"]} | changes
+    given = {"reference": REFERENCE, "latents": tiny.latent(batch=batch)["samples"]} | changes
     positive = given.pop("positive", None) or tiny.cond(model, 1)
     with torch.inference_mode():
         return measure_layers(model, levels=levels, seed=0, positive=positive, **given)
+
+
+def by_node(model, **options):
+    """What the node shows and gives of the same as `measured`."""
+    with torch.inference_mode():
+        return CBMeasureLayers.execute(
+            model, REFERENCE, tiny.latent(batch=2), tiny.cond(model, 1), noise_levels=2, seed=0, **options
+        )
+
+
+@pytest.fixture(scope="module")
+def hearing(sd15_model):
+    """What the node gives of a model whose layers are all heard."""
+    return by_node(sd15_model)
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sdxl"])
@@ -65,16 +80,13 @@ def test_a_layer_whose_attention_is_not_heard_does_nothing(sd15_model):
     assert int((profile.scores[0] - 1).abs().argmax()) != place
 
 
-def test_a_reference_that_no_layer_leads_to_is_said(sd15_model):
+def test_a_reference_that_no_layer_leads_to_is_said(sd15_model, hearing):
     """No layer's attention is heard: a ranking of nothing would be kept and rule every later style."""
     deaf = sd15_model.clone()
     outs = {name: w for name, w in deaf.model.diffusion_model.named_parameters() if ".attn1.to_out.0." in name}
     deaf.add_patches({f"diffusion_model.{name}": ("diff", (-w.detach().clone(),)) for name, w in outs.items()}, 1.0)
-    reference = StyleReference(3 * tiny.latent(seed=9)["samples"] + 1)
     said = {}
-    for name, model in (("deaf", deaf), ("hearing", sd15_model)):
-        with torch.inference_mode():
-            shown = CBMeasureLayers.execute(model, reference, tiny.latent(batch=2), tiny.cond(model, 1), 2, 0)
+    for name, shown in (("deaf", by_node(deaf)), ("hearing", hearing)):
         gains = 1 - shown.result[0].scores.mean((0, 1))
         said[name] = shown.ui["cb_warning"]
         assert bool(said[name]) == (float(gains.max()) <= 1e-3)
@@ -117,14 +129,8 @@ def test_a_model_that_predicts_nan_has_no_effect_of_one(sd15_model):
         measured(model)
 
 
-def test_the_report_says_how_far_it_agrees_with_a_profile(sd15_model):
-    profile = measured(sd15_model)
-    reference = StyleReference(3 * tiny.latent(seed=9)["samples"] + 1)
-    with torch.inference_mode():
-        out = CBMeasureLayers.execute(
-            model=sd15_model, reference=reference, latent=tiny.latent(batch=2), positive=tiny.cond(sd15_model, 1),
-            noise_levels=2, seed=0, profile=profile,
-        )  # fmt: skip
+def test_the_report_says_how_far_it_agrees_with_a_profile(sd15_model, hearing):
+    out = by_node(sd15_model, profile=hearing.args[0])
     assert "Agrees with 'style, by measured effect' at 1.00" in out.args[2]
 
 
