@@ -60,7 +60,12 @@ def main() -> None:
         painted = gathered(pool, paint, jobs, lambda job: job.content, every=1)
         judged = dict(zip(KINDS, pool.map(own_rates, KINDS), strict=True))
     found: Found = {
-        name: {"bars": bars(rows), "generated": generated(rows), "pictures": 6 * chosen.prompts * len(rows)}
+        name: {
+            "bars": bars(rows),
+            "hands": hands_told(rows),
+            "generated": generated(rows),
+            "pictures": 6 * chosen.prompts * len(rows),
+        }
         for name, rows in painted.items()
     }
     harness.report({"painted": found, "judges": judged, "steps": chosen.steps, "cfg": chosen.cfg}, chosen)
@@ -108,6 +113,9 @@ def paint(job: Job) -> Rows:
         pictures = DEMO.decode(KEPT.of(f"{job.content} {job.index:03} {way}{shared}", sampled))
         measured = verdicts(DEMO.judge, pictures, wanted)
         measured["leak"] = (measured.pop("seen") == reference.subject[0, 0]).any(1)
+        told_hand = measured.pop("told hand")
+        if way == "named":
+            rows["told hand"], rows["meant hand"] = told_hand, wanted.hand
         measured["distance"] = style_distance(point, DEMO.judge.style(pictures))
         rows |= {f"{way} {name}": column.float() for name, column in measured.items()} | {f"{way} pictures": pictures}
     return rows
@@ -139,7 +147,7 @@ def verdicts(judge: Judge, pictures: Tensor, specs: Specs) -> Rows:
     known = torch.tensor([list(HANDS).index(name) for name in KNOWN_HANDS])
     return {
         "seen": seen, "content": (seen == specs.subject).all(1), "place": judge.places(pictures).argmax(1) == place,
-        "hand": known[hand] == specs.hand, "hand trust": hand_trust.exp(),
+        "hand": known[hand] == specs.hand, "hand trust": hand_trust.exp(), "told hand": known[hand],
         "trust": torch.where(trust.isinf(), 0.0, trust).sum(1).exp(),
     }  # fmt: skip
 
@@ -164,6 +172,20 @@ def bars(painted: list[Rows]) -> Found:
     if rows["plain"].any():
         result["hand as prompted, no medium"] = described(rows["named hand"][rows["plain"]], groups[rows["plain"]])
     return result
+
+
+def hands_told(painted: list[Rows]) -> Found:
+    """For each hand that prompts name, its references, and the share of pictures that are told to be by each hand."""
+    meant, told = (torch.cat([outcome[f"{which} hand"] for outcome in painted]) for which in ("meant", "told"))
+    found: Found = {}
+    for row, name in enumerate(HANDS):
+        if len(theirs := told[meant == row]):
+            shares = torch.bincount(theirs, minlength=len(HANDS)) / len(theirs)
+            references = sum(int(outcome["meant hand"][0] == row) for outcome in painted)
+            found[name] = {"references": references} | {
+                other: round(float(share), 4) for other, share in zip(HANDS, shares, strict=True) if share > 0
+            }
+    return found
 
 
 def share_of_way(distances: Tensor) -> Tensor:

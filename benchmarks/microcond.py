@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks import harness
 from benchmarks import style as costs
 from benchmarks.harness import Demo
-from conditional_balance.engine.conditioning import between, between_sizes, power_cosine, schedule_table
+from conditional_balance.engine.conditioning import between, between_sizes, power_cosine
 from conditional_balance.runtime.inject.metadata import Change, Metadata, schedule_metadata
 from demo import models
 
@@ -84,13 +84,11 @@ def prices(chosen: argparse.Namespace) -> dict[str, Any]:
         made = {name: bench.run(model, 1) for name, model in ways.items()}
         runs = {name: lambda model=model: bench.run(model, 1) for name, model in ways.items()}
         times = costs.in_turns(runs, bench.clock, chosen.rounds)
-        to_sigma = bench.model.model.model_sampling.percent_to_sigma
-        reading = costs.in_turns({"schedule": lambda: schedule_table(to_sigma)}, bench.clock, chosen.rounds)
     return {
         "constant, same bits": bool(torch.equal(made["plain"], made["constant"])),
         "scheduled, same bits": bool(torch.equal(made["plain"], made["scheduled"])),
         "cost over a plain run": {name: round(costs.ratio(times[name], times["plain"]), 3) for name in runs},
-        "seconds": {name: round(statistics.median(each), 3) for name, each in (times | reading).items()},
+        "seconds": {name: round(statistics.median(each), 3) for name, each in times.items()},
     }
 
 

@@ -104,6 +104,17 @@ def _bars(painted: dict[str, Any]) -> str:
     return table(["", *painted, "bar"], rows)
 
 
+def bars_hands() -> str:
+    """Of the dozen drawn best, without a medium: which hand a picture is told to be by, for each that is prompted."""
+    found = results("bars")["painted"]["best drawn, no medium"]["hands"]
+    rows = []
+    for hand, each in found.items():
+        shares = {other: share for other, share in each.items() if other not in ("references", hand)}
+        most = [f"{other} {100 * shares[other]:.0f} %" for other in sorted(shares, key=shares.__getitem__)[:-3:-1]]
+        rows.append([hand, str(each["references"]), f"{100 * each.get(hand, 0):.0f} %", ", ".join(most)])
+    return table(["hand in the prompt", "references", "as prompted", "taken for"], rows)
+
+
 def judges() -> str:
     found = results("bars")["judges"]
     names = next(iter(found.values()))
@@ -311,6 +322,7 @@ def microcond() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "bars": bars,
+    "bars, hands": bars_hands,
     "bars, transformer": bars_transformer,
     "bars, sharing": bars_of_sharing,
     "judges": judges,

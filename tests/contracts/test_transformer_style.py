@@ -352,10 +352,12 @@ def test_a_compiled_model_gives_the_same_and_is_not_compiled_at_every_step(
     compiled = model.clone()
     set_torch_compile_wrapper(compiled, backend=backend)
     run(compiled, kind)
-    run(compiled, kind)
+    plainly = len(compiled_graphs)
+    closed = styled(compiled, "j0, -j0", reference=hidden(kind))
+    run(closed, kind)  # may compile once more, as with any node that adds a wrapper of another kind
     before = len(compiled_graphs)
-    run(styled(compiled, "j0, -j0", reference=hidden(kind)), kind)
-    assert len(compiled_graphs) == before > 0 and "compiled" not in caplog.text  # closed gates leave it as it is
+    run(closed, kind)
+    assert len(compiled_graphs) == before <= 2 * plainly > 0 and "compiled" not in caplog.text
     out = run(styled(compiled, reference=hidden(kind)), kind)
     assert_close(out, plain, 1e-4)
     assert len(compiled_graphs) == before and caplog.text.count("this model is compiled") == 1
