@@ -21,6 +21,7 @@ BARS = 'bars --references 12 --judged 8 --steps 8 --only "best drawn, no medium"
 BARS_TRANSFORMER = 'bars --model transformer --references 12 --judged 8 --steps 8 --only "no medium"'
 BALANCE_BEST = f"balance --setting known --steps 8 {BEST}"
 BALANCE_TRANSFORMER = f"balance --model transformer --setting known --references 16 --steps 8 {BEST}"
+BALANCE_DRAWN = 'balance --setting drawn --steps 8 --content "best drawn"'
 COMMANDS = (
     ("bars", "bars --references 32 --judged 400 --steps 8"),
     ("subjects", "subjects --scenes 24"),
@@ -32,6 +33,7 @@ COMMANDS = (
     ("suggest", "suggest --references 12"),
     ("balance", "balance --setting known --references 16 --steps 8 --chart docs/balance.png"),
     ("balance_best", f"{BALANCE_BEST} --references 32 --chart docs/balance_best.png"),
+    ("balance_drawn", f"{BALANCE_DRAWN} --references 32 --prompts 4 --only ranked"),
     ("bars_share1", f"{BARS} --share 1"),
     ("bars_share2", f"{BARS} --share 2"),
     ("bars_share4", f"{BARS} --share 4"),

@@ -46,8 +46,8 @@ def percent(found: dict[str, float]) -> str:
 
 def points(found: dict[str, float]) -> str:
     """A difference of shares."""
-    mean, low, high = (100 * found[key] for key in ("mean", "low", "high"))
-    return f"{mean:+.0f} [{low:+.0f}, {high:+.0f}]"
+    mean, low, high = (round(100 * found[key]) for key in ("mean", "low", "high"))
+    return f"{mean:+d} [{low:+d}, {high:+d}]"
 
 
 def plain(digits: int, sign: str = "") -> Writer:
@@ -159,8 +159,17 @@ def balance_over_all() -> str:
         for couples, file in files.items()
         for way in ("none", "ranked 0.1", "ranked 0.2")
     }
+    return _over_all(rows, "couples: layers over all")
+
+
+def balance_drawn_over_all() -> str:
+    """What fewer layers, or none, keep beyond all layers where references are drawings."""
+    return _over_all(results("balance_drawn")["minus all layers"]["drawn references"], "layers over all")
+
+
+def _over_all(rows: dict[str, Any], first: str) -> str:
     columns = {"style distance": signed(3)} | dict.fromkeys(("content", "subjects", "place"), points)
-    return measures(rows, columns, "couples: layers over all")
+    return measures(rows, columns, first)
 
 
 def positions() -> str:
@@ -331,6 +340,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "balance, at equal style": lambda: balance_at_equal_style("known hands"),
     "balance, best drawn": lambda: balance("known hands", "balance_best"),
     "balance, best drawn at equal style": lambda: balance_at_equal_style("known hands", "balance_best"),
+    "balance, drawn references": lambda: balance("drawn references", "balance_drawn"),
+    "balance, drawn references over all": balance_drawn_over_all,
     "balance, over all": balance_over_all,
     "balance, same twice": lambda: balance("known hands", "balance_repeated"),
     "balance, same twice at equal style": lambda: balance_at_equal_style("known hands", "balance_repeated"),
