@@ -120,8 +120,10 @@ def layer_styles(
     Attention is shared where the q or the k gate is open (Conditional Balance on SDXL; BOTH: where both are, as in its
     code for SD3.5), with or without AdaIN there.
     """
+    styles: dict[LayerId, LayerStyle] = {}
+    if not weights.any():
+        return styles
     shared = min if settings.sharing == BOTH else max
-    styles = {}
     for layer, (q, k, v) in zip(layers, (weights * settings.strength).T.tolist(), strict=True):
         share = shared(q, k) * settings.share
         style = LayerStyle(q * settings.adain_q, k * settings.adain_k, v * settings.adain_v, share)

@@ -53,6 +53,8 @@ class RankedGate(LayerGate):
 
     def weights(self, sigma: float, layers: Sequence[LayerId], to_sigma: ToSigma) -> torch.Tensor:
         order = self.profile.aligned(layers)
+        if not self.count:
+            return torch.zeros(len(FEATURES), len(order))
         choose, ranking = self.policy.choose, self.ranking
         measured = {feature: choose(ranking, sigma, feature, self.count)[order] for feature in ranking.features}
         any_measured = torch.stack(list(measured.values())).amax(0)
