@@ -211,6 +211,11 @@ KINDS = {name: kind for name, kind in _ALL.items() if hasattr(comfy.supported_mo
 """Every family that the running ComfyUI has."""
 
 
+def newer(config: str) -> dict[str, Any]:
+    """What the running ComfyUI wants to be told as well."""
+    return _NEWER.get(config, {}) if "txt_ids_dims" in FluxParams.__annotations__ else {}
+
+
 @cache
 def tiny_transformer(kind: str, dtype: torch.dtype = torch.float32, seed: int = 0, **others: int) -> Any:
     """A ModelPatcher over a real transformer with random weights, shared by all tests: clone it before a change.
@@ -218,8 +223,7 @@ def tiny_transformer(kind: str, dtype: torch.dtype = torch.float32, seed: int = 
     `others` replace options of the network, such as how many blocks it has.
     """
     recipe = KINDS[kind]
-    newer = _NEWER.get(recipe.config, {}) if "txt_ids_dims" in FluxParams.__annotations__ else {}
-    config = getattr(comfy.supported_models, recipe.config)({**recipe.options, **newer, **others})
+    config = getattr(comfy.supported_models, recipe.config)({**recipe.options, **newer(recipe.config), **others})
     config.set_inference_dtype(dtype, None)
     with torch.inference_mode():
         model = getattr(comfy.model_base, recipe.base)(config, device=torch.device("cpu"))

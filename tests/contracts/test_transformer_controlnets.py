@@ -20,7 +20,7 @@ from comfy_extras.nodes_controlnet import ControlNetInpaintingAliMamaApply, SetU
 from style_case import differ
 from test_transformer_style import hidden, styled
 from test_transformers import run
-from tiny_transformers import _FLUX, _QWEN, _SD3, cond, tiny_transformer
+from tiny_transformers import _FLUX, _QWEN, _SD3, cond, newer, tiny_transformer
 
 import tiny
 from conditional_balance.engine.structure import parse_weights
@@ -47,10 +47,14 @@ class Case(NamedTuple):
 
 CASES = {
     "InstantX union, Flux": Case(
-        "flux", 5, lambda: ControlNetFlux(latent_input=True, num_union_modes=3, **_FLUX, **OPS), Flux
+        "flux", 5, lambda: ControlNetFlux(latent_input=True, num_union_modes=3, **_FLUX, **newer("Flux"), **OPS), Flux
     ),
     "AliMama inpainting, Flux": Case(
-        "flux", 5, lambda: ControlNetFlux(latent_input=True, control_latent_channels=17, **_FLUX, **OPS), Flux, True
+        "flux",
+        5,
+        lambda: ControlNetFlux(latent_input=True, control_latent_channels=17, **_FLUX, **newer("Flux"), **OPS),
+        Flux,
+        True,
     ),
     "InstantX, Qwen-Image": Case(
         "qwen", 3, lambda: QwenImageControlNetModel(**_QWEN | {"num_layers": 2}, **OPS), Wan21
