@@ -54,7 +54,7 @@ class RankedGate(LayerGate):
     def weights(self, sigma: float, layers: Sequence[LayerId], to_sigma: ToSigma) -> torch.Tensor:
         order = self.profile.aligned(layers)
         if not self.count:
-            return torch.zeros(len(FEATURES), len(order))
+            return torch.zeros(len(FEATURES), len(order), dtype=torch.float64)
         choose, ranking = self.policy.choose, self.ranking
         measured = {feature: choose(ranking, sigma, feature, self.count)[order] for feature in ranking.features}
         any_measured = torch.stack(list(measured.values())).amax(0)

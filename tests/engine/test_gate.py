@@ -78,7 +78,9 @@ def profile(layers: int = 10, levels: int = 6, seed: int = 0) -> SensitivityProf
 
 
 def weights(gate: gates.LayerGate, sigma: float, of: SensitivityProfile) -> torch.Tensor:
-    return gate.weights(sigma, of.layers, standard_sigma)
+    found = gate.weights(sigma, of.layers, standard_sigma)
+    assert found.dtype == torch.float64 and found.shape == (len(FEATURES), len(of.layers))
+    return found
 
 
 @pytest.fixture(scope="module")
