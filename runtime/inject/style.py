@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+from comfy import model_management
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
@@ -65,6 +66,10 @@ UNDAMPED = (
 NO_MORE_ROWS = (
     "{who} runs the model by itself and fails when a style reference is computed beside the pictures ({problem}): "
     "leave 'reference' unconnected, to take style from the batch's first picture, or bypass that node."
+)
+NOT_REMEMBERED = (
+    "Memory ran out with what the reference brings to all open layers, so nothing of it was kept and it ran beside the "
+    "pictures: switch 'remember' off, or open fewer layers."
 )
 LATE = (
     "The gate opened only between steps of this sampler, so until then a ControlNet acted on the first picture: "
@@ -180,6 +185,7 @@ class StyleRun(injector.Run):
         self.placed: dict[Any, Leads] = {}  # masks, brought to the grids of layers once a run
         self.dampings: dict[Any, torch.Tensor] = {}
         self.layers = CalledLayers(self.architecture.layers)
+        self.rides = False  # whether memory has run out with the reference in calls of its own
         self.without_sharing: list[Callable[..., torch.Tensor] | None] = []
         misfits = misfits_of_prompts(sampling.guider.conds, sampling.pictures)
         unheard = (left_out(each, sampling.guider) for each in injection.reference.chain)
@@ -274,7 +280,12 @@ class StyleRun(injector.Run):
         rows = Rows(layout.chunks, 0, layout.pictures, next(iter(places), layout.rows))
         styled = self._led(styles, acting, rows, places, len(riding), call, layout)
         if self._can_remember(styled, acting, call, executor.class_obj):
-            return self._run_beside(executor, styled, acting[0], positive, call, layout)
+            try:
+                return self._run_beside(executor, styled, acting[0], positive, call, layout)
+            except RuntimeError as problem:
+                if not out_of_memory(problem):
+                    raise
+            self._ride_along(executor.class_obj)  # what the failed call held is free only here, where its error is gone
         for lead, acting_there in zip(riding, acts, strict=True):
             assert lead.hidden is not None  # or it would be the first row
             if acting_there:
@@ -293,7 +304,7 @@ class StyleRun(injector.Run):
         """Whether one reference acts everywhere, from rows of its own with which nothing but ComfyUI has to do."""
         alone = len(acting) == 1 and styled.leads is None and bool(styled.styles)
         remember = self.injection.remember and self.sampling.undisturbed and not self.sampling.caches
-        return remember and alone and undisturbed(call, model)
+        return remember and not self.rides and alone and undisturbed(call, model)
 
     def _run_beside(
         self, executor: Executor, styled: _Call, lead: _Lead, positive: int, call: ModelCall, layout: Layout
@@ -305,6 +316,13 @@ class StyleRun(injector.Run):
         run = functools.partial(self._bring, executor, own, frozenset(styled.styles))
         brought = STORE.brought(model, own, frozenset(styled.styles), self.token, run)
         return self._run_styled(executor, styled._replace(hidden=0, brought=brought), with_layout(call, layout))
+
+    def _ride_along(self, model: BaseModel) -> None:
+        """From here on the reference runs in the pictures' calls, which hold what it brings to one layer at a time."""
+        self.rides = True
+        STORE.forget(model)
+        model_management.soft_empty_cache()
+        self.sampling.notices.say(NOT_REMEMBERED)
 
     def _bring(self, executor: Executor, call: ModelCall, layers: frozenset[LayerId]) -> Mapping[LayerId, Brought]:
         """Run the reference by itself and take what it brings to `layers`."""

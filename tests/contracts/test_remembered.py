@@ -5,11 +5,14 @@ from __future__ import annotations
 import gc
 from dataclasses import replace
 from typing import Any
+from uuid import uuid4
 
 import comfy.model_management
 import pytest
 import torch
+from comfy.model_management import OOM_EXCEPTION
 from comfy.patcher_extension import WrappersMP
+from comfy_execution.utils import CurrentNodeContext
 from style_case import (
     KINDS,
     assert_close,
@@ -38,6 +41,7 @@ from conditional_balance.runtime.inject import remembered
 from conditional_balance.runtime.inject.reference import StyleReference
 from conditional_balance.runtime.inject.remembered import STORE
 from conditional_balance.runtime.inject.style import StyleInjection, inject_style
+from conditional_balance.runtime.runs.notices import told_in
 from tiny import cond, tiny_model
 
 
@@ -373,6 +377,51 @@ def test_a_cancelled_run_keeps_nothing_half() -> None:
     handle = of.model.diffusion_model.output_blocks[5][0].register_forward_pre_hook(lambda *args: 1 / 0)
     try:
         with pytest.raises(ZeroDivisionError):
+            run(styled(of, hidden(of)), batch=1)
+    finally:
+        handle.remove()
+    assert not kept_calls()
+
+
+def failing(of: Any, problem: Exception, *failed: int) -> Any:
+    """A network whose calls of these numbers end half way."""
+    begun: list[Any] = []
+
+    def fail(*args: Any) -> None:
+        begun.append(args)
+        if len(begun) - 1 in failed:
+            raise problem
+
+    return of.model.diffusion_model.output_blocks[5][0].register_forward_pre_hook(fail)
+
+
+@pytest.mark.parametrize("failed", [0, 1, 2, 3])  # the reference's and the picture's, of the first step and the next
+def test_where_memory_runs_out_the_reference_rides_along(failed: int) -> None:
+    """Its keys of all open layers are held at once; in the pictures' calls those of one layer are."""
+    of = model("sd15")
+    along = run(styled(of, hidden(of), remember=False), batch=1)
+    prompt = uuid4().hex
+    with CurrentNodeContext(prompt, "9"):
+        injected = styled(of, hidden(of))
+    handle = failing(of, OOM_EXCEPTION("Allocation on device"), failed)
+    try:
+        with CurrentNodeContext(prompt, "11"):
+            found, rows = rows_of(of, injected)
+    finally:
+        handle.remove()
+    assert rows == [[4, 4], [2, 4, 4], [2, 2, 4], [2, 2, 2, 4]][failed] and not kept_calls()
+    assert_close(found, along)
+    (told,) = told_in(prompt)[-1].texts
+    assert told.startswith("Memory ran out with what the reference brings") and "switch 'remember' off" in told
+    assert rows_of(of, injected)[1] == [2, 2] * 2  # the next run tries again
+
+
+@pytest.mark.parametrize("problem", [OOM_EXCEPTION("Allocation on device"), RuntimeError("another reason")])
+def test_memory_that_does_not_suffice_either_way_and_other_errors_end_the_run(problem: Exception) -> None:
+    of = model("sd15")
+    handle = failing(of, problem, 0, 1)
+    try:
+        with pytest.raises(type(problem), match=str(problem)):
             run(styled(of, hidden(of)), batch=1)
     finally:
         handle.remove()
