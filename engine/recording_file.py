@@ -190,13 +190,15 @@ def _names(picture: Mapping[str, Any]) -> list[str]:
 
 def _is_whole(picture: Mapping[str, Any], shapes: Sequence[Sequence[int]]) -> bool:
     texts = all(isinstance(picture[name], str) for name in ("label", "subject", "noise"))
+    lists = isinstance(picture["layers"], list) and isinstance(picture["features"], list)
     layers = [LayerId.parse(layer) for layer in picture["layers"]]
     sigmas = picture["sigmas"]
     falling = sigmas.ndim == 1 and len(sigmas) > 0 and bool((sigmas[1:] < sigmas[:-1]).all() & (sigmas[-1] > 0))
     known = set() < set(picture["features"]) <= set(FEATURES) and isinstance(picture["model"], dict)
     known = known and picture["noise"] in NOISES
     known = known and 0 < len(layers) == len(set(layers)) and len(set(picture["features"])) == len(picture["features"])
-    return texts and falling and known and all(len(shape) == 3 and shape[0] == len(sigmas) for shape in shapes)
+    whole = all(len(shape) == 3 and shape[0] == len(sigmas) for shape in shapes)
+    return texts and lists and falling and known and whole
 
 
 def _damaged(file: Path) -> ValueError:

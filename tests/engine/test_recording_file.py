@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import pathlib
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -43,7 +45,8 @@ def read(folder) -> None:
         recording = open_recording(folder)
         for level in range(len(recording.sigmas)):
             found = recording.level(level, range(len(recording.files)))
-            assert all(moments.mean.shape == (len(recording.files), 2, 3) for moments in found.values())
+            shape = (len(recording.files), len(recording.features), 3)
+            assert all(moments.mean.shape == shape for moments in found.values())
     except ValueError as error:
         assert "\n" not in str(error) and 20 < len(str(error)) < 600
 
@@ -69,16 +72,29 @@ FIELDS = ("label", "subject", "model", "noise", "layers", "features")
 
 @LARGE
 @given(field=st.sampled_from(FIELDS), value=JSON, drop=st.booleans())
+@example(field="features", value=["k"], drop=False)
 def test_any_description_is_read_or_refused(tmp_path, field, value, drop) -> None:
+    read(saved({field: None if drop else value}, tmp_path / "mine", leave_out=drop))
+
+
+def saved(changed: dict[str, Any], folder: Path, leave_out: bool = False) -> Path:
+    """A recording of one picture whose description is changed, or lacks what is named."""
     described = {"label": "ink", "subject": "", "model": {"weights": "abc"}, "noise": "log",
-                 "layers": ["o1.8"], "features": ["q", "k"]}  # fmt: skip
-    described = {name: given for name, given in described.items() if name != field} | ({} if drop else {field: value})
+                 "layers": ["o1.8"], "features": ["q", "k"]} | changed  # fmt: skip
+    described = {name: given for name, given in described.items() if not (leave_out and name in changed)}
     tensors = {f"{feature}.o1.8": torch.ones(2, 2, 3) for feature in ("q", "k")} | {"sigmas": SIGMAS}
-    folder = tmp_path / "mine"
     folder.mkdir(exist_ok=True)
     header = {"format": FORMAT, "version": "1", "picture": json.dumps(described)}
     save_file(tensors, folder / "one.safetensors", metadata=header)
-    read(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "changed", [{"features": "qk"}, {"features": {"q": 1, "k": 2}}, {"layers": {"o1.8": 1}}], ids=str
+)
+def test_what_reads_like_a_list_and_is_none_is_refused(tmp_path, changed) -> None:
+    with pytest.raises(ValueError, match="is damaged"):
+        open_recording(saved(changed, tmp_path / "mine"))
 
 
 @LARGE
