@@ -11,6 +11,9 @@ const LOOKS = 5, LOOK_MILLISECONDS = 100 // js/watch.js looks ten times a second
 
 const underWay = new WeakMap() // by page, its requests that have not been answered
 
+// Where ComfyUI's own packages are older than it asks for, a warning lies over the nodes until a person closes it.
+const TOASTS_ASIDE = '.p-toast, .p-toast * { pointer-events: none !important }'
+
 export const RENDERERS = ['litegraph', 'nodes2']
 
 // Calls visit(page, complaints) once the front end is up, and prints what it returns as one line of JSON. Complaints are
@@ -22,6 +25,9 @@ export async function withPage({ playwright, browser: executablePath, url }, vis
     const context = await browser.newContext({ viewport: { width: 1400, height: 900 } })
     const page = await context.newPage(), complaints = []
     countRequests(page)
+    await page.addInitScript(style => document.addEventListener('DOMContentLoaded', () => {
+      document.head.append(Object.assign(document.createElement('style'), { textContent: style }))
+    }), TOASTS_ASIDE)
     page.on('console', message => {
       if (message.type() === 'error') complaints.push(`${message.text()} ${message.location().url}`)
     })
