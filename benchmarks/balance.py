@@ -63,7 +63,7 @@ class Setting(NamedTuple):
 
 SETTINGS = {
     "known hands": Setting(KNOWN_HANDS, tuple(POLICIES)),
-    "drawn references": Setting(KNOWN_HANDS, ("ranked", "random", "reversed"), drawn=True),
+    "drawn references": Setting(KNOWN_HANDS, ("ranked", "random", "reversed", "measured"), drawn=True),
     "unseen hands": Setting(HELD_OUT_HANDS, ("ranked", "random", "reversed"), drawn=True),
 }
 

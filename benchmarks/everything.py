@@ -33,7 +33,7 @@ COMMANDS = (
     ("suggest", "suggest --references 12"),
     ("balance", "balance --setting known --references 16 --steps 8 --chart docs/balance.png"),
     ("balance_best", f"{BALANCE_BEST} --references 32 --chart docs/balance_best.png"),
-    ("balance_drawn", f"{BALANCE_DRAWN} --references 32 --prompts 4 --only ranked"),
+    ("balance_drawn", f"{BALANCE_DRAWN} --references 32 --prompts 4"),
     ("bars_share1", f"{BARS} --share 1"),
     ("bars_share2", f"{BARS} --share 2"),
     ("bars_share4", f"{BARS} --share 4"),

@@ -342,6 +342,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "balance, best drawn at equal style": lambda: balance_at_equal_style("known hands", "balance_best"),
     "balance, drawn references": lambda: balance("drawn references", "balance_drawn"),
     "balance, drawn references over all": balance_drawn_over_all,
+    "balance, drawn references at equal style": lambda: balance_at_equal_style("drawn references", "balance_drawn"),
     "balance, over all": balance_over_all,
     "balance, same twice": lambda: balance("known hands", "balance_repeated"),
     "balance, same twice at equal style": lambda: balance_at_equal_style("known hands", "balance_repeated"),
