@@ -1,6 +1,7 @@
 // Uses the layer map as a person would, in both renderers. Reads its orders as JSON from the first argument
 // {playwright, browser, url, profile, pictures} and prints, by renderer, what it saw; screenshots go to `pictures`.
 import { inEachRenderer, runLoaded, settled } from '../../devtools/page.mjs'
+import { free } from './stay.mjs'
 
 const WAIT = { timeout: 60_000 }
 const LAYER = 'o1.5'
@@ -126,8 +127,7 @@ async function press(page, act) {
 
 async function run(page) {
   // The other renderer ran the same prompt: without its results each node runs again and reports.
-  const body = JSON.stringify({ free_memory: true, unload_models: true })
-  await fetch(`${orders.url}/free`, { method: 'POST', headers: { 'Content-Type': 'application/json' }, body })
+  await free(orders.url)
   await settled(page)
   const end = await runLoaded(page)
   await settled(page) // until the words beneath the nodes are there

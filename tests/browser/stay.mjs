@@ -2,11 +2,26 @@
 import { settled } from '../../devtools/page.mjs'
 
 const WAIT = { timeout: 60_000 }
+const NOTHING = {
+  empty: { class_type: 'EmptyImage', inputs: { width: 16, height: 16, batch_size: 1, color: 0 } },
+  seen: { class_type: 'PreviewImage', inputs: { images: ['empty', 0] } },
+}
 
-// Nodes before one that the server has cached are not run, and show nothing in a workflow that is new to the page.
+// Nodes before one that the server has cached are not run, and show nothing in a workflow that is new to the page. The
+// server forgets them when its worker wakes up or has run something: asked while the worker collects garbage, it would
+// do so only after the next prompt. So one that nobody looks at is run here.
 export async function free(url) {
-  const body = JSON.stringify({ unload_models: true, free_memory: true })
-  await fetch(`${url}/free`, { method: 'POST', headers: { 'Content-Type': 'application/json' }, body })
+  await post(`${url}/free`, { unload_models: true, free_memory: true })
+  const { prompt_id } = await (await post(`${url}/prompt`, { prompt: NOTHING })).json()
+  const end = Date.now() + WAIT.timeout
+  while (!(prompt_id in await (await fetch(`${url}/history/${prompt_id}`)).json())) {
+    if (Date.now() > end) throw new Error('The server has not run an empty picture within a minute.')
+    await new Promise(resolve => setTimeout(resolve, 100))
+  }
+}
+
+function post(url, body) {
+  return fetch(url, { method: 'POST', headers: { 'Content-Type': 'application/json' }, body: JSON.stringify(body) })
 }
 
 export async function open(page, prompt, name) {
