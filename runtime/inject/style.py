@@ -67,9 +67,9 @@ NO_MORE_ROWS = (
     "{who} runs the model by itself and fails when a style reference is computed beside the pictures ({problem}): "
     "leave 'reference' unconnected, to take style from the batch's first picture, or bypass that node."
 )
-NOT_REMEMBERED = (
-    "Memory ran out with what the reference brings to all open layers, so nothing of it was kept and it ran beside the "
-    "pictures: switch 'remember' off, or open fewer layers."
+NOT_REMEMBERED = (  # said by nodes that have no 'remember' too
+    "Memory ran out with what the reference brings to all open layers, so it ran beside the pictures and the next run "
+    "cannot use it again: open fewer layers or paint smaller pictures for that."
 )
 LATE = (
     "The gate opened only between steps of this sampler, so until then a ControlNet acted on the first picture: "
