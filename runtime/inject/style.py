@@ -65,7 +65,7 @@ UNDAMPED = (
 )
 NO_MORE_ROWS = (
     "{who} runs the model by itself and fails when a style reference is computed beside the pictures ({problem}): "
-    "leave 'reference' unconnected, to take style from the batch's first picture, or bypass that node."
+    "bypass that node, or take style from the batch's first picture, by Style Injection without a reference."
 )
 NOT_REMEMBERED = (  # said by nodes that have no 'remember' too
     "Memory ran out with what the reference brings to all open layers, so it ran beside the pictures and the next run "
